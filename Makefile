@@ -1,0 +1,62 @@
+# make demo   set up, then detect things in real photos (output/demo/)
+# make test   set up, then run all tests
+# make check  lint, types, layers, spelling
+#
+# Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
+# else a published wheel (tools/get_detectron2.py).
+
+PYTHON ?= python3
+# Each worker takes one core and about 3 GB.
+WORKERS ?= 2
+
+BIN := .venv/bin
+READY := .venv/.ready
+UNFINISHED := .venv/.unfinished
+CONSTRAINTS := requirements/constraints.txt
+REQUIREMENTS := $(filter-out $(CONSTRAINTS),$(sort $(wildcard requirements/*.txt)))
+
+.PHONY: setup demo test format check lint types layers spelling
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/python tools/make_demo.py
+
+# Two processes of one thread each: many small tests leave a second thread idle.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+format: $(READY)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+check: lint types layers spelling
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+spelling: $(READY)
+	$(BIN)/codespell
+
+# A set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next time;
+# after a change of the requirements, .venv is brought up to date in place.
+$(READY): $(REQUIREMENTS) $(CONSTRAINTS) setup.py tools/get_detectron2.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "the tested versions need Python 3.11 or later, this is " + sys.version.split()[0] + \
+	    ": make PYTHON=python3.11")'
+	$(if $(wildcard $(UNFINISHED)),rm -rf .venv)
+	@mkdir -p .venv && touch $(UNFINISHED)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
+	    $(addprefix --requirement ,$(REQUIREMENTS))
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python tools/get_detectron2.py
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@rm $(UNFINISHED)
+	@touch $@

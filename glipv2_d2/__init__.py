@@ -1,0 +1,45 @@
+"""GLIPv2 on Detectron2: type class names or a caption, get boxes.
+
+Importing the package registers its model parts and data sets with Detectron2. What only some users
+need is imported at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from glipv2_d2 import data as _data  # noqa: F401  registers the data sets
+from glipv2_d2 import modeling as _modeling  # noqa: F401  registers the model parts
+from glipv2_d2.config import add_glipv2_config
+
+if TYPE_CHECKING:
+    from glipv2_d2.checkpoint import GLIPv2Checkpointer
+    from glipv2_d2.engine.setup import load_config
+    from glipv2_d2.predictor import Prediction, Predictor
+    from glipv2_d2.visualization import draw_prediction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GLIPv2Checkpointer",
+    "Prediction",
+    "Predictor",
+    "add_glipv2_config",
+    "draw_prediction",
+    "load_config",
+]
+
+_HOME_OF_NAME = {
+    "GLIPv2Checkpointer": "glipv2_d2.checkpoint",
+    "Prediction": "glipv2_d2.predictor",
+    "Predictor": "glipv2_d2.predictor",
+    "draw_prediction": "glipv2_d2.visualization",
+    "load_config": "glipv2_d2.engine.setup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF_NAME[name]), name)

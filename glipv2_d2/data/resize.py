@@ -1,0 +1,108 @@
+"""Resizing and flipping: the augmentations that a config asks for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from PIL import Image
+
+
+class TruncatedResizeShortestEdge(T.Augmentation):
+    """Detectron2's ``ResizeShortestEdge`` with GLIP's arithmetic.
+
+    The long side is truncated where Detectron2 rounds, and a side that would exceed the maximum
+    shrinks the short side first, so that sizes differ by a pixel or two (GLIP spec 1).
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "choice",
+    ) -> None:
+        """
+        Args:
+            short_edge_length: in pixels. For "choice" one of them is drawn, for "range" a number
+                between the two, both included. 0 leaves the image as it is.
+            max_size: of the long edge, in pixels.
+            sample_style: "choice" or "range".
+        """
+        super().__init__()
+        if sample_style not in ("choice", "range"):
+            raise ValueError(f"sample_style is {sample_style!r}; use 'choice' or 'range'")
+        lengths = (short_edge_length,) if isinstance(short_edge_length, int) else short_edge_length
+        if sample_style == "range":
+            lengths = (min(lengths), max(lengths))
+        self._init({"lengths": lengths, "max_size": max_size, "sample_style": sample_style})
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw a size for ``image``, (H, W, C)."""
+        height, width = image.shape[:2]
+        # From numpy's global state, as in all of Detectron2's augmentations.
+        if self.sample_style == "range":
+            size = np.random.randint(self.lengths[0], self.lengths[1] + 1)  # noqa: NPY002
+        else:
+            size = np.random.choice(self.lengths)  # noqa: NPY002
+        if size == 0:
+            return T.NoOpTransform()
+        new_height, new_width = self.get_output_shape(height, width, int(size), self.max_size)
+        return T.ResizeTransform(height, width, new_height, new_width, Image.Resampling.BILINEAR)
+
+    @staticmethod
+    def get_output_shape(
+        height: int, width: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        """The new (height, width).
+
+        >>> TruncatedResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
+        (800, 1066)
+        """
+        short, long = min(height, width), max(height, width)
+        size = short_edge_length
+        if long / short * size > max_size:
+            size = round(max_size * short / long)
+        if size == short:
+            return height, width
+        # A strip thinner than a pixel keeps one.
+        size = max(size, 1)
+        new_long = int(size * long / short)
+        return (size, new_long) if height <= width else (new_long, size)
+
+
+_RESIZES = {
+    "ResizeShortestEdge": T.ResizeShortestEdge,
+    "TruncatedResizeShortestEdge": TruncatedResizeShortestEdge,
+}
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Crop (training, if asked), resize, flip (training). Captions do not follow a flip.
+
+    Raises:
+        ValueError: ``INPUT.RESIZE`` names no known rule.
+    """
+    if cfg.INPUT.RESIZE not in _RESIZES:
+        raise ValueError(f"INPUT.RESIZE is {cfg.INPUT.RESIZE!r}; use one of {sorted(_RESIZES)}")
+    resize = _RESIZES[cfg.INPUT.RESIZE]
+    if not is_train:
+        return [resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = []
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    augmentations.append(
+        resize(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    )
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        augmentations.append(
+            T.RandomFlip(
+                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    return augmentations

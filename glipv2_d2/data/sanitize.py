@@ -1,0 +1,162 @@
+"""What training data may have wrong, put right once, counted and told.
+
+A *record* is one image's dict in Detectron2's format, boxes in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.structures.language import Span
+from glipv2_d2.text.prompts import caption_prompt
+from glipv2_d2.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+BOXES_CLIPPED = "boxes reached out of their image and were clipped"
+BOXES_WITHOUT_AREA = "boxes had no area inside their image and were dropped"
+BOXES_WITHOUT_PHRASE = "boxes had no phrase in their caption and were dropped"
+PHRASES_TOO_LONG = "phrases lay beyond the token limit and were dropped"
+BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
+
+# A box that is out by less is a rounding of the annotation, not worth a word. In pixels.
+CLIP_TOLERANCE = 0.01
+
+
+def sanitize_dataset(
+    records: list[dict[str, Any]],
+    *,
+    name: str,
+    class_names: Sequence[str],
+    tokenizer: Tokenizer,
+) -> list[dict[str, Any]]:
+    """Copies of the records that a model can be trained on, with one report of what changed.
+
+    Crowd regions go without a word, as in Detectron2. An image whose boxes are all gone stays: it
+    has nothing to find.
+
+    Args:
+        name: of the data set, for the report.
+        class_names: of the data set, for records without ``classes`` or ``caption``.
+
+    Raises:
+        ValueError: a record has no annotations, or a class that is not in its list.
+    """
+    counts: Counter[str] = Counter()
+    sane = [_sanitize_record(record, class_names, tokenizer, counts) for record in records]
+    # Unary plus keeps the kinds that occurred.
+    if +counts:
+        summary = "; ".join(f"{count} {kind}" for kind, count in sorted((+counts).items()))
+        logger.warning("data set %r: %s", name, summary)
+    return sane
+
+
+def _sanitize_record(
+    record: dict[str, Any],
+    class_names: Sequence[str],
+    tokenizer: Tokenizer,
+    counts: Counter[str],
+) -> dict[str, Any]:
+    file_name = record.get("file_name")
+    if "annotations" not in record:
+        raise ValueError(
+            f"the training image {file_name!r} has no 'annotations'; an image with nothing to "
+            "find has an empty list"
+        )
+    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    if "height" in record and "width" in record:
+        annotations = _clip_boxes(annotations, record["height"], record["width"], counts)
+    if fields.CAPTION in record:
+        return _sanitize_caption({**record, "annotations": annotations}, tokenizer, counts)
+    num_classes = len(record.get(fields.CLASSES) or class_names)
+    for annotation in annotations:
+        if not 0 <= annotation["category_id"] < num_classes:
+            raise ValueError(
+                f"the image {file_name!r} has a box of class {annotation['category_id']}, but "
+                f"its list has {num_classes} names: classes count from 0"
+            )
+    return {**record, "annotations": annotations}
+
+
+def _clip_boxes(
+    annotations: list[dict[str, Any]], height: int, width: int, counts: Counter[str]
+) -> list[dict[str, Any]]:
+    """Annotations with XYXY boxes inside the image, without those that have no area there."""
+    kept = []
+    for annotation in annotations:
+        box = np.asarray(to_xyxy(annotation), dtype=float)
+        clipped = box.clip(0, [width, height, width, height])
+        x1, y1, x2, y2 = clipped.tolist()
+        # Written so that a NaN counts as no area.
+        if not (x2 > x1 and y2 > y1):
+            counts[BOXES_WITHOUT_AREA] += 1
+            continue
+        if np.abs(clipped - box).max() > CLIP_TOLERANCE:
+            counts[BOXES_CLIPPED] += 1
+        kept.append({**annotation, "bbox": [x1, y1, x2, y2], "bbox_mode": BoxMode.XYXY_ABS})
+    return kept
+
+
+def to_xyxy(annotation: dict[str, Any]) -> list[float]:
+    """The box of an annotation as XYXY, x2 = x + w."""
+    box, mode = annotation["bbox"], annotation["bbox_mode"]
+    if mode == BoxMode.XYWH_ABS:
+        x, y, width, height = box
+        return [x, y, x + width, y + height]
+    return list(BoxMode.convert(box, mode, BoxMode.XYXY_ABS))
+
+
+def _sanitize_caption(
+    record: dict[str, Any], tokenizer: Tokenizer, counts: Counter[str]
+) -> dict[str, Any]:
+    """Phrases and class indices in place of ``tokens_positive``, as far as the tokens reach."""
+    phrases, labels = caption_labels(record)
+    prompt = fit_caption(record[fields.CAPTION], phrases, tokenizer)
+    within = set(prompt.classes)
+    annotations = []
+    for annotation, label in zip(record["annotations"], labels, strict=True):
+        if label is None:
+            counts[BOXES_WITHOUT_PHRASE] += 1
+        elif label not in within:
+            counts[BOXES_OF_LONG_PHRASES] += 1
+        else:
+            annotations.append({**annotation, "category_id": label})
+    counts[PHRASES_TOO_LONG] += len(phrases) - len(within)
+    return {**record, fields.PHRASES: phrases, "annotations": annotations}
+
+
+def caption_labels(
+    record: dict[str, Any],
+) -> tuple[list[list[Span]], list[int | None]]:
+    """The phrases of a caption, and for each annotation which one it shows.
+
+    Annotations say it in MDETR's way, by ``tokens_positive`` ([[begin, end], ...]): every distinct
+    list of spans is a phrase. Or the record lists ``phrases``, and ``category_id`` indexes them.
+
+    Returns:
+        phrases in order of appearance, and per annotation an index, or None for a box without one.
+    """
+    if fields.PHRASES in record:
+        return record[fields.PHRASES], [a["category_id"] for a in record["annotations"]]
+    index_of: dict[tuple[Span, ...], int] = {}
+    labels: list[int | None] = []
+    for annotation in record["annotations"]:
+        spans = tuple((begin, end) for begin, end in annotation.get("tokens_positive", ()))
+        labels.append(index_of.setdefault(spans, len(index_of)) if spans else None)
+    return [list(spans) for spans in index_of], labels
+
+
+def fit_caption(caption: str, phrases: Sequence[Sequence[Span]], tokenizer: Tokenizer) -> Prompt:
+    """The caption's prompt, cut where the tokens end."""
+    prompt = caption_prompt(caption, phrases)
+    # An ASCII character is at most one token: most captions need not be counted.
+    if caption.isascii() and len(caption) <= tokenizer.max_tokens - tokenizer.num_special_tokens:
+        return prompt
+    return tokenizer.fit(prompt)

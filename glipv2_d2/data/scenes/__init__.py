@@ -1,0 +1,18 @@
+"""Composed scenes: pictures put together from cut-outs, so that every box and mask is exact."""
+
+from glipv2_d2.data.scenes.compose import Scene, SceneObject, compose_scene
+from glipv2_d2.data.scenes.cutouts import Cutout, load_stamps
+from glipv2_d2.data.scenes.drawn import drawn_cutouts, write_drawn
+from glipv2_d2.data.scenes.writing import SceneSplit, write_split
+
+__all__ = [
+    "Cutout",
+    "Scene",
+    "SceneObject",
+    "SceneSplit",
+    "compose_scene",
+    "drawn_cutouts",
+    "load_stamps",
+    "write_drawn",
+    "write_split",
+]

@@ -1,0 +1,205 @@
+"""Scenes as a data set on disk: COCO annotations, captions with spans, questions and answers.
+
+``<split>.json`` has COCO's fields (images, annotations with RLE masks, categories), plus MDETR's
+``caption`` of an image and ``tokens_positive`` of an annotation. ``<split>_questions.json`` and
+``<split>_answers.json`` have VQAv2's fields. Field names are from memory of the published files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+from tqdm import tqdm
+
+from glipv2_d2.data.scenes.backgrounds import load_photos, make_background
+from glipv2_d2.data.scenes.compose import Scene, compose_scene
+from glipv2_d2.data.scenes.cutouts import Cutout
+from glipv2_d2.data.scenes.language import ask, describe
+
+JPEG_QUALITY = 90
+ANSWERS_PER_QUESTION = 10  # VQAv2 has ten people answer; here all agree
+
+
+@dataclass(frozen=True)
+class SceneSplit:
+    """A split of a data set of scenes.
+
+    Attributes:
+        name: of its files.
+        num_images: how many scenes.
+        size: (w, h) of each, in pixels.
+        seed: with the index of an image it decides all of that image.
+        category_names: what the split is asked; everything in it is one of them.
+        load_cutouts: gives the cut-outs, once per process.
+        photos: photographs that serve as backgrounds; without any, drawn ones do.
+    """
+
+    name: str
+    num_images: int
+    size: tuple[int, int]
+    seed: int
+    category_names: Sequence[str]
+    load_cutouts: Callable[[], list[Cutout]]
+    photos: tuple[tuple[str, str], ...] = ()
+
+
+def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
+    """Write a split below ``root``; one that is complete with these settings is left as it is.
+
+    The images come first and the annotations last, each renamed into place when whole, so that an
+    annotation file says that its split is complete, and with which settings it was made.
+
+    Returns:
+        the annotation file.
+    """
+    annotation_file = root / f"{split.name}.json"
+    if annotation_file.is_file():
+        if json.loads(annotation_file.read_text(encoding="utf8")).get("info") == _info(split):
+            return annotation_file
+        annotation_file.unlink()
+    images = root / split.name
+    partial = root / f"{split.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write = functools.partial(_write_scene, split, partial)
+    with multiprocessing.Pool(workers) as pool:
+        records = list(
+            tqdm(
+                pool.imap(write, range(split.num_images), chunksize=16),
+                total=split.num_images,
+                desc=split.name,
+                unit="scene",
+            )
+        )
+    shutil.rmtree(images, ignore_errors=True)
+    partial.rename(images)
+    for kind, content in _collect(split, records).items():
+        _write_json(root / f"{split.name}{kind}.json", content)
+    return annotation_file
+
+
+def _info(split: SceneSplit) -> dict[str, Any]:
+    """What the scenes of a split depend on, as COCO's ``info``."""
+    names = "\n".join(split.category_names).encode("utf8")
+    return {
+        "num_images": split.num_images,
+        "size": list(split.size),
+        "seed": split.seed,
+        "names_sha256": hashlib.sha256(names).hexdigest(),
+    }
+
+
+@functools.cache
+def _material(
+    load_cutouts: Callable[[], list[Cutout]], photos: tuple[tuple[str, str], ...]
+) -> tuple[list[Cutout], list[Image.Image]]:
+    return load_cutouts(), load_photos(photos)
+
+
+def make_scene(split: SceneSplit, index: int) -> tuple[Scene, np.random.Generator]:
+    """A scene of a split, and its random generator as it was left."""
+    cutouts, photos = _material(split.load_cutouts, split.photos)
+    rng = np.random.default_rng([split.seed, index])
+    background = make_background(photos, split.size, rng)
+    return compose_scene(cutouts, background, rng), rng
+
+
+def _write_scene(split: SceneSplit, directory: Path, index: int) -> dict[str, Any]:
+    scene, rng = make_scene(split, index)
+    file_name = f"{index:06d}.jpg"
+    scene.image.save(directory / file_name, quality=JPEG_QUALITY)
+    names = [thing.name for thing in scene.objects]
+    boxes = [thing.box for thing in scene.objects]
+    caption, spans = describe(names)
+    return {
+        "file_name": file_name,
+        "width": scene.image.width,
+        "height": scene.image.height,
+        "caption": caption,
+        "questions": ask(
+            names, [(x1 + x2) / 2 for x1, _, x2, _ in boxes], split.category_names, rng
+        ),
+        "objects": [
+            {
+                "name": thing.name,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": int(thing.mask.sum()),
+                "segmentation": _encode(thing.mask),
+                "tokens_positive": [list(span)],
+            }
+            for thing, (x1, y1, x2, y2), span in zip(scene.objects, boxes, spans, strict=True)
+        ],
+    }
+
+
+def _encode(mask: np.ndarray) -> dict[str, Any]:
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The contents of the split's files by the endings of their names, annotations last."""
+    category_ids = {name: i for i, name in enumerate(split.category_names, start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for image_id, record in enumerate(records, start=1):
+        image_keys = ("file_name", "width", "height", "caption")
+        images.append({"id": image_id, **{key: record[key] for key in image_keys}})
+        for thing in record["objects"]:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_ids[thing.pop("name")],
+                    "iscrowd": 0,
+                    **thing,
+                }
+            )
+        for question, answer in record["questions"]:
+            ids = {"question_id": len(questions) + 1, "image_id": image_id}
+            questions.append({**ids, "question": question})
+            answers.append({**ids, **_vqa_answer(answer)})
+    categories = [{"id": i, "name": name} for name, i in category_ids.items()]
+    return {
+        "_questions": {"questions": questions},
+        "_answers": {"annotations": answers},
+        "": {
+            "info": _info(split),
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        },
+    }
+
+
+def _vqa_answer(answer: str) -> dict[str, Any]:
+    if answer in ("yes", "no"):
+        kind = "yes/no"
+    else:
+        kind = "number" if answer.isdigit() else "other"
+    people = range(1, ANSWERS_PER_QUESTION + 1)
+    return {
+        "answer_type": kind,
+        "multiple_choice_answer": answer,
+        "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i in people],
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content), encoding="utf8")
+    os.replace(partial, path)

@@ -1,0 +1,5 @@
+"""Training: configs, optimizer, trainer."""
+
+from glipv2_d2.engine.setup import load_config
+
+__all__ = ["load_config"]

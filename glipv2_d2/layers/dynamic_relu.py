@@ -1,0 +1,26 @@
+"""Dynamic ReLU: a piecewise linear activation whose two slopes depend on the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DynamicReLU(nn.Module):
+    """max(a1 x + b1, a2 x + b2) per channel, with (a, b) from the average of the map.
+
+    Source: DyReLU-B as in the released GLIP (spec section 9.6): no spatial term.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 4) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction)
+        self.excite = nn.Linear(channels // reduction, 4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        hidden = F.relu(self.squeeze(x.mean(dim=(2, 3))))
+        coefficients = F.hardsigmoid(self.excite(hidden)) - 0.5  # (N, 4 C), in -0.5 .. 0.5
+        a1, b1, a2, b2 = coefficients[:, :, None, None].chunk(4, dim=1)
+        return torch.maximum(x * (2 * a1 + 1) + b1, x * (2 * a2) + b2)

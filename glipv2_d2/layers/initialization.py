@@ -1,0 +1,14 @@
+"""Starting values of weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+PREDICTION_STD = 0.01
+
+
+def init_prediction(conv: nn.Conv2d) -> None:
+    """Small normal weights and no bias, for convolutions whose outputs should start near zero."""
+    nn.init.normal_(conv.weight, std=PREDICTION_STD)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

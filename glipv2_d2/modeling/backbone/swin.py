@@ -1,0 +1,47 @@
+"""Swin Transformer with FPN: Detectron2's Swin, whose names and numbers are GLIP's."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.swin import SwinTransformer
+
+from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
+
+# Detectron2 counts from stage 0 (stride 4). That one's output is not used, so it gets no norm:
+# GLIP's files have none either (GLIP spec 3).
+_OUT_STAGES = (1, 2, 3)
+
+
+class Swin(SwinTransformer):
+    """Detectron2's Swin Transformer with outputs p1, p2, p3 of strides 8, 16, 32.
+
+    Frozen stages stay in eval mode, as in GLIP; in Detectron2's class ``train()`` wakes their drop
+    path up again.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
+    """Build the Swin Transformer of ``cfg.MODEL.SWIN`` with the FPN of ``cfg.MODEL.FPN``."""
+    swin = cfg.MODEL.SWIN
+    bottom_up = Swin(
+        in_chans=input_shape.channels,
+        embed_dim=swin.EMBED_DIM,
+        depths=swin.DEPTHS,
+        num_heads=swin.NUM_HEADS,
+        window_size=swin.WINDOW_SIZE,
+        mlp_ratio=swin.MLP_RATIO,
+        drop_path_rate=swin.DROP_PATH_RATE,
+        out_indices=_OUT_STAGES,
+        frozen_stages=swin.FROZEN_STAGES,
+    )
+    return build_grounding_fpn(cfg, bottom_up)

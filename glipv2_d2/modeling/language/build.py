@@ -1,0 +1,19 @@
+"""The registry of language backbones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+LANGUAGE_BACKBONE_REGISTRY = Registry("LANGUAGE_BACKBONE")
+LANGUAGE_BACKBONE_REGISTRY.__doc__ = """
+Language backbones: ``obj(cfg)`` gives a module that maps a TokenBatch to LanguageFeatures and says
+the width of its features in the attribute ``width``.
+"""
+
+
+def build_language_backbone(cfg: CfgNode) -> Any:
+    """Build the language backbone that ``cfg.MODEL.LANGUAGE_BACKBONE.NAME`` names."""
+    return LANGUAGE_BACKBONE_REGISTRY.get(cfg.MODEL.LANGUAGE_BACKBONE.NAME)(cfg)

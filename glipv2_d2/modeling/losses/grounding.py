@@ -1,0 +1,89 @@
+"""L_intra: which tokens of the prompt each anchor shows.
+
+N: images. A: anchors of all levels. G: ground truths of one image. T: tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def token_targets(
+    matched_idxs: Tensor, positive_map_per_gt: Tensor, num_tokens_limit: int = 256
+) -> Tensor:
+    """The tokens that each anchor of one image should answer with.
+
+    GLIP marks "no object" on the last token of the longest prompt (index 255 of 256). Prompts are
+    trimmed to their real length here, so the mark exists only where a prompt fills the limit: there
+    it enters GLIP's loss, too, and with shorter prompts its mask hides it.
+
+    Args:
+        matched_idxs: (A,) int64, the ground truth that an anchor answers for, or -1.
+        positive_map_per_gt: (G, T), non-zero on the tokens that spell the ground truth.
+        num_tokens_limit: the most tokens that a prompt may have.
+
+    Returns:
+        (A, T) float32, 0 or 1.
+    """
+    num_tokens = positive_map_per_gt.shape[1]
+    background = torch.zeros(1, num_tokens, device=positive_map_per_gt.device)
+    if num_tokens == num_tokens_limit:
+        background[:, -1] = 1
+    # Background is the last row, which is where index -1 points.
+    return torch.cat([(positive_map_per_gt > 0).float(), background])[matched_idxs]
+
+
+def token_focal_loss(
+    logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float, gamma: float
+) -> Tensor:
+    """Sum of the binary focal losses (https://arxiv.org/abs/1708.02002) of anchors and valid tokens.
+
+    Args:
+        logits: (N, A, T); computed in at least float32, also under autocast.
+        targets: (N, A, T), positive where non-zero. They get no gradient.
+        token_mask: (N, T) bool, False on padding, whose logits may be anything.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: how strongly well answered tokens are discounted.
+
+    Returns:
+        Scalar, not normalised.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _MaskedFocalLoss.apply(logits, targets != 0, token_mask[:, None], alpha, gamma)
+
+
+class _MaskedFocalLoss(torch.autograd.Function):
+    """The focal loss with its derivative written out.
+
+    The logits are the largest tensor of the head. Automatic differentiation would keep five tensors
+    of their size until the backward pass (``fvcore.nn.sigmoid_focal_loss``: eight); this keeps one,
+    the gradient, and is faster.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, positive: Tensor, valid: Tensor, alpha: float, gamma: float
+    ) -> Tensor:
+        # A negative with logit z and a positive with logit -z are equally wrong: with p = sigmoid(z)
+        # both cost p^gamma * softplus(z).
+        z = torch.where(positive, -logits, logits).masked_fill_(~valid, 0)
+        p = z.sigmoid()
+        cross_entropy = F.softplus(z)
+        weights = torch.where(positive, alpha * valid, (1 - alpha) * valid).to(logits.dtype)
+        weights.mul_(p.pow(gamma))
+        if ctx.needs_input_grad[0]:
+            # softplus' = p and p' = p (1 - p), so the slope in z is p^gamma (p + gamma (1 - p) CE).
+            slope = (1 - p).mul_(cross_entropy).mul_(gamma).add_(p).mul_(weights)
+            ctx.save_for_backward(torch.where(positive, -slope, slope))
+        return cross_entropy.mul_(weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None, None, None, None

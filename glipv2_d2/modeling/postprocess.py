@@ -1,0 +1,240 @@
+"""From the grounding head's raw outputs to detections.
+
+N: images. A_i: anchors of level i. T: tokens. L: labels of one prompt. K: detections of one image.
+Until :func:`to_instances`, boxes are XYXY with inclusive corners in pixels of the network input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torchvision.ops import nms
+
+from glipv2_d2.layers.box_coder import BoxCoder, to_exclusive
+from glipv2_d2.structures import DensePredictions
+from glipv2_d2.text.token_maps import label_scores
+
+
+@dataclass(frozen=True)
+class PostprocessSettings:
+    """What counts as a detection.
+
+    Attributes:
+        score_thresh: (anchor, label) pairs whose label score, before centerness, is not above it
+            are dropped.
+        pre_nms_topk: pairs kept per image and level.
+        nms_thresh: a box that overlaps a better one of its label by more than this IoU is dropped.
+        detections_per_prompt: boxes kept in the end; ties with the last one stay, too.
+        aggregation: how token scores become a label's score, see
+            :func:`glipv2_d2.text.token_maps.label_scores`.
+    """
+
+    score_thresh: float
+    pre_nms_topk: int
+    nms_thresh: float
+    detections_per_prompt: int
+    aggregation: str
+
+    def __post_init__(self) -> None:
+        for name in ("score_thresh", "nms_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"MODEL.GROUNDING.{name.upper()} is {getattr(self, name)}; "
+                    "it must lie between 0 and 1"
+                )
+        for name in ("pre_nms_topk", "detections_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"MODEL.GROUNDING.{name.upper()} is {getattr(self, name)}; "
+                    "it must be at least 1"
+                )
+
+
+@dataclass(frozen=True)
+class DetectionsPerImage:
+    """What was found in one image with one prompt.
+
+    Attributes:
+        boxes: (K, 4).
+        scores: (K,), 0..1: the geometric mean of label score and centerness.
+        labels: (K,) int64, index of the prompt's label.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, selection: Tensor) -> DetectionsPerImage:
+        """The detections of a bool (K,) or index tensor."""
+        return DetectionsPerImage(
+            self.boxes[selection], self.scores[selection], self.labels[selection]
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[DetectionsPerImage]) -> DetectionsPerImage:
+        """All detections of at least one part."""
+        return DetectionsPerImage(
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat([part.labels for part in parts]),
+        )
+
+
+@torch.no_grad()
+def detect(
+    predictions: DensePredictions,
+    positive_maps: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    settings: PostprocessSettings,
+    box_coder: BoxCoder,
+) -> list[DetectionsPerImage]:
+    """Detections of every image, best first (GLIP spec 12).
+
+    Args:
+        predictions: raw outputs of the head.
+        positive_maps: per image (L, T) bool, the tokens that spell each label of its prompt.
+        image_sizes: per image (height, width) in pixels without padding: boxes are clipped to it.
+        settings: thresholds and limits.
+        box_coder: the coder of the deltas.
+
+    Returns:
+        One per image.
+    """
+    detections = []
+    for index, (positive_map, image_size) in enumerate(
+        zip(positive_maps, image_sizes, strict=True)
+    ):
+        candidates_per_level = [
+            _select_candidates(
+                token_logits[index].float(),
+                box_deltas[index].float(),
+                centerness[index].float(),
+                anchors,
+                positive_map,
+                settings,
+                box_coder,
+            )
+            for token_logits, box_deltas, centerness, anchors in zip(
+                predictions.token_logits_per_level,
+                predictions.box_deltas_per_level,
+                predictions.centerness_per_level,
+                predictions.anchors_per_level,
+                strict=True,
+            )
+        ]
+        candidates = DetectionsPerImage.cat(candidates_per_level)
+        candidates = _clip(candidates, image_size)
+        detections.append(_suppress_and_limit(candidates, settings))
+    return detections
+
+
+def to_instances(
+    detections: DetectionsPerImage,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    classes: Sequence[int],
+) -> Instances:
+    """Detections as Detectron2's Instances, in the size in which the caller wants them.
+
+    The inclusive corners are scaled first and made exclusive afterwards, and the result is not
+    clipped again, although in an image that shrinks it may exceed the border by a part of a pixel.
+    In this order COCO and LVIS results are those of GLIP.
+
+    Args:
+        detections: of one image.
+        image_size: (height, width) of the network input without padding.
+        output_size: (height, width) of the result.
+        classes: for each label of the prompt, the caller's class.
+
+    Returns:
+        ``pred_boxes`` (Detectron2's XYXY), ``scores``, ``pred_classes``; image size ``output_size``.
+    """
+    (height, width), (output_height, output_width) = image_size, output_size
+    scale_x, scale_y = output_width / width, output_height / height
+    boxes = detections.boxes * detections.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    class_of_label = torch.as_tensor(classes, dtype=torch.int64, device=detections.labels.device)
+    instances = Instances(output_size)
+    instances.pred_boxes = Boxes(to_exclusive(boxes))
+    instances.scores = detections.scores
+    instances.pred_classes = class_of_label[detections.labels]
+    return instances
+
+
+def nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float) -> Tensor:
+    """Greedy non-maximum suppression within each label, on boxes with inclusive corners.
+
+    Exclusive corners give torchvision's ``nms`` the areas of inclusive ones. The boxes of every label
+    are moved to a place of their own, as ``torchvision.ops.batched_nms`` does; that works in float32,
+    where a thousand labels leave a grid of an eighth of a pixel, and this in float64.
+
+    Args:
+        boxes: (K, 4).
+        scores: (K,).
+        labels: (K,) int64.
+        iou_thresh: boxes with a larger IoU are suppressed.
+
+    Returns:
+        Indices of the boxes to keep, best first.
+    """
+    if len(boxes) == 0:
+        return labels.new_zeros(0)
+    boxes = to_exclusive(boxes.double())
+    extent = boxes.max() - boxes.min() + 1
+    return nms(boxes + (labels * extent)[:, None], scores.double(), iou_thresh)
+
+
+def _select_candidates(
+    token_logits: Tensor,
+    box_deltas: Tensor,
+    centerness: Tensor,
+    anchors: Tensor,
+    positive_map: Tensor,
+    settings: PostprocessSettings,
+    box_coder: BoxCoder,
+) -> DetectionsPerImage:
+    """The best (anchor, label) pairs of one level of one image; only these are decoded.
+
+    Args:
+        token_logits: (A_i, T).
+        box_deltas: (A_i, 4).
+        centerness: (A_i,) logits.
+        anchors: (A_i, 4).
+        positive_map: (L, T) bool.
+    """
+    label_scores_per_anchor = label_scores(
+        token_logits.sigmoid(), positive_map, settings.aggregation
+    )
+    anchor_idxs, labels = (label_scores_per_anchor > settings.score_thresh).nonzero(as_tuple=True)
+    scores = label_scores_per_anchor[anchor_idxs, labels] * centerness.sigmoid()[anchor_idxs]
+    scores, best = scores.topk(min(settings.pre_nms_topk, len(scores)))
+    anchor_idxs, labels = anchor_idxs[best], labels[best]
+    boxes = box_coder.decode(box_deltas[anchor_idxs], anchors[anchor_idxs])
+    return DetectionsPerImage(boxes, scores.sqrt(), labels)
+
+
+def _clip(detections: DetectionsPerImage, image_size: tuple[int, int]) -> DetectionsPerImage:
+    """Boxes clipped to the pixels of an image (height, width)."""
+    height, width = image_size
+    last_pixel = detections.boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    boxes = torch.minimum(detections.boxes.clamp(min=0), last_pixel)
+    return DetectionsPerImage(boxes, detections.scores, detections.labels)
+
+
+def _suppress_and_limit(
+    candidates: DetectionsPerImage, settings: PostprocessSettings
+) -> DetectionsPerImage:
+    """Candidates of all levels without duplicates, as many as wanted and ties with the last."""
+    kept = candidates[
+        nms_inclusive(candidates.boxes, candidates.scores, candidates.labels, settings.nms_thresh)
+    ]
+    if len(kept) <= settings.detections_per_prompt:
+        return kept
+    worst_score = kept.scores[settings.detections_per_prompt - 1]
+    return kept[kept.scores >= worst_score]

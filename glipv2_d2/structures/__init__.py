@@ -1,0 +1,6 @@
+"""What flows between the rooms: frozen dataclasses, shapes in their docstrings."""
+
+from glipv2_d2.structures.dense import DensePredictions, DenseTargets
+from glipv2_d2.structures.language import LanguageFeatures, Prompt, TokenBatch
+
+__all__ = ["DensePredictions", "DenseTargets", "LanguageFeatures", "Prompt", "TokenBatch"]

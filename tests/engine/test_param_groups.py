@@ -1,0 +1,143 @@
+"""Learning rates, weight decays and the schedule equal the reference's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.solver import build_lr_scheduler
+from torch import nn
+
+from glipv2_d2.checkpoint import from_glip
+from glipv2_d2.engine.param_groups import build_optimizer, param_groups, with_gradient_clipping
+from glipv2_d2.engine.setup import load_config
+
+MISC = json.loads((Path(__file__).parents[1] / "assets/misc/misc.json").read_text())
+GLIP_GROUPS = {
+    # The head's unused classifier has no counterpart here.
+    name: values
+    for name, values in MISC["optimizer"]["groups"].items()
+    if "cls_logits" not in name
+}
+
+
+def model_of(names: list[str]) -> nn.Module:
+    """A module tree whose parameters have these names."""
+    root = nn.Module()
+    for name in names:
+        *path, own = name.split(".")
+        module = root
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        module.register_parameter(own, nn.Parameter(torch.zeros(1)))
+    return root
+
+
+def hyperparameters(model: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    return {
+        name_of[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+
+
+@pytest.fixture(scope="module")
+def our_name() -> dict[str, str]:
+    """GLIP's names -> ours: the tensors tell where each went."""
+    numbered = {f"module.{name}": torch.tensor([float(i)]) for i, name in enumerate(GLIP_GROUPS)}
+    renamed, _ = from_glip(numbered)
+    names = list(GLIP_GROUPS)
+    return {names[int(value)]: name for name, value in renamed.items()}
+
+
+@pytest.fixture
+def optimizer_and_model(our_name: dict[str, str]) -> tuple[torch.optim.Optimizer, nn.Module]:
+    model = model_of(list(our_name.values()))
+    return build_optimizer(load_config(), model), model
+
+
+def test_every_parameter_learns_as_in_the_reference(
+    optimizer_and_model: tuple, our_name: dict[str, str]
+) -> None:
+    optimizer, model = optimizer_and_model
+    ours = hyperparameters(model, optimizer.param_groups)
+    assert len(ours) == len(GLIP_GROUPS)
+    for glip_name, values in GLIP_GROUPS.items():
+        assert ours[our_name[glip_name]] == pytest.approx(tuple(values)), glip_name
+
+
+def test_the_optimizer_is_the_references(optimizer_and_model: tuple) -> None:
+    optimizer, _ = optimizer_and_model
+    assert isinstance(optimizer, torch.optim.AdamW)
+    defaults = MISC["optimizer"]["defaults"]
+    for group in optimizer.param_groups:
+        assert list(group["betas"]) == defaults["betas"]
+        assert group["eps"] == defaults["eps"]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(load_config(), model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_norms_and_the_image_backbone_can_have_their_own_values() -> None:
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"bottom_up": nn.LayerNorm(2)})})
+    groups = param_groups(
+        model,
+        base_lr=1.0,
+        weight_decay=0.5,
+        weight_decay_norm=0.25,
+        weight_decay_bias=None,
+        bias_lr_factor=2.0,
+        language_lr_factor=0.1,
+        backbone_lr_factor=0.5,
+    )
+    assert hyperparameters(model, groups) == {
+        "backbone.bottom_up.weight": (0.5, 0.25),
+        "backbone.bottom_up.bias": (1.0, 0.5),
+    }
+
+
+@pytest.mark.parametrize("key", ["SOLVER.OPTIMIZER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"])
+def test_an_unknown_choice_is_named(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}.*'nonsense'"):
+        build_optimizer(load_config(opts=[key, "nonsense"]), nn.Linear(1, 1))
+
+
+def test_the_norm_of_all_gradients_together_is_limited() -> None:
+    first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = with_gradient_clipping(torch.optim.SGD, 1.0, 2.0)([first, second], lr=1.0)
+    first.grad, second.grad = torch.tensor([30.0]), torch.tensor([40.0])
+    optimizer.step()
+    assert [first.item(), second.item()] == pytest.approx([-0.6, -0.8])
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = with_gradient_clipping(torch.optim.AdamW, 1.0, 2.0)([parameter])
+    parameter.grad = torch.tensor([float("nan")])
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert parameter.item() == 1
+
+
+def test_detectron2s_schedule_is_the_references() -> None:
+    cfg = load_config(
+        opts=["SOLVER.MAX_ITER", 1000, "SOLVER.STEPS", (670, 890), "SOLVER.WARMUP_ITERS", 200]
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(1000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    golden = MISC["lr_multistep_1e-4_670_890_w200_f0.001"]
+    assert {k: rates[int(k)] for k in golden} == pytest.approx(golden)

@@ -1,0 +1,156 @@
+"""Each data set gets the evaluator that its metadata name, and right classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_lvis_instances
+from detectron2.structures import Boxes, Instances
+from helpers.tiny_coco import NAMES, write_coco
+
+from glipv2_d2.engine.setup import load_config
+from glipv2_d2.evaluation import build_evaluator
+from glipv2_d2.evaluation.build import best_per_class, numpy_float_alias
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> CfgNode:
+    return load_config(opts=["OUTPUT_DIR", str(tmp_path / "output")])
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Iterator[str]:
+    register_coco_instances("evaluated_coco", {}, *map(str, write_coco(tmp_path / "coco")))
+    yield from registered("evaluated_coco")
+
+
+@pytest.fixture
+def lvis(tmp_path: Path) -> Iterator[str]:
+    annotations, images = write_coco(tmp_path / "lvis")
+    content = json.loads(annotations.read_text())
+    for number, category in enumerate(content["categories"], 1):
+        category.update(id=number, frequency="f")
+    for annotation in content["annotations"]:
+        annotation.update(
+            category_id=annotation["category_id"] // 10, segmentation=[[4, 6, 24, 6, 24, 22]]
+        )
+    for image in content["images"]:
+        image.update(
+            coco_url=f"http://images/{image['file_name']}",
+            neg_category_ids=[],
+            not_exhaustive_category_ids=[],
+        )
+    annotations.write_text(json.dumps(content))
+    # Detectron2 knows LVIS's 1203 names by the version in the data set's name.
+    register_lvis_instances("evaluated_lvis_v1", {}, str(annotations), str(images))
+    yield from registered("evaluated_lvis_v1")
+
+
+def registered(name: str) -> Iterator[str]:
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def right_answer(classes: list[str], name: str) -> dict[str, Instances]:
+    return {
+        "instances": Instances(
+            (48, 48),
+            pred_boxes=Boxes([[4.0, 6.0, 24.0, 22.0]]),
+            scores=torch.tensor([0.9]),
+            pred_classes=torch.tensor([classes.index(name)]),
+        )
+    }
+
+
+def evaluate(cfg: CfgNode, dataset: str, classes_of: Any = None) -> dict[str, float]:
+    """Results of answers that are right, each image asked ``classes_of`` its number."""
+    records = DatasetCatalog.get(dataset)
+    names = MetadataCatalog.get(dataset).thing_classes
+    evaluator = build_evaluator(cfg, dataset)
+    evaluator.reset()
+    for i, record in enumerate(records):
+        classes = classes_of(i) if classes_of else names
+        name = names[record["annotations"][0]["category_id"]]
+        evaluator.process([{**record, "classes": classes}], [right_answer(classes, name)])
+    return evaluator.evaluate()["bbox"]
+
+
+def test_right_answers_to_coco_score_a_hundred(cfg: CfgNode, coco: str) -> None:
+    assert evaluate(cfg, coco)["AP"] == pytest.approx(100)
+
+
+def test_right_answers_to_lvis_score_a_hundred(cfg: CfgNode, lvis: str) -> None:
+    assert evaluate(cfg, lvis)["AP"] == pytest.approx(100)
+
+
+def test_fixed_ap_of_right_answers_is_a_hundred(cfg: CfgNode, lvis: str) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    assert evaluate(cfg, lvis)["AP"] == pytest.approx(100)
+
+
+def test_fixed_ap_counts_the_best_of_each_class_over_all_images() -> None:
+    def detection(category_id: int, score: float) -> dict[str, float]:
+        return {"category_id": category_id, "score": score}
+
+    predictions = [
+        {"image_id": 0, "instances": [detection(1, 0.9), detection(1, 0.2), detection(2, 0.1)]},
+        {"image_id": 1, "instances": [detection(1, 0.5)]},
+    ]
+    assert best_per_class(predictions, 2) == [
+        {"image_id": 0, "instances": [detection(1, 0.9), detection(2, 0.1)]},
+        {"image_id": 1, "instances": [detection(1, 0.5)]},
+    ]
+
+
+def test_every_image_may_be_asked_another_list(cfg: CfgNode, coco: str) -> None:
+    def rotated(i: int) -> list[str]:
+        k = i % len(NAMES)
+        return [*NAMES[k:], *NAMES[:k]]
+
+    assert evaluate(cfg, coco, rotated)["AP"] == pytest.approx(100)
+
+
+def test_a_name_that_is_not_evaluated_is_an_error(cfg: CfgNode, coco: str) -> None:
+    with pytest.raises(ValueError, match="unicorn"):
+        evaluate(cfg, coco, lambda i: [*NAMES, "unicorn"])
+
+
+def test_files_are_in_the_output_folder_and_nothing_else(cfg: CfgNode, coco: str) -> None:
+    evaluate(cfg, coco)
+    folder = Path(cfg.OUTPUT_DIR) / "inference"
+    assert [path.name for path in folder.iterdir()] == [coco]
+    assert "coco_instances_results.json" in {path.name for path in (folder / coco).iterdir()}
+
+
+def test_an_unfinished_evaluation_leaves_the_last_ones_files(cfg: CfgNode, coco: str) -> None:
+    evaluate(cfg, coco)
+    results = Path(cfg.OUTPUT_DIR) / "inference" / coco / "coco_instances_results.json"
+    before = results.read_text()
+    build_evaluator(cfg, coco).reset()
+    assert results.read_text() == before
+
+
+def test_a_data_set_without_an_evaluator_is_named(cfg: CfgNode) -> None:
+    MetadataCatalog.get("paintings").set(evaluator_type="taste")
+    try:
+        with pytest.raises(ValueError, match=r"paintings.*'taste'.*coco"):
+            build_evaluator(cfg, "paintings")
+    finally:
+        MetadataCatalog.remove("paintings")
+
+
+def test_numpys_old_name_is_there_only_while_needed() -> None:
+    with numpy_float_alias():
+        assert vars(np)["float"] is float
+    assert not hasattr(np, "float")

@@ -1,0 +1,92 @@
+"""From a picture's file to boxes in its own pixels, through GLIP's own weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers import tolerances
+from helpers.golden import ASSETS, Golden, load_golden
+
+from glipv2_d2 import Predictor
+
+PHOTO = ASSETS / "tiny_T_s0" / "chelsea.png"
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_golden(ASSETS / "tiny_T_s0")
+
+
+@pytest.fixture(scope="module")
+def cfg(golden: Golden) -> CfgNode:
+    return golden.cfg
+
+
+@pytest.fixture(scope="module")
+def predictor(cfg: CfgNode) -> Predictor:
+    return Predictor(cfg)
+
+
+def test_a_photo_gives_the_references_scores_and_boxes(golden, predictor):
+    prediction = predictor.predict(PHOTO, classes=golden.meta["categories"])
+    best_first = np.argsort(-golden.arrays["one/resized_det0/scores"], kind="stable")
+    scores = golden.arrays["one/resized_det0/scores"][best_first]
+    np.testing.assert_allclose(prediction.instances.scores, scores, atol=tolerances.SCORES, rtol=0)
+    # The reference's corners are inclusive. Equal scores may come in another order, hence sorted.
+    boxes = prediction.instances.pred_boxes.tensor.numpy() - np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(
+        np.sort(boxes, axis=0),
+        np.sort(golden.arrays["one/resized_det0/boxes"], axis=0),
+        atol=tolerances.BOXES_PX,
+        rtol=0,
+    )
+
+
+def test_two_images_with_two_lists_are_labelled_from_their_own(predictor):
+    lists = [["cat", "dog"], ["traffic light", "cat", "cell phone"]]
+    together = predictor.predict([PHOTO, PHOTO], classes=lists, batch_size=2)
+    for prediction, names in zip(together, lists, strict=True):
+        alone = predictor.predict(PHOTO, classes=names)
+        assert set(prediction.labels) <= set(names)
+        assert prediction.labels[:20] == alone.labels[:20]
+
+
+def test_a_caption_is_asked_for_its_noun_phrases(predictor):
+    prediction = predictor.predict(PHOTO, caption="A small cat near two coffee tables.")
+    assert prediction.names == ["A small cat", "coffee tables"]
+    assert set(prediction.labels) <= set(prediction.names)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"classes": ["cat", ""]}, r"class name '' \(index 1"),
+        ({"classes": [". . ", "cat"]}, r"class name '\. \. ' \(index 0"),
+        ({"caption": "a cat " * 200, "phrases": ["cat"]}, "402.*256|256.*402"),
+        ({"caption": "a cat", "phrases": [[(2, 50)]]}, r"\[2, 50\)"),
+        ({"caption": "a cat", "phrases": [[]]}, "no span"),
+        ({"caption": "quickly and slowly"}, "no noun phrase .*'quickly and slowly'"),
+    ],
+)
+def test_a_prompt_that_cannot_be_asked_is_an_error_with_its_value(predictor, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(PHOTO, **prompt)
+
+
+def test_a_weights_file_that_is_none_is_named(cfg, tmp_path):
+    page = tmp_path / "model.pth"
+    page.write_text("<!DOCTYPE html><html>404</html>")
+    with pytest.raises(ValueError, match="model.pth"):
+        Predictor(cfg, page)
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        Predictor(cfg, tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1)])
+def test_the_thinnest_pictures_are_seen(predictor, size):
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    prediction = predictor.predict(image, classes=["cat"], channel_order="RGB")
+    boxes = prediction.instances.pred_boxes.tensor
+    assert prediction.image_size == size
+    assert ((boxes >= 0) & (boxes[:, [2, 3, 2, 3]] <= boxes.new_tensor(size * 2)[[1, 0, 1, 0]])).all()

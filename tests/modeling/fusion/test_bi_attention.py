@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from glipv2_d2.modeling.fusion.bi_attention import (
+    BiAttention,
+    BiAttentionFusion,
+    flatten_levels,
+    unflatten_levels,
+)
+from glipv2_d2.structures import LanguageFeatures
+
+
+def make_attention(dropout: float = 0.0) -> BiAttention:
+    torch.manual_seed(0)
+    attention = BiAttention(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=dropout
+    )
+    for linear in attention.children():
+        torch.nn.init.normal_(linear.bias)
+    return attention
+
+
+def textbook(attention: BiAttention, visual: Tensor, language: Tensor, mask: Tensor):
+    """The attention as usually written: project all, then attend."""
+    heads = attention.num_heads
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, H, ., d)
+
+    query = split(attention.visual_query(visual) * attention.head_dim**-0.5)
+    scores = query @ split(attention.language_key(language)).transpose(-1, -2)
+    to_text = scores.transpose(-1, -2).softmax(dim=-1)
+    to_image = scores.masked_fill(~mask[:, None, None], float("-inf")).softmax(dim=-1)
+    read_words = to_image @ split(attention.language_value(language))
+    read_positions = to_text @ split(attention.visual_value(visual))
+    return (
+        attention.visual_out(read_words.transpose(1, 2).flatten(2)),
+        attention.language_out(read_positions.transpose(1, 2).flatten(2)),
+    )
+
+
+def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    visual = torch.randn(2, 13, 6, generator=generator)
+    language = torch.randn(2, 5, 10, generator=generator)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    return visual, language, mask
+
+
+def test_absorbed_form_equals_the_textbook() -> None:
+    attention, inputs = make_attention(), random_inputs()
+    for ours, expected in zip(attention(*inputs), textbook(attention, *inputs), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_the_absorbed_form_equal_the_textbooks() -> None:
+    attention, inputs = make_attention(), random_inputs()
+    parameters = list(attention.parameters())
+
+    def gradients(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum(out.square().sum() for out in outputs), parameters)
+
+    ours = gradients(attention(*inputs))
+    for gradient, expected in zip(ours, gradients(textbook(attention, *inputs)), strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_of_the_text_changes_nothing() -> None:
+    attention, (visual, language, mask) = make_attention(), random_inputs()
+    padded_image, padded_text = attention(visual[1:], language[1:], mask[1:])
+    image, text = attention(visual[1:], language[1:, :3], mask[1:, :3])
+    torch.testing.assert_close(padded_image, image)
+    torch.testing.assert_close(padded_text[:, :3], text)
+
+
+def test_dropout_also_drops_the_bias_that_the_words_read() -> None:
+    attention, (visual, language, mask) = make_attention(dropout=0.99), random_inputs()
+    torch.nn.init.zeros_(attention.visual_value.weight)  # only the bias is left to be read
+    torch.nn.init.zeros_(attention.language_out.bias)
+    torch.manual_seed(0)
+    _, text = attention.train()(visual[:, :1], language, mask)
+    assert text.eq(0).all(dim=-1).any(), "a word that reads nothing gets nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_autocast_is_finite_with_padding(dtype: torch.dtype) -> None:
+    attention, inputs = make_attention(), random_inputs()
+    with torch.autocast("cpu", dtype=dtype):
+        outputs = attention(*inputs)
+    assert all(out.isfinite().all() for out in outputs)
+
+
+def test_width_must_divide_into_heads() -> None:
+    with pytest.raises(ValueError, match="width 10 is not a multiple of its 4 heads"):
+        BiAttention(visual_dim=4, language_dim=4, attention_dim=10, num_heads=4, dropout=0.0)
+
+
+def test_unflatten_is_the_inverse_of_flatten() -> None:
+    levels = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 2, 3)]
+    for ours, level in zip(unflatten_levels(flatten_levels(levels), levels), levels, strict=True):
+        assert torch.equal(ours, level)
+
+
+def test_fusion_without_scale_returns_the_normalised_inputs() -> None:
+    fusion = BiAttentionFusion(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0, layer_scale=0.0
+    )
+    features = [torch.randn(1, 6, 3, 3)]
+    language = LanguageFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
+    fused, fused_language = fusion(features, language)
+    normed = torch.nn.functional.layer_norm(features[0].permute(0, 2, 3, 1), (6,))
+    torch.testing.assert_close(fused[0].permute(0, 2, 3, 1), normed)
+    torch.testing.assert_close(
+        fused_language.hidden, torch.nn.functional.layer_norm(language.hidden, (10,))
+    )

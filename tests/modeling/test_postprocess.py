@@ -1,0 +1,301 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from glipv2_d2.layers.box_coder import BoxCoder, pairwise_iou_inclusive, to_inclusive
+from glipv2_d2.modeling.postprocess import (
+    DetectionsPerImage,
+    PostprocessSettings,
+    detect,
+    nms_inclusive,
+    to_instances,
+)
+from glipv2_d2.structures import DensePredictions
+
+ASSETS = Path(__file__).parents[1] / "assets"
+LEVELS = ("p3", "p4", "p5", "p6", "p7")
+GLIP = PostprocessSettings(
+    score_thresh=0.05,
+    pre_nms_topk=1000,
+    nms_thresh=0.6,
+    detections_per_prompt=100,
+    aggregation="mean",
+)
+GOLDEN_SETTINGS = {
+    "one/": GLIP,
+    "one/aggMAX_": replace(GLIP, aggregation="max"),
+    "one/mdetrMEAN_": GLIP,
+    "one/mdetrPOWER_": replace(GLIP, aggregation="power"),
+    "one/th0.05_k30_nms0.6_": replace(GLIP, detections_per_prompt=30),
+    "one/th0.2_k1000_nms0.3_": replace(
+        GLIP, score_thresh=0.2, detections_per_prompt=1000, nms_thresh=0.3
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    arrays = np.load(ASSETS / "tiny_T_s0" / "golden_eval.npz")
+    wanted = ("head/", "anchors/", "det0/", "det1/")
+    return {k: torch.from_numpy(arrays[k]) for k in arrays if any(part in k for part in wanted)}
+
+
+@pytest.fixture(scope="module")
+def positive_map() -> Tensor:
+    meta = json.loads((ASSETS / "tiny_T_s0" / "meta.json").read_text())
+    result = torch.zeros(len(meta["categories"]), 256, dtype=torch.bool)
+    for label, tokens in meta["label_to_tokens"].items():
+        result[int(label) - 1, tokens] = True
+    return result
+
+
+def golden_predictions(golden: dict[str, Tensor], images: str) -> DensePredictions:
+    """The stored outputs of the reference's head for ``one`` image or ``two``."""
+
+    def stored(branch: str) -> list[Tensor]:
+        maps = [golden[f"{images}/head/{branch}/{level}"] for level in LEVELS]
+        return [x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps]
+
+    return DensePredictions(
+        token_logits_per_level=[
+            golden[f"{images}/head/dot_product_logits/{level}"] for level in LEVELS
+        ],
+        box_deltas_per_level=stored("bbox_reg"),
+        centerness_per_level=[x[..., 0] for x in stored("centerness")],
+        anchors_per_level=[golden[f"one/anchors/{level}"] for level in LEVELS],
+    )
+
+
+def assert_same_set(
+    boxes: Tensor, scores: Tensor, labels: Tensor, golden: dict[str, Tensor], key: str
+) -> None:
+    """Each detection has a partner of its own among the stored ones: label, score, box."""
+    expected_boxes, expected_scores = golden[f"{key}/boxes"], golden[f"{key}/scores"]
+    expected_labels = golden[f"{key}/labels"] - 1
+    assert len(boxes) == len(expected_boxes)
+    fits = (
+        (labels[:, None] == expected_labels)
+        & ((scores[:, None] - expected_scores).abs() < 1e-5)
+        & ((boxes[:, None] - expected_boxes).abs().amax(dim=-1) < 2e-3)
+    )
+    assert (fits.sum(dim=0) == 1).all()
+    assert (fits.sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("prefix", GOLDEN_SETTINGS)
+def test_detections_are_the_references_under_every_setting(
+    golden: dict[str, Tensor], positive_map: Tensor, prefix: str
+) -> None:
+    (found,) = detect(
+        golden_predictions(golden, "one"),
+        (positive_map,),
+        [(200, 300)],
+        GOLDEN_SETTINGS[prefix],
+        BoxCoder(),
+    )
+    assert_same_set(found.boxes, found.scores, found.labels, golden, f"{prefix}det0")
+
+
+def test_images_of_a_batch_are_clipped_to_their_own_sizes(
+    golden: dict[str, Tensor], positive_map: Tensor
+) -> None:
+    predictions = golden_predictions(golden, "two")
+    trimmed = positive_map[:, : predictions.token_logits_per_level[0].shape[-1]]
+    sizes = [(200, 300), (200, 200)]
+    for i, found in enumerate(detect(predictions, (trimmed,) * 2, sizes, GLIP, BoxCoder())):
+        assert_same_set(found.boxes, found.scores, found.labels, golden, f"two/det{i}")
+
+
+def test_results_in_the_original_image_are_the_references(golden: dict[str, Tensor]) -> None:
+    detections = DetectionsPerImage(
+        golden["one/det0/boxes"], golden["one/det0/scores"], golden["one/det0/labels"] - 1
+    )
+    width, height = golden["one/resized_det0/size_wh"].tolist()
+    instances = to_instances(detections, (200, 300), (height, width), range(7))
+    assert_same_set(
+        to_inclusive(instances.pred_boxes.tensor),
+        instances.scores,
+        instances.pred_classes,
+        golden,
+        "one/resized_det0",
+    )
+
+
+def test_labels_become_the_callers_classes() -> None:
+    found = DetectionsPerImage(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 1]))
+    assert to_instances(found, (9, 9), (9, 9), [40, 7]).pred_classes.tolist() == [7, 40, 7]
+
+
+def test_corners_are_scaled_before_they_become_exclusive() -> None:
+    found = DetectionsPerImage(
+        torch.tensor([[10.0, 20.0, 30.0, 40.0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    )
+    instances = to_instances(found, (100, 100), (300, 200), [0])
+    assert instances.image_size == (300, 200)
+    assert instances.pred_boxes.tensor.tolist() == [[20.0, 60.0, 61.0, 121.0]]
+
+
+# Small predictions by hand: one level of anchors, one token per label.
+
+
+def logit(probability: float | Tensor) -> Tensor:
+    return torch.as_tensor(probability, dtype=torch.float32).logit()
+
+
+def predictions_of(
+    token_probs: list[list[float]], centerness: list[float], anchors: list[list[float]]
+) -> DensePredictions:
+    return DensePredictions(
+        [logit(torch.tensor(token_probs))[None]],
+        [torch.zeros(1, len(anchors), 4)],
+        [logit(torch.tensor(centerness))[None]],
+        [torch.tensor(anchors)],
+    )
+
+
+def detect_one(predictions: DensePredictions, **settings: Any) -> DetectionsPerImage:
+    num_tokens = predictions.token_logits_per_level[0].shape[-1]
+    (found,) = detect(
+        predictions,
+        (torch.eye(num_tokens, dtype=torch.bool),),
+        [(100, 100)],
+        replace(GLIP, **settings),
+        BoxCoder(),
+    )
+    return found
+
+
+def boxes_apart(count: int) -> list[list[float]]:
+    return [[10.0 * i, 0.0, 10.0 * i + 5, 5.0] for i in range(count)]
+
+
+def test_threshold_acts_before_centerness() -> None:
+    # 0.06 counts although its final score is 0.0245; 0.04 does not although its final one is 0.2.
+    found = detect_one(predictions_of([[0.06], [0.04]], [0.01, 0.999], boxes_apart(2)))
+    torch.testing.assert_close(found.scores, torch.tensor([0.06 * 0.01]).sqrt())
+
+
+def test_candidates_are_ranked_by_the_product_with_centerness() -> None:
+    found = detect_one(predictions_of([[0.9], [0.5]], [0.1, 0.9], boxes_apart(2)), pre_nms_topk=1)
+    torch.testing.assert_close(found.scores, torch.tensor([0.45]).sqrt())
+
+
+def test_candidates_are_limited_per_level() -> None:
+    one = predictions_of([[0.9], [0.8]], [0.5, 0.5], boxes_apart(2))
+    two = DensePredictions(
+        one.token_logits_per_level * 2,
+        one.box_deltas_per_level * 2,
+        one.centerness_per_level * 2,
+        [one.anchors_per_level[0], one.anchors_per_level[0] + 40],
+    )
+    assert len(detect_one(two, pre_nms_topk=1)) == 2
+
+
+def test_a_location_may_show_several_labels() -> None:
+    found = detect_one(predictions_of([[0.9, 0.8]], [0.5], boxes_apart(1)))
+    assert sorted(found.labels.tolist()) == [0, 1]
+
+
+def test_detections_come_best_first() -> None:
+    found = detect_one(predictions_of([[0.3], [0.9], [0.6]], [0.5] * 3, boxes_apart(3)))
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_ties_with_the_last_wanted_detection_stay() -> None:
+    predictions = predictions_of([[0.9], [0.5], [0.5], [0.4]], [0.5] * 4, boxes_apart(4))
+    assert len(detect_one(predictions, detections_per_prompt=2)) == 3
+
+
+def test_a_label_without_tokens_is_never_detected() -> None:
+    predictions = predictions_of([[0.9, 0.9]], [0.9], boxes_apart(1))
+    no_tokens = torch.tensor([[True, False], [False, False]])
+    (found,) = detect(predictions, (no_tokens,), [(100, 100)], GLIP, BoxCoder())
+    assert found.labels.tolist() == [0]
+
+
+def test_boxes_are_clipped_to_the_last_pixel() -> None:
+    found = detect_one(predictions_of([[0.9]], [0.9], [[-5.0, -7.0, 200.0, 300.0]]))
+    assert found.boxes.tolist() == [[0.0, 0.0, 99.0, 99.0]]
+
+
+def test_nothing_to_detect_gives_empty_results() -> None:
+    found = detect_one(predictions_of([[0.01]], [0.9], boxes_apart(1)))
+    instances = to_instances(found, (100, 100), (50, 50), [0])
+    assert len(found) == len(instances) == 0
+    assert instances.pred_boxes.tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score_thresh", -0.1),
+        ("nms_thresh", 1.5),
+        ("pre_nms_topk", 0),
+        ("detections_per_prompt", -1),
+    ],
+)
+def test_impossible_settings_are_named_with_their_config_key(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"MODEL.GROUNDING.{name.upper()} is {value}"):
+        replace(GLIP, **{name: value})
+
+
+# Non-maximum suppression.
+
+
+def greedy_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float) -> list[int]:
+    """The rule itself, one box after the other."""
+    ious = pairwise_iou_inclusive(boxes.double(), boxes.double())
+    keep: list[int] = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if not any(labels[i] == labels[j] and ious[i, j] > iou_thresh for j in keep):
+            keep.append(i)
+    return keep
+
+
+@pytest.mark.parametrize(("key", "iou_thresh"), [("keep06", 0.6), ("keep03", 0.3)])
+def test_suppression_is_the_references(key: str, iou_thresh: float) -> None:
+    misc = {k: torch.from_numpy(v) for k, v in np.load(ASSETS / "misc" / "misc.npz").items()}
+    keep = nms_inclusive(misc["nms/boxes"], misc["nms/scores"], misc["nms/labels"], iou_thresh)
+    assert sorted(keep.tolist()) == misc[f"nms/{key}"].tolist()
+
+
+@pytest.mark.parametrize("num_labels", [1, 7, 1203])
+def test_suppression_is_the_plain_greedy_rule(num_labels: int) -> None:
+    generator = torch.Generator().manual_seed(num_labels)
+    # Clusters of nearly equal boxes, with their labels at both ends of the range.
+    seeds = torch.rand(40, 4, generator=generator) * 600
+    boxes = (seeds[:, None] + torch.rand(40, 8, 4, generator=generator) * 25).flatten(0, 1)
+    boxes[:, 2:] = boxes[:, :2] + boxes[:, 2:] / 4
+    scores = torch.rand(len(boxes), generator=generator)
+    labels = num_labels - 1 - torch.randint(min(num_labels, 2), (len(boxes),), generator=generator)
+    keep = nms_inclusive(boxes, scores, labels, 0.6)
+    assert keep.tolist() == greedy_nms(boxes, scores, labels, 0.6)
+    assert len(keep) < len(boxes)
+
+
+def test_an_overlap_that_equals_the_threshold_is_not_suppressed() -> None:
+    # With inclusive corners these share 5 of 10 pixels: IoU 0.5. Exclusive corners would say 4 / 9.
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 4.0, 0.0]])
+    scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
+    assert nms_inclusive(boxes, scores, labels, 0.5).tolist() == [0, 1]
+    assert nms_inclusive(boxes, scores, labels, 0.49).tolist() == [0]
+
+
+def test_boxes_of_the_last_of_many_labels_keep_their_fractions() -> None:
+    # IoU 0.5994. Moved aside in float32, the boxes of label 1202 would snap to eighths: IoU 0.6.
+    boxes = torch.tensor([[0.0, 0.0, 99.0, 99.0], [0.0, 0.0, 99.0, 58.94]])
+    wide = torch.tensor([[0.0, 0.0, 1332.0, 799.0]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    labels = torch.tensor([1202, 1202, 0])
+    assert nms_inclusive(torch.cat([boxes, wide]), scores, labels, 0.6).tolist() == [0, 1, 2]
+
+
+def test_nothing_to_suppress_gives_nothing() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert nms_inclusive(torch.zeros(0, 4), torch.zeros(0), none, 0.5).tolist() == []

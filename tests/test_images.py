@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import detection_utils
+from PIL import Image
+
+from glipv2_d2.images import load_image
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def test_every_source_of_one_picture_gives_the_same_array(rgb, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).save(path)
+    bgr = rgb[:, :, ::-1]
+    sources = [
+        (str(path), None),
+        (path, None),
+        (Image.fromarray(rgb), None),
+        (rgb, "RGB"),
+        (bgr, "BGR"),
+        (rgb.astype(np.uint16) << 8, "RGB"),
+        (np.dstack([bgr, bgr[:, :, 0]]), "BGR"),
+        (torch.from_numpy(rgb).permute(2, 0, 1), "RGB"),
+        (torch.from_numpy(bgr.copy()).permute(2, 0, 1), "BGR"),
+    ]
+    for source, channel_order in sources:
+        np.testing.assert_array_equal(load_image(source, channel_order), rgb)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_respected_as_detectron2_does(rgb, tmp_path, orientation):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgb).save(path, exif=exif)
+    np.testing.assert_array_equal(load_image(path), detection_utils.read_image(str(path), "RGB"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_a_file_of_any_8_bit_mode_is_read_as_detectron2_does(rgb, tmp_path, mode):
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).convert(mode).save(path)
+    np.testing.assert_array_equal(load_image(path), detection_utils.read_image(str(path), "RGB"))
+
+
+def test_a_palette_with_transparent_entries_keeps_its_colours(rgb, tmp_path, recwarn):
+    path = tmp_path / "a.png"
+    palette = Image.fromarray(rgb).convert("P")
+    palette.save(path, transparency=bytes([0, 128, 255]))
+    np.testing.assert_array_equal(load_image(path), np.asarray(palette.convert("RGB")))
+    assert not recwarn.list
+
+
+def test_a_16_bit_file_keeps_its_range(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 256, 0x8000, 0xFFFF]], dtype=np.uint16)).save(path)
+    assert load_image(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_gray_arrays_need_no_channel_order():
+    gray = np.array([[7, 9]], dtype=np.uint8)
+    assert load_image(gray).tolist() == load_image(gray[:, :, None]).tolist()
+    assert load_image(gray).tolist() == [[[7, 7, 7], [9, 9, 9]]]
+
+
+@pytest.mark.parametrize("order", [None, "bgr", "HWC"])
+def test_a_colour_array_without_a_known_channel_order_is_an_error(rgb, order):
+    with pytest.raises(ValueError, match=rf"channel_order is {order!r}.*'BGR'.*'RGB'"):
+        load_image(rgb, order)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32"),  # 0..1 or 0..255?
+        (np.zeros((4, 4), bool), "bool"),
+        (np.full((4, 4), -1, np.int32), "-1..-1"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"\(2, 4, 4, 3\).*list"),  # a batch
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        (torch.zeros(4, 4, dtype=torch.uint8), r"\(4, 4\)"),
+    ],
+)
+def test_an_array_of_unknown_meaning_is_an_error_that_says_what_it_is(array, message):
+    with pytest.raises(ValueError, match=message):
+        load_image(array, "RGB")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.png.*check the path"):
+        load_image(tmp_path / "nothing.png")
+
+
+def test_damaged_files_and_things_that_are_no_picture_are_named(rgb, tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(rgb.repeat(20, 0).repeat(20, 1)).save(whole)
+    contents = {
+        "empty.png": b"",
+        "page.jpg": b"<html>not found</html>",
+        "cut.jpg": whole.read_bytes()[:1500],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.*not a picture"):
+            load_image(tmp_path / name)
+
+
+def test_a_float_picture_is_an_error_that_says_how_to_save_it(tmp_path):
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(path)
+    with pytest.raises(ValueError, match="depth.tiff.*8 or 16 bits"):
+        load_image(path)

@@ -1,0 +1,264 @@
+"""The model of these tests finds the pixels whose colour a class name says: a wrong channel order,
+orientation, scale or list of names shows in its boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import nn
+
+from glipv2_d2 import Prediction, Predictor, add_glipv2_config
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+COLOURS_PER_FORMAT = {
+    "RGB": {"red": RED, "green": GREEN, "blue": BLUE},
+    "BGR": {"red": BLUE, "green": GREEN, "blue": RED},
+}
+
+
+class ColourFinder(nn.Module):
+    """One box per colour that is there; the further right a box, the higher its score."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.colours = COLOURS_PER_FORMAT[cfg.INPUT.FORMAT]
+        self.batch_sizes: list[int] = []
+
+    def forward(self, inputs):
+        assert not self.training and not torch.is_grad_enabled()
+        self.batch_sizes.append(len(inputs))
+        return [self.find(x) for x in inputs]
+
+    def find(self, x):
+        names = x.get("classes")
+        if "caption" in x:
+            names = [x["caption"][start:end] for ((start, end),) in x["phrases"]]
+        size = (x["height"], x["width"])
+        scale = torch.tensor(size[::-1]) / torch.tensor(x["image"].shape[:0:-1])
+        boxes, classes = [], []
+        for index, name in enumerate(names):
+            colour = torch.tensor(self.colours[name.split()[-1]]).view(3, 1, 1)
+            found = ((x["image"].float() - colour).abs() < 100).all(0).nonzero().flip(1)
+            if len(found):
+                boxes.append(torch.cat([found.amin(0) * scale, (found.amax(0) + 1) * scale]))
+                classes.append(index)
+        instances = Instances(size)
+        instances.pred_boxes = Boxes(torch.stack(boxes) if boxes else torch.zeros(0, 4))
+        instances.scores = instances.pred_boxes.tensor[:, 2] / size[1]
+        instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+        return {"instances": instances, **({"phrases": names} if "caption" in x else {})}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    META_ARCH_REGISTRY.register(ColourFinder)
+    yield
+    META_ARCH_REGISTRY._obj_map.pop("ColourFinder")
+
+
+def make_config(input_format: str = "BGR") -> CfgNode:
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ColourFinder"
+    cfg.INPUT.FORMAT = input_format
+    cfg.INPUT.MIN_SIZE_TEST = 80
+    cfg.INPUT.MAX_SIZE_TEST = 200
+    return cfg
+
+
+@pytest.fixture(params=["BGR", "RGB"])
+def predictor(request) -> Predictor:
+    return Predictor(make_config(request.param), device="cpu")
+
+
+def picture() -> np.ndarray:
+    """(40, 60, 3) RGB: red in x 4..20, y 8..16, and blue in x 30..50, y 20..32."""
+    rgb = np.full((40, 60, 3), 255, dtype=np.uint8)
+    rgb[8:16, 4:20] = RED
+    rgb[20:32, 30:50] = BLUE
+    return rgb
+
+
+RED_BOX, BLUE_BOX = [4, 8, 20, 16], [30, 20, 50, 32]
+
+
+def boxes_of(prediction: Prediction) -> list[list[float]]:
+    return prediction.instances.pred_boxes.tensor.round().tolist()
+
+
+def test_boxes_are_in_pixels_of_the_original_image_best_first(predictor):
+    prediction = predictor.predict(Image.fromarray(picture()), classes=["red", "green", "blue"])
+    assert prediction.labels == ["blue", "red"]
+    assert boxes_of(prediction) == [BLUE_BOX, RED_BOX]
+    assert prediction.image_size == (40, 60)
+
+
+def test_one_source_gives_one_prediction_and_a_list_a_list(predictor, tmp_path):
+    rgb = picture()
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).save(path)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    for source in (path, str(path), Image.fromarray(rgb), rgb, tensor):
+        one = predictor.predict(source, classes=["red"], channel_order="RGB")
+        several = predictor.predict([source], classes=["red"], channel_order="RGB")
+        assert isinstance(one, Prediction) and isinstance(several, list)
+        assert boxes_of(one) == boxes_of(several[0]) == [RED_BOX]
+    assert predictor.predict([], classes=["red"]) == []
+
+
+def test_the_stated_channel_order_decides_what_an_array_shows(predictor):
+    found = predictor.predict(picture(), classes=["red"], channel_order="BGR")
+    assert boxes_of(found) == [BLUE_BOX]
+
+
+def test_every_image_of_a_batch_keeps_its_own_list_of_names(predictor):
+    images = [Image.fromarray(picture())] * 3
+    lists = [["red", "blue"], ["blue"], ["green", "blue", "red"]]
+    predictions = predictor.predict(images, classes=lists, batch_size=3)
+    assert [p.labels for p in predictions] == [["blue", "red"], ["blue"], ["blue", "red"]]
+    assert [p.names for p in predictions] == lists
+
+
+def test_images_go_through_the_model_in_batches(predictor):
+    images = (Image.fromarray(picture()) for _ in range(5))
+    assert len(predictor.predict(images, classes=["red"], batch_size=2)) == 5
+    assert predictor.model.batch_sizes == [2, 2, 1]
+
+
+def test_labels_of_a_caption_are_its_phrases(predictor):
+    caption = "a blue thing and something red"
+    image = Image.fromarray(picture())
+    by_words = predictor.predict(image, caption=caption, phrases=["BLUE", "red"])
+    by_spans = predictor.predict(image, caption=caption, phrases=[[(2, 6)], [(27, 30)]])
+    assert by_words.names == by_spans.names == ["blue", "red"]
+    assert by_words.labels == by_spans.labels == ["blue", "red"]
+
+
+def test_a_phrase_is_not_found_inside_a_longer_word(predictor):
+    image = Image.fromarray(picture())
+    found = predictor.predict(image, caption="bored, then red", phrases=["red"])
+    assert found.names == ["red"] and boxes_of(found) == [RED_BOX]
+
+
+def test_phrases_of_a_caption_are_found_when_they_are_not_given(predictor, monkeypatch):
+    spans = [[(0, 5)]]
+    monkeypatch.setattr("glipv2_d2.predictor.noun_phrases", lambda caption: spans)
+    found = predictor.predict(Image.fromarray(picture()), caption="a red shines")
+    assert found.names == ["a red"] and boxes_of(found) == [RED_BOX]
+
+
+def test_a_caption_without_a_noun_phrase_says_what_to_do(predictor, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.predictor.noun_phrases", lambda caption: [])
+    with pytest.raises(ValueError, match="'go quickly'.*phrases="):
+        predictor.predict(Image.fromarray(picture()), caption="go quickly")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({}, "classes or a caption"),
+        ({"classes": ["red"], "caption": "a red"}, "one of the two"),
+        ({"classes": "red, blue"}, "'red, blue'.*split"),
+        ({"classes": []}, "empty"),
+        ({"classes": [["red"], []]}, "2 lists of classes for 1 images"),
+        ({"classes": [["red"], "blue"]}, "2 lists of classes for 1 images"),
+        ({"classes": ["red"], "phrases": ["red"]}, "phrases=.*caption"),
+        ({"caption": ""}, "caption ''"),
+        ({"caption": " . . "}, "caption ' . . '"),
+        ({"caption": "a red", "phrases": []}, "phrases is empty"),
+        ({"caption": "a red", "phrases": ["blue"]}, "'blue' is not in the caption 'a red'"),
+        ({"caption": "a red", "phrases": [""]}, "'' is not in the caption"),
+    ],
+)
+def test_a_prompt_that_asks_nothing_clear_is_an_error_with_its_value(predictor, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict([Image.fromarray(picture())], **prompt)
+
+
+def test_a_name_among_lists_of_names_is_an_error(predictor):
+    with pytest.raises(ValueError, match="'blue' is not in a list"):
+        predictor.predict([Image.fromarray(picture())] * 2, classes=[["red"], "blue"])
+
+
+def test_a_bad_file_among_several_is_reported_and_skipped_on_request(predictor, tmp_path, caplog):
+    good, damaged, missing = (tmp_path / name for name in ("good.png", "damaged.png", "gone.png"))
+    Image.fromarray(picture()).save(good)
+    damaged.write_bytes(b"not a picture")
+    files = [damaged, good, missing, good]
+    with caplog.at_level(logging.WARNING, logger="glipv2_d2.predictor"):
+        predictions = predictor.predict(files, classes=["red"], batch_size=2, on_error="skip")
+    assert [p and p.labels for p in predictions] == [None, ["red"], None, ["red"]]
+    skipped = [record.getMessage() for record in caplog.records]
+    assert "damaged.png" in skipped[0] and "gone.png" in skipped[1]
+
+
+def test_a_bad_file_is_an_error_unless_skipping_was_asked_for(predictor, tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        predictor.predict([tmp_path / "gone.png"], classes=["red"])
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        predictor.predict(tmp_path / "gone.png", classes=["red"], on_error="skip")
+
+
+def test_an_array_without_channel_order_is_never_skipped(predictor):
+    with pytest.raises(ValueError, match="channel_order"):
+        predictor.predict([picture()], classes=["red"], on_error="skip")
+
+
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"on_error": "ignore"}])
+def test_an_unknown_option_value_is_an_error(predictor, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option.values()))!r}"):
+        predictor.predict([picture()], classes=["red"], **option)
+
+
+def test_coco_rows_have_xywh_boxes_and_the_index_in_the_callers_list(predictor):
+    image = Image.fromarray(picture())
+    rows = predictor.predict(image, classes=["blue", "red"]).above(0.5).to_coco(7)
+    (row,) = rows
+    assert [round(value) for value in row.pop("bbox")] == [30, 20, 20, 12]
+    assert round(row.pop("score"), 2) == 0.83
+    assert row == {"image_id": 7, "category_id": 0, "category_name": "blue"}
+
+
+def test_a_prediction_of_nothing_is_whole(predictor):
+    nothing = predictor.predict(Image.fromarray(picture()), classes=["green"])
+    assert len(nothing) == 0 and nothing.labels == [] and nothing.to_coco(0) == []
+
+
+def test_a_prediction_cannot_be_reassigned(predictor):
+    prediction = predictor.predict(Image.fromarray(picture()), classes=["red"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prediction.names = ["blue"]
+
+
+def test_the_callers_config_stays_as_it_was():
+    cfg = make_config()
+    before = cfg.dump()
+    Predictor(cfg, device="cpu", opts=["INPUT.MIN_SIZE_TEST", 40])
+    assert cfg.dump() == before
+
+
+def test_random_weights_are_not_silent(caplog):
+    with caplog.at_level(logging.WARNING, logger="glipv2_d2.predictor"):
+        Predictor(make_config(), device="cpu")
+    assert "weights are random" in caplog.text
+
+
+def test_importing_the_package_registers_its_parts_but_not_the_predictor():
+    code = (
+        "import sys, glipv2_d2\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY\n"
+        "assert 'GLIPv2' in META_ARCH_REGISTRY and 'GroundingRPN' in PROPOSAL_GENERATOR_REGISTRY\n"
+        "assert 'glipv2_d2.predictor' not in sys.modules and 'spacy' not in sys.modules\n"
+        "for name in glipv2_d2.__all__: getattr(glipv2_d2, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

