@@ -6,7 +6,7 @@
 # else a published wheel (tools/get_detectron2.py).
 
 PYTHON ?= python3
-# Each worker takes one core and about 3 GB.
+# Processes that share the tests, one core each.
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -22,7 +22,7 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/python tools/make_demo.py
 
-# Two processes of one thread each: many small tests leave a second thread idle.
+# One thread per process: small tests leave a second thread idle.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 

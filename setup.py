@@ -29,7 +29,7 @@ setup(
     description="GLIPv2 on Detectron2: type class names or a caption, get boxes",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
     package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
     install_requires=requirements("runtime"),

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 def add_glipv2_config(cfg: CfgNode) -> None:
     """Add the keys of this project to ``cfg`` (in place). Values are GLIP-T's.
 
-    Sizes come from the released GLIP configurations (spec section 21).
+    Sizes come from the released GLIP configurations (GLIP spec 21).
     """
     cfg.MODEL.META_ARCHITECTURE = "GLIPv2"
     # B, G, R, in the range 0..255
@@ -23,7 +23,7 @@ def _add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.NAME = "build_swin_fpn_backbone"
     cfg.MODEL.FPN.IN_FEATURES = ["p1", "p2", "p3"]
     cfg.MODEL.FPN.OUT_CHANNELS = 256
-    # DropBlock on the merged P3 and P4 maps, training only (spec section 4). 0 turns it off.
+    # DropBlock on the merged P3 and P4 maps, training only (GLIP spec 4). 0 turns it off.
     cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.3
     cfg.MODEL.FPN.DROP_BLOCK_SIZE = 3
 
@@ -37,7 +37,8 @@ def _add_backbone_config(cfg: CfgNode) -> None:
     # Detectron2's count: 0 freezes the patch embedding, 2 also the first stage; -1 nothing.
     cfg.MODEL.SWIN.FROZEN_STAGES = -1
 
-    # Any model of timm with features_only (build_timm_fpn_backbone) ...
+    # Any model of timm with features_only (build_timm_fpn_backbone), or a frozen classifier of it
+    # (build_timm_classifier_fpn_backbone, which reads NAME and WEIGHTS only) ...
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # "" random, "timm" what timm's own pretrained=True fetches, or a file, or "package:NAME"
@@ -64,13 +65,13 @@ def _add_language_config(cfg: CfgNode) -> None:
     # Weights: "" (random, or to come from MODEL.WEIGHTS), a local directory, "package:NAME" or a
     # hub name.
     cfg.MODEL.LANGUAGE_BACKBONE.WEIGHTS = ""
-    # A frozen encoder gets no gradient and is left out of checkpoints when WEIGHTS names its source.
+    # A frozen encoder gets no gradient; where WEIGHTS names its source, checkpoints leave it out.
     cfg.MODEL.LANGUAGE_BACKBONE.FREEZE = False
     # Prompts whose features are kept at inference; 0 turns the cache off.
     cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE = 1024
 
     cfg.MODEL.PROMPT = CfgNode()
-    # Between class names; none after the last (spec section 2.1).
+    # Between class names; none after the last (GLIP spec 2.1).
     cfg.MODEL.PROMPT.SEPARATOR = ". "
     # Tokens of one prompt, [CLS] and [SEP] included.
     cfg.MODEL.PROMPT.MAX_TOKENS = 256
@@ -80,7 +81,7 @@ def _add_language_config(cfg: CfgNode) -> None:
 
 def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.FUSED_HEAD = CfgNode()
-    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, L) or DynamicHead (GLIP-A, no fusion).
+    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, L), DynamicHead (GLIP-A, no fusion).
     cfg.MODEL.FUSED_HEAD.NAME = "FusedDynamicHead"
     cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 6
     cfg.MODEL.FUSED_HEAD.GROUP_NORM_GROUPS = 16
@@ -100,6 +101,8 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Width of the square anchor in strides of its level (one anchor per location).
     cfg.MODEL.GROUNDING.ANCHOR_SCALE = 8.0
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
+    # Logarithm of the temperature that region-word products are divided by, to start from.
+    cfg.MODEL.GROUNDING.LOG_SCALE = 0.0
     # Nearest anchors per level that ATSS considers for a ground truth.
     cfg.MODEL.GROUNDING.ATSS_TOPK = 9
     cfg.MODEL.GROUNDING.FOCAL_ALPHA = 0.25
@@ -112,12 +115,13 @@ def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.GROUNDING.SCORE_THRESH = 0.05
     cfg.MODEL.GROUNDING.PRE_NMS_TOPK = 1000
     cfg.MODEL.GROUNDING.NMS_THRESH = 0.6
-    # Kept per prompt. TEST.DETECTIONS_PER_IMAGE caps an image that was asked several prompts (-1: all).
+    # Kept per prompt. TEST.DETECTIONS_PER_IMAGE caps an image that was asked several prompts
+    # (-1: all).
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
 
 
 def _add_data_config(cfg: CfgNode) -> None:
-    # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP's, spec section 1).
+    # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP spec 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
 
     cfg.DATALOADER.PROMPT = CfgNode()

@@ -12,7 +12,7 @@ from typing import IO, Literal
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
@@ -118,7 +118,8 @@ def _decode(source: IO[bytes] | Image.Image, name: str | Path) -> np.ndarray:
         return rgb_from_pil(source if isinstance(source, Image.Image) else Image.open(source))
     except Exception as error:
         # A damaged file makes PIL raise nearly anything (SyntaxError, EOFError, struct.error, ...).
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"{str(name)!r} is not a picture that can be read ({error}); "
+            f"{str(name)!r} is not a picture that can be read ({reason}); "
             "save it again as PNG or JPEG"
         ) from error

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write a GLIP checkpoint as a file of this project, or the other way round.
 
-MODEL.WEIGHTS takes GLIP files as they are; converting once saves the renaming at every start and the
-optimizer state that training files carry.
+MODEL.WEIGHTS takes GLIP files as they are; converting once saves the renaming at every start and
+the optimizer state that training files carry.
 
     tools/convert_glip_weights.py glip_tiny_model_o365_goldg_cc_sbu.pth glip_swin_t.pth
     tools/convert_glip_weights.py --to-glip output/model_final.pth for_glip.pth

@@ -39,7 +39,8 @@ PHOTOS = {
     "coffee.png": ["coffee cup", "spoon", "banana", "fish", "clock"],
     "rocket.jpg": ["rocket", "airplane", "sailboat", "giraffe"],
     "astronaut.png": ["astronaut", "flag", "horse", "pizza"],
-    "hubble_deep_field.jpg": ["galaxy", "cat", "coffee cup"],
+    "camera.png": ["camera", "tower", "cow", "guitar"],
+    "coins.png": ["coin", "button", "apple", "key"],
 }
 SCENES_PER_KIND = 3
 OTHER_NAMES_PER_SCENE = 5

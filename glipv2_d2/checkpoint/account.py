@@ -80,7 +80,7 @@ def compare(
     model_state: Mapping[str, Tensor],
     *,
     unknown: Iterable[str] = (),
-    may_lack: Callable[[str], bool] = lambda name: False,
+    may_lack: Callable[[str], bool] = lambda _: False,
 ) -> Mismatch:
     """Compare what a file offers with what a model needs.
 

@@ -1,8 +1,9 @@
 """Names of released GLIP files <-> ours, for any number of layers.
 
 n: stage, layer or level, m: Swin's block; k: block of the head's tower.
-A tower with fusion (GLIP-T, GLIP-L) is a flat list of three modules per block: fusion at 3k, language
-layer at 3k + 1, dynamic convolution at 3k + 2. One without (GLIP-A) has the dynamic convolution at k.
+A tower with fusion (GLIP-T, GLIP-L) is a flat list of three modules per block: fusion at 3k,
+language layer at 3k + 1, dynamic convolution at 3k + 2. One without (GLIP-A) has the dynamic
+convolution at k.
 """
 
 from __future__ import annotations

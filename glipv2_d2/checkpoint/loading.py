@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, which here also reads GLIP's and ImageNet Swin files, and is strict."""
+"""Detectron2's checkpointer, strict, and reading GLIP's and ImageNet Swin files, too."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth``: model, checkpointables and ``kwargs``; whole or not at all."""
+        """Write ``save_dir/name.pth``, whole or not at all.
+
+        Args:
+            kwargs: entries beside the model and the checkpointables.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}

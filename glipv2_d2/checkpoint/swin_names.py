@@ -43,8 +43,8 @@ _IMAGENET_TABLE = NameTable(
 def from_swin(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Account]:
     """Rename a file of the original ImageNet release.
 
-    The patch embedding keeps its order of channels, as in GLIP: filters that were trained on R, G, B
-    start to learn on B, G, R.
+    The patch embedding keeps its order of channels, as in GLIP: filters that were trained on
+    R, G, B start to learn on B, G, R.
     """
     return _IMAGENET_TABLE.rename(state_dict)
 

@@ -23,9 +23,10 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Sampler
 
-from glipv2_d2.data.mapper import DATASET_NAME, GroundingMapper
+from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.sanitize import sanitize_dataset
 from glipv2_d2.data.stream import TrainLoader
+from glipv2_d2.structures import fields
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
@@ -88,7 +89,7 @@ def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
         raise ValueError(f"data set {name!r} is not registered: {hint}")
     _check_paths(name)
     records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
-    return [{**record, DATASET_NAME: name} for record in records]
+    return [{**record, fields.DATASET_NAME: name} for record in records]
 
 
 def _check_paths(name: str) -> None:

@@ -17,11 +17,8 @@ from glipv2_d2.data.prompt_sampling import sample_classes
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.data.sanitize import caption_labels, fit_caption
 from glipv2_d2.structures import Prompt, fields
-from glipv2_d2.text.prompts import class_prompt, clean_name
+from glipv2_d2.text.prompts import check_names, check_separator, class_prompt, clean_name
 from glipv2_d2.text.tokenizer import Tokenizer
-
-DATASET_NAME = "dataset_name"
-"""Key of a record: the data set that it comes from, set by our loaders."""
 
 
 class ClassPrompter:
@@ -41,7 +38,11 @@ class ClassPrompter:
         Args:
             separator: between the names of a prompt.
             max_negatives, full_negatives_prob, shuffle: see :func:`sample_classes`.
+
+        Raises:
+            ValueError: two names would run together with this separator.
         """
+        check_separator(separator, tokenizer)
         self.tokenizer = tokenizer
         self.separator = separator
         self.max_negatives = max_negatives
@@ -155,7 +156,7 @@ class GroundingMapper:
             ValueError: nothing says what the image is asked.
         """
         record = copy.deepcopy(record)
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record[fields.FILE_NAME], self.image_format)
         detection_utils.check_image_size(record, image)
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
@@ -186,14 +187,14 @@ class GroundingMapper:
 
     def _names_of(self, record: dict[str, Any]) -> list[str]:
         """The names that an image's class indices stand for."""
-        if record.get(fields.CLASSES):
-            return record[fields.CLASSES]
-        name = record.get(DATASET_NAME, next(iter(self.class_names), ""))
+        if record.get(fields.CLASSES) is not None:
+            return check_names(record[fields.CLASSES], self.class_prompter.separator)
+        name = record.get(fields.DATASET_NAME, next(iter(self.class_names), ""))
         names = self.class_names.get(name, ())
         if not names:
             raise ValueError(
-                f"nothing says what to look for in {record['file_name']!r}: give it 'classes' or a "
-                f"'caption', or its data set {name!r} thing_classes in the metadata"
+                f"nothing says what to look for in {record[fields.FILE_NAME]!r}: give it 'classes' "
+                f"or a 'caption', or its data set {name!r} thing_classes in the metadata"
             )
         return list(names)
 

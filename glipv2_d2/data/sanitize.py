@@ -64,18 +64,19 @@ def _sanitize_record(
     tokenizer: Tokenizer,
     counts: Counter[str],
 ) -> dict[str, Any]:
-    file_name = record.get("file_name")
+    file_name = record.get(fields.FILE_NAME)
     if "annotations" not in record:
         raise ValueError(
             f"the training image {file_name!r} has no 'annotations'; an image with nothing to "
             "find has an empty list"
         )
     annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    if "height" in record and "width" in record:
-        annotations = _clip_boxes(annotations, record["height"], record["width"], counts)
+    if fields.HEIGHT in record and fields.WIDTH in record:
+        annotations = _clip_boxes(annotations, record[fields.HEIGHT], record[fields.WIDTH], counts)
     if fields.CAPTION in record:
         return _sanitize_caption({**record, "annotations": annotations}, tokenizer, counts)
-    num_classes = len(record.get(fields.CLASSES) or class_names)
+    own_names = record.get(fields.CLASSES)
+    num_classes = len(class_names if own_names is None else own_names)
     for annotation in annotations:
         if not 0 <= annotation["category_id"] < num_classes:
             raise ValueError(
@@ -118,6 +119,12 @@ def _sanitize_caption(
 ) -> dict[str, Any]:
     """Phrases and class indices in place of ``tokens_positive``, as far as the tokens reach."""
     phrases, labels = caption_labels(record)
+    for label in labels:
+        if label is not None and not 0 <= label < len(phrases):
+            raise ValueError(
+                f"the image {record.get(fields.FILE_NAME)!r} has a box of phrase {label}, but its "
+                f"caption has {len(phrases)} phrases: they count from 0"
+            )
     prompt = fit_caption(record[fields.CAPTION], phrases, tokenizer)
     within = set(prompt.classes)
     annotations = []

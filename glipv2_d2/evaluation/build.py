@@ -149,14 +149,19 @@ class NamedClassesEvaluator(DatasetEvaluator):
         self.evaluator.process(inputs, renamed)
 
     def _rename(self, x: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        if fields.PHRASES in output:
+            raise ValueError(
+                f"the image {x.get(fields.FILE_NAME)!r} was asked a caption, whose phrases are not "
+                "the classes that its data set is evaluated on: ask 'classes', or nothing"
+            )
         asked = x.get(fields.CLASSES)
-        if not asked or asked == self.class_names:
+        if asked is None or list(asked) == self.class_names:
             return output
         unknown = [name for name in asked if name not in self.class_names]
         if unknown:
             raise ValueError(
-                f"the image {x.get('file_name')!r} was asked {unknown}, which are not among the "
-                "names that its data set is evaluated on"
+                f"the image {x.get(fields.FILE_NAME)!r} was asked {unknown}, which are not among "
+                "the names that its data set is evaluated on"
             )
         to_dataset = torch.tensor([self.class_names.index(name) for name in asked])
         instances = output[fields.INSTANCES].to("cpu")

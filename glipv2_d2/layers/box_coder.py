@@ -1,9 +1,9 @@
 """Boxes with inclusive corners, and boxes as deltas to anchors.
 
 K: number of boxes. Boxes are XYXY in pixels. *Inclusive* corners name the first and the last pixel
-that belong to a box, so width = x2 - x1 + 1 (GLIP's convention, inherited from the first Detectron);
-*exclusive* corners are Detectron2's, width = x2 - x1. All code that computes on inclusive corners
-stands on the functions of this file.
+that belong to a box, so width = x2 - x1 + 1 (GLIP's convention, inherited from the first
+Detectron); *exclusive* corners are Detectron2's, width = x2 - x1. All code that computes on
+inclusive corners stands on the functions of this file.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class DynamicReLU(nn.Module):
     """max(a1 x + b1, a2 x + b2) per channel, with (a, b) from the average of the map.
 
-    Source: DyReLU-B as in the released GLIP (spec section 9.6): no spatial term.
+    Source: DyReLU-B as in the released GLIP (GLIP spec 9.6): no spatial term.
     """
 
     def __init__(self, channels: int, *, reduction: int = 4) -> None:

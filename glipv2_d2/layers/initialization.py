@@ -8,7 +8,7 @@ PREDICTION_STD = 0.01
 
 
 def init_prediction(conv: nn.Conv2d) -> None:
-    """Small normal weights and no bias, for convolutions whose outputs should start near zero."""
+    """Small normal weights and zero bias, for convolutions whose outputs should start near zero."""
     nn.init.normal_(conv.weight, std=PREDICTION_STD)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)

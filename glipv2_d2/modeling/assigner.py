@@ -1,4 +1,4 @@
-"""Which anchors answer for which ground truth: ATSS (https://arxiv.org/abs/1912.02424).
+"""Which anchors answer for which ground truth: ATSS (arXiv:1912.02424; GLIP spec 13.1).
 
 A: anchors of all levels (A_i of level i). G: ground truths of one image. C: candidates.
 Boxes are XYXY with inclusive corners in pixels of the network input.

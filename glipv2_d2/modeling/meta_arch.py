@@ -124,9 +124,9 @@ class GLIPv2(nn.Module):
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
-        tokens = self.tokenizer([self.input_prompts.for_training(x) for x in batched_inputs])
-        tokens = tokens.to(self.device)
-        gt_instances = [x[fields.INSTANCES].to(self.device) for x in batched_inputs]
+        asked = [self.input_prompts.for_training(x) for x in batched_inputs]
+        tokens = self.tokenizer([prompt for prompt, _ in asked]).to(self.device)
+        gt_instances = [instances.to(self.device) for _, instances in asked]
 
         # Embed each modality alone:
         features = self.backbone(images.tensor)
@@ -184,7 +184,7 @@ class GLIPv2(nn.Module):
         image_size: tuple[int, int],
     ) -> dict[str, Any]:
         """Detections of all prompts of one image, in the caller's pixels and classes."""
-        output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
+        output_size = (x.get(fields.HEIGHT, image_size[0]), x.get(fields.WIDTH, image_size[1]))
         instances = Instances.cat(
             [
                 to_instances(detections, image_size, output_size, prompt.classes)
@@ -194,7 +194,7 @@ class GLIPv2(nn.Module):
         limit = self.max_detections_per_image
         if len(results) > 1 and 0 <= limit < len(instances):
             instances = instances[instances.scores.topk(limit).indices]
-        described: dict[str, Any] = {"instances": instances}
+        described: dict[str, Any] = {fields.INSTANCES: instances}
         if fields.CAPTION in x:
             described[fields.PHRASES] = results[0][1].phrases
         return described
@@ -222,10 +222,13 @@ def select_images(features: dict[str, Tensor], indices: list[int]) -> dict[str, 
 def dataset_classes(
     train_names: Sequence[str], test_names: Sequence[str], training: bool
 ) -> Sequence[str]:
-    """The class names in the metadata of the first data set of the config.
+    """The class names in the metadata of the config's data sets.
+
+    They are the first one's. An input does not tell which data set it is from, so all that are
+    known to have other names are an error.
 
     Raises:
-        ValueError: there is none, or it has no names.
+        ValueError: there is no data set, it has no names, or another one has other names.
     """
     names = train_names if training else test_names
     if not names:
@@ -240,4 +243,11 @@ def dataset_classes(
     classes = metadata.get("thing_classes")
     if not classes:
         raise ValueError(f"data set {names[0]!r} has no thing_classes in its metadata")
+    for other in names[1:]:
+        if list(MetadataCatalog.get(other).get("thing_classes", classes)) != list(classes):
+            raise ValueError(
+                f"the input has no 'classes', and the data sets {names[0]!r} and {other!r} have "
+                "different names: use this project's loaders (tools/train_net.py), which say of "
+                "every image what it is asked, or give 'classes'"
+            )
     return classes

@@ -145,7 +145,8 @@ def to_instances(
 
     The inclusive corners are scaled first and made exclusive afterwards, and the result is not
     clipped again, although in an image that shrinks it may exceed the border by a part of a pixel.
-    In this order COCO and LVIS results are those of GLIP.
+    In this order COCO results are those of GLIP, whose LVIS evaluation alone leaves the added pixel
+    out (GLIP spec 18).
 
     Args:
         detections: of one image.
@@ -154,7 +155,7 @@ def to_instances(
         classes: for each label of the prompt, the caller's class.
 
     Returns:
-        ``pred_boxes`` (Detectron2's XYXY), ``scores``, ``pred_classes``; image size ``output_size``.
+        ``pred_boxes`` (Detectron2's XYXY), ``scores``, ``pred_classes``; of size ``output_size``.
     """
     (height, width), (output_height, output_width) = image_size, output_size
     scale_x, scale_y = output_width / width, output_height / height
@@ -170,9 +171,9 @@ def to_instances(
 def nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float) -> Tensor:
     """Greedy non-maximum suppression within each label, on boxes with inclusive corners.
 
-    Exclusive corners give torchvision's ``nms`` the areas of inclusive ones. The boxes of every label
-    are moved to a place of their own, as ``torchvision.ops.batched_nms`` does; that works in float32,
-    where a thousand labels leave a grid of an eighth of a pixel, and this in float64.
+    Exclusive corners give torchvision's ``nms`` the areas of inclusive ones. The boxes of every
+    label are moved to a place of their own, as ``torchvision.ops.batched_nms`` does; that works in
+    float32, where a thousand labels leave a grid of an eighth of a pixel, and this in float64.
 
     Args:
         boxes: (K, 4).

@@ -2,7 +2,7 @@
 
 N: images. A: anchors of all levels (A_i of level i), row-major, one anchor per location.
 T: tokens. Boxes and anchors are XYXY in pixels of the padded network input with *inclusive*
-corners, width = x2 - x1 + 1 (spec section 1); they leave the head in Detectron2's convention.
+corners, width = x2 - x1 + 1 (GLIP spec 1); they leave the head in Detectron2's convention.
 """
 
 from __future__ import annotations

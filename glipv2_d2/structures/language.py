@@ -56,7 +56,7 @@ class TokenBatch:
 
     Attributes:
         input_ids: (N, T) int64, [CLS] pieces [SEP] and padding.
-        mask: (N, T) bool, True from [CLS] to [SEP]. Separators count as valid (spec section 2).
+        mask: (N, T) bool, True from [CLS] to [SEP]. Separators count as valid (GLIP spec 2).
         positive_maps: for each prompt, (labels, T) bool: the tokens that spell each label.
         prompts: the prompts, in order.
     """

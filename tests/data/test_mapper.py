@@ -164,6 +164,14 @@ def test_evaluation_keeps_an_images_own_names(
     assert test_mapper(record(image_file, classes=["zebra"]))["classes"] == ["zebra"]
 
 
+@pytest.mark.parametrize("classes", ["zebra", []])
+def test_an_image_without_a_list_of_names_is_an_error(
+    test_mapper: GroundingMapper, image_file: str, classes: object
+) -> None:
+    with pytest.raises(ValueError, match="list of"):
+        test_mapper(record(image_file, classes=classes))
+
+
 def test_evaluation_keeps_a_caption(test_mapper: GroundingMapper, image_file: str) -> None:
     x = test_mapper(record(image_file, caption="a cat", phrases=[[(2, 5)]]))
     assert x["caption"] == "a cat"
@@ -205,3 +213,9 @@ def test_a_data_set_without_names_is_named(cfg: CfgNode, image_file: str) -> Non
     mapper = GroundingMapper(cfg, is_train=True, class_names={"nameless": []})
     with pytest.raises(ValueError, match="nameless"):
         mapper(record(image_file, 0))
+
+
+def test_a_separator_that_would_join_two_names_is_refused(cfg: CfgNode) -> None:
+    cfg.MODEL.PROMPT.SEPARATOR = "x"
+    with pytest.raises(ValueError, match=r"SEPARATOR 'x' does not part"):
+        GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})

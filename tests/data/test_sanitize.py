@@ -124,3 +124,9 @@ def test_phrases_beyond_the_token_limit_go_with_their_boxes(
     assert "1 phrases lay beyond" in message
     assert "1 boxes of phrases beyond" in message
     assert "1 boxes had no phrase" in message
+
+
+def test_a_phrase_outside_its_caption_is_named(tokenizer: Tokenizer) -> None:
+    odd = record(box(1, 1, 5, 5, category_id=1), caption="a cat", phrases=[[(2, 5)]])
+    with pytest.raises(ValueError, match=r"a\.png.*phrase 1.*1 phrases"):
+        sanitize(tokenizer, odd)

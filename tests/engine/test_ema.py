@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import tiny_model
 from torch import nn
 
 from glipv2_d2.engine.ema import ExponentialMovingAverage
@@ -30,6 +31,14 @@ def test_frozen_weights_are_left_out() -> None:
     average = ExponentialMovingAverage(model, 0.5)
     average.start()
     assert set(average.state_dict()) == {"bias"}
+
+
+def test_a_frozen_language_backbone_is_in_no_average() -> None:
+    average = ExponentialMovingAverage(tiny_model("MODEL.LANGUAGE_BACKBONE.FREEZE", True), 0.5)
+    average.start()
+    names = average.state_dict()
+    assert any(name.startswith("fused_head.") for name in names)
+    assert not any(name.startswith("language_backbone.") for name in names)
 
 
 def test_a_loaded_average_is_not_begun_anew() -> None:

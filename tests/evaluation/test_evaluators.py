@@ -126,6 +126,14 @@ def test_a_name_that_is_not_evaluated_is_an_error(cfg: CfgNode, coco: str) -> No
         evaluate(cfg, coco, lambda i: [*NAMES, "unicorn"])
 
 
+def test_phrases_of_a_caption_are_not_taken_for_classes(cfg: CfgNode, coco: str) -> None:
+    evaluator = build_evaluator(cfg, coco)
+    evaluator.reset()
+    output = {**right_answer(["a cat"], "a cat"), "phrases": ["a cat"]}
+    with pytest.raises(ValueError, match=r"photo\.jpg.*caption"):
+        evaluator.process([{"file_name": "photo.jpg", "caption": "a cat"}], [output])
+
+
 def test_files_are_in_the_output_folder_and_nothing_else(cfg: CfgNode, coco: str) -> None:
     evaluate(cfg, coco)
     folder = Path(cfg.OUTPUT_DIR) / "inference"

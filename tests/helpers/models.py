@@ -41,16 +41,18 @@ def tiny_cfg(*opts: Any) -> CfgNode:
     cfg = get_cfg()
     add_glipv2_config(cfg)
     cfg.merge_from_list(
-        ["MODEL.DEVICE", "cpu"]
-        + ["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]]
-        + ["MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4]
-        + ["MODEL.FPN.OUT_CHANNELS", 16]
-        + ["MODEL.LANGUAGE_BACKBONE.MODEL", tiny_bert_directory()]
-        + ["MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4]
-        + ["MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2]
-        + ["MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32]
-        + ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96]
-        + list(opts)
+        [
+            *("MODEL.DEVICE", "cpu"),
+            *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
+            *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
+            *("MODEL.FPN.OUT_CHANNELS", 16),
+            *("MODEL.LANGUAGE_BACKBONE.MODEL", tiny_bert_directory()),
+            *("MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4),
+            *("MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2),
+            *("MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32),
+            *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
+            *opts,
+        ]
     )
     return cfg
 

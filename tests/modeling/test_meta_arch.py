@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from helpers.models import random_image, tiny_cfg, tiny_model, training_input
 
 from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.heads import GroundingRPN
 from glipv2_d2.text.prompts import class_prompt
 
 # Every candidate passes, so that random weights give detections to compare.
@@ -87,6 +91,34 @@ def test_the_language_backbone_runs_once_for_a_prompt_across_images() -> None:
     assert len(calls) == 1
 
 
+def test_lvis_is_asked_in_31_prompts_under_its_own_numbers() -> None:
+    model = tiny_model(*ALL, "MODEL.PROMPT.MAX_CLASSES", 40, "TEST.DETECTIONS_PER_IMAGE", -1)
+    asked = []
+    model.fused_head.register_forward_hook(lambda *_: asked.append(1))
+    names = [category["synonyms"][0] for category in LVIS_CATEGORIES]
+    found = detect(model, {"image": random_image(32, 32), "classes": names})[0]
+    assert len(asked) == 31
+    assert set(found.pred_classes.tolist()) == set(range(1203))
+
+
+def test_one_name_is_a_list(model: GLIPv2) -> None:
+    found = detect(model, {"image": random_image(), "classes": ["cat"]})[0]
+    assert set(found.pred_classes.tolist()) == {0}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(("classes", "message"), [("cat", "'cat'"), ([], "empty")])
+def test_a_text_or_an_empty_list_is_no_list_of_names(
+    classes: Any, message: str, training: bool
+) -> None:
+    """Else the letters would be asked, or the names of some data set."""
+    MetadataCatalog.get("test_meta_arch_plain").thing_classes = ["cat", "dog"]
+    datasets = ("test_meta_arch_plain",)
+    model = tiny_model("DATASETS.TEST", datasets, "DATASETS.TRAIN", datasets).train(training)
+    with pytest.raises(ValueError, match=message):
+        model([training_input([], [], classes=classes)])
+
+
 def test_an_image_asked_several_prompts_keeps_its_best_detections() -> None:
     opts = [*ALL, "MODEL.PROMPT.MAX_CLASSES", 2]
     image = {"image": random_image(), "classes": NAMES}
@@ -121,6 +153,20 @@ def test_a_caption_gives_its_phrases(model: GLIPv2) -> None:
     assert set(result["instances"].pred_classes.tolist()) == {0, 1}
 
 
+def test_a_caption_that_names_nothing_finds_nothing_and_trains(model: GLIPv2) -> None:
+    x = training_input([], [], caption="an empty street", phrases=[])
+    assert len(detect(model, x)[0]) == 0
+    losses = tiny_model().train()([x])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_token"] > 0
+
+
+def test_a_caption_longer_than_the_limit_is_an_error_with_both_numbers(model: GLIPv2) -> None:
+    x = {"image": random_image(), "caption": "cat " * 255, "phrases": [[[0, 3]]]}
+    with pytest.raises(ValueError, match=r"257 tokens, the limit is 256"):
+        model([x])
+
+
 def test_a_caption_without_phrases_says_what_to_give(model: GLIPv2) -> None:
     with pytest.raises(ValueError, match="'a cat' has no 'phrases'"):
         model([{"image": random_image(), "caption": "a cat"}])
@@ -134,13 +180,40 @@ def test_a_plain_data_set_is_asked_its_metadatas_names() -> None:
     assert_same_instances(detect(model, {"image": image})[0], named)
 
 
+def test_a_plain_data_set_trains_on_its_metadatas_names() -> None:
+    """Inputs as Detectron2's own mapper makes them."""
+    MetadataCatalog.get("test_meta_arch_plain").thing_classes = ["cat", "dog"]
+    model = tiny_model("DATASETS.TRAIN", ("test_meta_arch_plain",)).train()
+    x = training_input([[5, 5, 50, 60]], [1])
+    prompt, _ = model.input_prompts.for_training(x)
+    assert prompt.phrases == ["cat", "dog"]
+    assert all(loss.isfinite() and loss > 0 for loss in model([x]).values())
+
+
+def test_the_model_is_built_from_its_parts_by_keyword() -> None:
+    """As LazyConfig does, without a config."""
+    parts = GLIPv2.from_config(tiny_cfg())
+    built = GLIPv2(**parts)
+    assert built.state_dict().keys() == tiny_model().state_dict().keys()
+
+
+def test_data_sets_of_other_names_are_no_source_of_names() -> None:
+    """An input does not tell its data set: the second one's would be labelled with the first's."""
+    MetadataCatalog.get("test_meta_arch_plain").thing_classes = ["cat", "dog"]
+    MetadataCatalog.get("test_meta_arch_other").thing_classes = ["dog", "cat"]
+    names = ("test_meta_arch_plain", "test_meta_arch_other")
+    with pytest.raises(ValueError, match=r"test_meta_arch_other.*different names"):
+        tiny_model("DATASETS.TEST", names)([{"image": random_image()}])
+
+
 def test_no_names_at_all_is_an_error_with_a_remedy(model: GLIPv2) -> None:
     with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty: say what to look for"):
         model([{"image": random_image()}])
 
 
 def test_a_training_step_moves_every_trained_parameter() -> None:
-    model = tiny_model().train()
+    # A block that drop path leaves out for all images of a step rests in it.
+    model = tiny_model("MODEL.SWIN.DROP_PATH_RATE", 0.0).train()
     inputs = [
         training_input([[5, 5, 50, 60], [20, 10, 40, 30]], [0, 2], classes=NAMES),
         training_input([[8, 20, 60, 60]], [1], classes=["person", "red car"]),
@@ -162,6 +235,35 @@ def test_an_image_without_ground_truth_trains() -> None:
     assert total.isfinite()
     assert losses["loss_token"] > 0
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("MODEL.FUSED_HEAD.NAME", "FusedDynamicHead"),
+        ("MODEL.FUSED_HEAD.NAME", "DynamicHead"),
+        ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone"),
+    ],
+)
+def test_every_trained_parameter_gets_a_gradient_without_ground_truth(opts: tuple) -> None:
+    """Distributed training waits for all of them."""
+    model = tiny_model(*opts).train()
+    sum(model([training_input([], [], classes=NAMES)]).values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(("max_tokens", "last"), [(7, 1.0), (8, 0.0)])
+def test_no_object_is_a_token_where_a_prompt_fills_the_configs_limit(
+    max_tokens: int, last: float
+) -> None:
+    model = tiny_model("MODEL.PROMPT.MAX_TOKENS", max_tokens)
+    tokens = model.tokenizer([class_prompt(["cat", "dog", "cow"])])
+    assert tokens.input_ids.shape == (1, 7)
+    anchors = model.proposal_generator.anchor_generator([torch.zeros(1, 1, 4, 4)] * 5)
+    ground_truth = [training_input([], [])["instances"]]
+    targets = model.proposal_generator.label_anchors(anchors, tokens, ground_truth).token_targets
+    assert targets[..., -1].unique().tolist() == [last]
+    assert not targets[..., :-1].any()
 
 
 def test_classes_of_a_prompt_name_the_ground_truth() -> None:
@@ -187,10 +289,36 @@ def test_a_long_list_trains_with_the_images_own_classes_first() -> None:
     names = [f"thing number {i}" for i in range(300)]
     model = tiny_model()
     x = training_input([[5, 5, 50, 60]], [250], classes=names)
-    prompt = model.input_prompts.for_training(x)
+    prompt, instances = model.input_prompts.for_training(x)
     assert prompt.classes[0] == 250
     assert prompt.phrases[0] == "thing number 250"
     assert prompt.num_labels > 20
+    assert instances.gt_classes.tolist() == [250]
+
+
+def test_boxes_whose_classes_do_not_fit_a_prompt_are_dropped_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = [f"thing number {i}" for i in range(300)]
+    model = tiny_model().train()
+    x = training_input([[5, 5, 50, 60]] * 150, list(range(150)), classes=names)
+    prompt, instances = model.input_prompts.for_training(x)
+    assert 0 < len(instances) < 150
+    assert set(instances.gt_classes.tolist()) == set(prompt.classes)
+    assert all(loss.isfinite() for loss in model([x]).values())
+    assert caplog.text.count("do not fit a prompt of 256 tokens") == 1
+
+
+def test_a_class_outside_a_long_list_is_named() -> None:
+    names = [f"thing number {i}" for i in range(300)]
+    with pytest.raises(ValueError, match=r"gt_classes \[300\] do not index.* 300 names"):
+        tiny_model().train()([training_input([[5, 5, 50, 60]], [300], classes=names)])
+
+
+def test_the_limit_of_names_is_not_that_of_training() -> None:
+    model = tiny_model("MODEL.PROMPT.MAX_CLASSES", 2)
+    prompt, _ = model.input_prompts.for_training(training_input([], [], classes=NAMES))
+    assert prompt.phrases == ["cat", "traffic light", "bat ", "café", "dog"]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
@@ -221,3 +349,19 @@ def test_a_user_swaps_a_part_by_its_name() -> None:
     assert type(unfused.fused_head).__name__ == "DynamicHead"
     with pytest.raises(KeyError, match="NoSuchHead"):
         GLIPv2.from_config(tiny_cfg("MODEL.FUSED_HEAD.NAME", "NoSuchHead"))
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class SilentRPN(GroundingRPN):
+    """Finds nothing sure enough."""
+
+    def predict(self, *args: Any) -> Any:
+        predictions = super().predict(*args)
+        for logits in predictions.token_logits_per_level:
+            logits.fill_(-100)
+        return predictions
+
+
+def test_another_proposal_generator_takes_the_place_by_its_name() -> None:
+    model = tiny_model("MODEL.PROPOSAL_GENERATOR.NAME", "SilentRPN")
+    assert len(detect(model, {"image": random_image(), "classes": NAMES})[0]) == 0

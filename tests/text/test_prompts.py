@@ -1,6 +1,7 @@
 """Class names and captions become the reference's prompts, and every class is asked once."""
 
 import logging
+import re
 import unicodedata
 
 import pytest
@@ -130,9 +131,8 @@ def test_class_prompt_keeps_the_callers_classes():
     ],
 )
 def test_names_that_cannot_be_asked_are_refused(names, named, tokenizer):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(named)):
         class_prompts(names, tokenizer)
-    assert named in str(error.value)
 
 
 @pytest.mark.parametrize("make", [class_prompt, demo_prompt])
@@ -221,7 +221,7 @@ def test_a_name_longer_than_a_prompt_is_refused(tokenizer):
 
 @pytest.mark.parametrize("separator", ["", "x", "\u200b", "and ", " b"])
 def test_a_separator_that_would_join_two_names_is_refused(separator, tokenizer):
-    with pytest.raises(ValueError, match="separator"):
+    with pytest.raises(ValueError, match=r"MODEL\.PROMPT\.SEPARATOR"):
         class_prompts(["cat", "dog"], tokenizer, separator=separator)
 
 

@@ -9,31 +9,24 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-# (package, file) of each
-TRAIN_PHOTOS = (
-    ("skimage", "grass.png"),
-    ("skimage", "gravel.png"),
-    ("skimage", "hubble_deep_field.jpg"),
-)
+# Files of scikit-image.
+TRAIN_PHOTOS = ("grass.png", "gravel.png", "hubble_deep_field.jpg")
 # Photographs of things that have a name here (a flower, a temple) would be unlabelled things.
-TEST_PHOTOS = (("skimage", "brick.png"), ("skimage", "moon.png"))
+TEST_PHOTOS = ("brick.png", "moon.png")
 PHOTO_PROBABILITY = 0.5
 
 
-def load_photos(photos: tuple[tuple[str, str], ...]) -> list[Image.Image]:
-    """Photographs that installed packages carry, in RGB."""
-    return [_open(package, file) for package, file in photos]
+def load_photos(files: tuple[str, ...]) -> list[Image.Image]:
+    """Photographs that scikit-image carries, in RGB."""
+    if not files:
+        return []
+    # Drawn backgrounds need no scikit-image.
+    from skimage.data import data_dir
+
+    return [_open(f"{data_dir}/{file}") for file in files]
 
 
-def _open(package: str, file: str) -> Image.Image:
-    if package == "skimage":
-        from skimage.data import data_dir
-
-        path = f"{data_dir}/{file}"
-    else:
-        from sklearn.datasets import __path__ as datasets_path
-
-        path = f"{datasets_path[0]}/images/{file}"
+def _open(path: str) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Span = tuple[int, int]
+from glipv2_d2.structures.language import Span
+
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # Names that look like plurals and take no article.
 PLURAL_ONLY = {"binoculars", "grapes", "pants", "pliers", "scissors"}
@@ -65,7 +66,8 @@ def ask(
 
 
 def with_article(name: str) -> str:
-    """
+    """One of it.
+
     >>> with_article("apple"), with_article("dog"), with_article("scissors")
     ('an apple', 'a dog', 'scissors')
     """
@@ -75,7 +77,8 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """
+    """More than one of it.
+
     >>> [plural(name) for name in ("dog", "box", "cherry", "sheep", "goose", "scissors")]
     ['dogs', 'boxes', 'cherries', 'sheep', 'geese', 'scissors']
     """

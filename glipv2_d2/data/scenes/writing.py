@@ -52,7 +52,7 @@ class SceneSplit:
     seed: int
     category_names: Sequence[str]
     load_cutouts: Callable[[], list[Cutout]]
-    photos: tuple[tuple[str, str], ...] = ()
+    photos: tuple[str, ...] = ()
 
 
 def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
@@ -103,7 +103,7 @@ def _info(split: SceneSplit) -> dict[str, Any]:
 
 @functools.cache
 def _material(
-    load_cutouts: Callable[[], list[Cutout]], photos: tuple[tuple[str, str], ...]
+    load_cutouts: Callable[[], list[Cutout]], photos: tuple[str, ...]
 ) -> tuple[list[Cutout], list[Image.Image]]:
     return load_cutouts(), load_photos(photos)
 
@@ -187,10 +187,8 @@ def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict
 
 
 def _vqa_answer(answer: str) -> dict[str, Any]:
-    if answer in ("yes", "no"):
-        kind = "yes/no"
-    else:
-        kind = "number" if answer.isdigit() else "other"
+    kinds = {"yes": "yes/no", "no": "yes/no"}
+    kind = kinds.get(answer, "number" if answer.isdigit() else "other")
     people = range(1, ANSWERS_PER_QUESTION + 1)
     return {
         "answer_type": kind,

@@ -47,7 +47,7 @@ class TransformersBackbone(Backbone):
 
 
 def _measure_strides(model: nn.Module, names: Sequence[str], in_channels: int) -> dict[str, int]:
-    """transformers tells channels but not strides, so look at the features of an empty image."""
+    """A model tells its channels but not its strides: look at the features of an empty image."""
     was_training = model.training
     model.eval()
     with torch.no_grad():

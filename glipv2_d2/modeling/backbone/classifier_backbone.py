@@ -1,10 +1,11 @@
 """A frozen image classifier that also says, at every place, which of its classes it sees there.
 
-A detector trained on a few hundred names can only learn how those look. An ImageNet classifier knows
-a thousand more. Its class probabilities at a location, each class standing for the text embedding
-of its name, are a vector in the space of the words that the detector is asked about: the convex
-combination of semantic embeddings of Norouzi et al., "Zero-Shot Learning by Convex Combination of
-Semantic Embeddings" (ICLR 2014, eq. 2), computed densely. The head learns how far to trust it.
+A detector trained on a few hundred names can only learn how those look. An ImageNet classifier
+knows a thousand more. Its class probabilities at a location, each class standing for the text
+embedding of its name, are a vector in the space of the words that the detector is asked about: the
+convex combination of semantic embeddings of Norouzi et al., "Zero-Shot Learning by Convex
+Combination of Semantic Embeddings" (ICLR 2014, eq. 2), computed densely. The head learns how far to
+trust it. Our choice, not GLIP's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
@@ -30,6 +31,8 @@ from glipv2_d2.text.tokenizer import Tokenizer
 # near a thing that the classifier does not know are heard, too (our choice).
 TEMPERATURE = 2.0
 NAMES_PER_PROMPT = 20
+# Strides of the features that are given: c3, c4, and the classifier's last.
+STRIDES = (8, 16, 32)
 
 
 class ClassifierBackbone(Backbone):
@@ -51,20 +54,32 @@ class ClassifierBackbone(Backbone):
         """
         Args:
             classifier: a timm model with ``forward_intermediates`` and a linear classifier.
-            class_embeddings: (classes, D), a text embedding per class.
+            class_embeddings: (classes, D), a text embedding per class, of any length.
             checkpoint_excluded: prefixes of weights that checkpoints leave out.
+
+        Raises:
+            ValueError: the classifier has no features of strides 8, 16 and 32.
         """
         super().__init__()
         self.checkpoint_excluded = checkpoint_excluded
         self.classifier = classifier.to(memory_format=torch.channels_last).eval()
         self.classifier.requires_grad_(False)
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
-        info = [classifier.feature_info[i] for i in (2, 3)]
+        info_of_stride = {
+            info["reduction"]: (i, info) for i, info in enumerate(classifier.feature_info)
+        }
+        if not info_of_stride.keys() >= set(STRIDES):
+            raise ValueError(
+                f"{type(classifier).__name__} has features of strides {sorted(info_of_stride)}, "
+                f"not {STRIDES}: choose another MODEL.TIMM.NAME"
+            )
+        (c3, info3), (c4, info4) = info_of_stride[8], info_of_stride[16]
+        self._indices = [c3, c4]
         self._out_features = ["c3", "c4", "c5"]
-        self._out_feature_strides = {"c3": 8, "c4": 16, "c5": 32}
+        self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
         self._out_feature_channels = {
-            "c3": info[0]["num_chs"],
-            "c4": info[1]["num_chs"],
+            "c3": info3["num_chs"],
+            "c4": info4["num_chs"],
             "c5": classifier.num_features + class_embeddings.shape[1],
         }
 
@@ -77,7 +92,9 @@ class ClassifierBackbone(Backbone):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"c<k>": (N, C_k, H / 2^k, W / 2^k)}."""
         last, (c3, c4) = self.classifier.forward_intermediates(
-            image.contiguous(memory_format=torch.channels_last), indices=[2, 3], output_fmt="NCHW"
+            image.contiguous(memory_format=torch.channels_last),
+            indices=self._indices,
+            output_fmt="NCHW",
         )
         return {"c3": c3, "c4": c4, "c5": torch.cat([last, self.words_seen(last)], dim=1)}
 
@@ -101,7 +118,15 @@ def build_timm_classifier_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     """Build the frozen timm classifier of ``cfg.MODEL.TIMM`` with the FPN of ``cfg.MODEL.FPN``.
 
     Its class names are ImageNet-1k's, embedded by the language backbone of the config.
+
+    Raises:
+        ValueError: the language backbone is random, and so the embeddings would mean nothing.
     """
+    if not cfg.MODEL.LANGUAGE_BACKBONE.WEIGHTS:
+        raise ValueError(
+            "MODEL.LANGUAGE_BACKBONE.WEIGHTS is empty, but build_timm_classifier_fpn_backbone "
+            "embeds its class names before MODEL.WEIGHTS is read: name a pretrained one"
+        )
     classifier = build_timm_classifier(
         name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
     )
@@ -123,7 +148,9 @@ def embed_imagenet_names(cfg: CfgNode) -> Tensor:
     tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
     embeddings = []
     for start in range(0, len(names), NAMES_PER_PROMPT):
-        prompt = class_prompt(names[start : start + NAMES_PER_PROMPT])
+        prompt = class_prompt(
+            names[start : start + NAMES_PER_PROMPT], separator=cfg.MODEL.PROMPT.SEPARATOR
+        )
         tokens = tokenizer([prompt])
         weights = tokens.positive_maps[0].float()
         hidden = language_backbone(tokens).hidden[0]

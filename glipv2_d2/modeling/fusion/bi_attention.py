@@ -25,8 +25,8 @@ from glipv2_d2.structures import LanguageFeatures
 MAX_SCORE = 50000.0
 
 
-class BiAttention(nn.Module):
-    """Multi-head attention in both directions over one matrix of scores."""
+class WordAttention(nn.Module):
+    """Every position reads the words (the text -> image half)."""
 
     def __init__(
         self,
@@ -47,74 +47,57 @@ class BiAttention(nn.Module):
         self.dropout = dropout
         self.visual_query = nn.Linear(visual_dim, attention_dim)
         self.language_key = nn.Linear(language_dim, attention_dim)
-        self.visual_value = nn.Linear(visual_dim, attention_dim)
         self.language_value = nn.Linear(language_dim, attention_dim)
         self.visual_out = nn.Linear(attention_dim, visual_dim)
-        self.language_out = nn.Linear(attention_dim, language_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith("weight"):
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
 
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the words tell each position, and the positions each word.
+    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> Tensor:
+        """What the words tell each position.
 
         Args:
-            visual: (N, P, C), all positions take part.
+            visual: (N, P, C).
             language: (N, T, D).
             mask: (N, T) bool, the valid tokens; padding is hidden from the image.
 
         Returns:
-            (N, P, C) and (N, T, D).
+            (N, P, C).
         """
-        scores = self._scores(visual, language)  # (N, P, H, T), fp32
-        to_image = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
-        to_image = F.dropout(to_image.softmax(dim=-1), self.dropout, self.training)
-        to_text = F.dropout(scores.softmax(dim=1), self.dropout, self.training)
-        return self._read_words(to_image, language), self._read_positions(to_text, visual)
+        return self._read_words(self._scores(visual, language), language, mask)
 
     def _scores(self, visual: Tensor, language: Tensor) -> Tensor:
+        """(N, P, H, T), in at least fp32."""
         num_images, num_tokens = language.shape[:2]
         key = self._split_heads(self.language_key(language)) * self.head_dim**-0.5  # (N, T, H, d)
         query_weight = self.visual_query.weight.view(self.num_heads, self.head_dim, -1)  # (H, d, C)
         query_bias = self.visual_query.bias.view(self.num_heads, self.head_dim)
         absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)  # (N, C, H T)
         constant = torch.einsum("nthd,hd->nht", key, query_bias).reshape(num_images, 1, -1)
-        scores = torch.baddbmm(
-            constant.to(absorbed_key.dtype), visual.to(absorbed_key.dtype), absorbed_key
-        )
-        scores = scores.float() if scores.dtype.itemsize < 4 else scores
+        dtype = absorbed_key.dtype
+        scores = torch.baddbmm(constant.to(dtype), visual.to(dtype), absorbed_key)
+        scores = scores.to(torch.promote_types(dtype, torch.float32))
         return scores.clamp(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, num_tokens))
 
-    def _read_words(self, attention: Tensor, language: Tensor) -> Tensor:
+    def _read_words(self, scores: Tensor, language: Tensor, mask: Tensor) -> Tensor:
+        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
         value = self._split_heads(self.language_value(language))
         out_weight = self.visual_out.weight.view(-1, self.num_heads, self.head_dim)  # (C, H, d)
         absorbed_value = torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2)
         return attention.flatten(2).to(value.dtype) @ absorbed_value + self.visual_out.bias
 
-    def _read_positions(self, attention: Tensor, visual: Tensor) -> Tensor:
-        num_tokens = attention.shape[-1]
-        read = attention.flatten(2).transpose(1, 2) @ visual.to(attention.dtype)  # (N, H T, C)
-        read = read.unflatten(1, (self.num_heads, num_tokens))
-        value_weight = self.visual_value.weight.view(self.num_heads, self.head_dim, -1)
-        value_bias = self.visual_value.bias.view(self.num_heads, self.head_dim)
-        value = torch.einsum("nhtc,hdc->nthd", read, value_weight)
-        # The bias is read as often as the weights of a word sum to: once, unless dropout changed it.
-        weight_sums = attention.sum(dim=1).transpose(1, 2)  # (N, T, H)
-        value = value + weight_sums[..., None].to(value.dtype) * value_bias
-        return self.language_out(value.flatten(2))
-
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
 
-class BiAttentionFusion(nn.Module):
-    """Image and text read each other, on top of their *normalised* selves.
-
-    As in the reference, the residual starts from the layer-normed tensors, not from the inputs
-    (spec section 7.7). A learned factor per channel scales what was read.
-    """
+class BiAttention(WordAttention):
+    """Both directions over one matrix of scores."""
 
     def __init__(
         self,
@@ -124,18 +107,70 @@ class BiAttentionFusion(nn.Module):
         attention_dim: int,
         num_heads: int,
         dropout: float,
-        layer_scale: float,
     ) -> None:
-        super().__init__()
-        self.norm_visual = nn.LayerNorm(visual_dim)
-        self.norm_language = nn.LayerNorm(language_dim)
-        self.attention = BiAttention(
+        super().__init__(
             visual_dim=visual_dim,
             language_dim=language_dim,
             attention_dim=attention_dim,
             num_heads=num_heads,
             dropout=dropout,
         )
+        self.visual_value = nn.Linear(visual_dim, attention_dim)
+        self.language_out = nn.Linear(attention_dim, language_dim)
+        self.reset_parameters()
+
+    def forward(  # type: ignore[override]
+        self, visual: Tensor, language: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the words tell each position, and the positions each word.
+
+        Arguments as of :class:`WordAttention`. All positions take part, padded image area too.
+
+        Returns:
+            (N, P, C) and (N, T, D).
+        """
+        scores = self._scores(visual, language)
+        return self._read_words(scores, language, mask), self._read_positions(scores, visual)
+
+    def _read_positions(self, scores: Tensor, visual: Tensor) -> Tensor:
+        num_tokens = scores.shape[-1]
+        attention = F.dropout(scores.softmax(dim=1), self.dropout, self.training)
+        read = attention.flatten(2).transpose(1, 2) @ visual.to(attention.dtype)  # (N, H T, C)
+        read = read.unflatten(1, (self.num_heads, num_tokens))
+        value_weight = self.visual_value.weight.view(self.num_heads, self.head_dim, -1)
+        value_bias = self.visual_value.bias.view(self.num_heads, self.head_dim)
+        value = torch.einsum("nhtc,hdc->nthd", read, value_weight)
+        # The bias is read as often as a word's weights sum to: once, unless dropout changed it.
+        weight_sums = attention.sum(dim=1).transpose(1, 2)  # (N, T, H)
+        value = value + weight_sums[..., None].to(value.dtype) * value_bias
+        return self.language_out(value.flatten(2))
+
+
+class BiAttentionFusion(nn.Module):
+    """Image and text read each other, on top of their *normalised* selves.
+
+    As in the reference, the residual starts from the layer-normed tensors, not from the inputs
+    (GLIP spec 7.7). A learned factor per channel scales what was read.
+    """
+
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        language_dim: int,
+        attention: nn.Module,
+        layer_scale: float,
+    ) -> None:
+        """
+        Args:
+            visual_dim, language_dim: C and D.
+            attention: called as :class:`BiAttention` is.
+            layer_scale: what the learned factors start at.
+        """
+        super().__init__()
+        self.norm_visual = nn.LayerNorm(visual_dim)
+        self.norm_language = nn.LayerNorm(language_dim)
+        self.attention = attention
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), layer_scale))
         self.gamma_language = nn.Parameter(torch.full((language_dim,), layer_scale))
 
@@ -149,6 +184,38 @@ class BiAttentionFusion(nn.Module):
         visual = visual + self.gamma_visual * visual_update
         hidden = hidden + self.gamma_language * language_update
         return unflatten_levels(visual, features), LanguageFeatures(hidden, language.mask)
+
+
+class WordFusion(nn.Module):
+    """The image reads the text, on top of its normalised self; the text stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        language_dim: int,
+        attention: nn.Module,
+        layer_scale: float,
+    ) -> None:
+        """
+        Args:
+            visual_dim, language_dim: C and D.
+            attention: called as :class:`WordAttention` is.
+            layer_scale: what the learned factors start at.
+        """
+        super().__init__()
+        self.norm_visual = nn.LayerNorm(visual_dim)
+        self.norm_language = nn.LayerNorm(language_dim)
+        self.attention = attention
+        self.gamma_visual = nn.Parameter(torch.full((visual_dim,), layer_scale))
+
+    def forward(
+        self, features: list[Tensor], language: LanguageFeatures
+    ) -> tuple[list[Tensor], LanguageFeatures]:
+        """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
+        visual = self.norm_visual(flatten_levels(features))
+        update = self.attention(visual, self.norm_language(language.hidden), language.mask)
+        return unflatten_levels(visual + self.gamma_visual * update, features), language
 
 
 def flatten_levels(features: list[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ class DeformConvNorm(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Each level gathers from itself, the coarser and the finer level (spec section 9).
+    """Each level gathers from itself, the coarser and the finer level (GLIP spec 9).
 
     The offsets and modulations of a level steer all three branches of that level.
     """
@@ -80,7 +80,7 @@ def reread_flat(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
     The reference hands the offsets of a level to the convolution on the next coarser one, and its
     kernel never looks at their shape: it reads the finer map's memory as if it had the coarser
-    size. The released weights were trained with this, so it is part of the model (spec section
+    size. The released weights were trained with this, so it is part of the model (GLIP spec
     9.1). ``size`` may not be larger than the maps'.
 
     >>> reread_flat(torch.arange(16.).view(1, 1, 4, 4), (2, 2)).flatten().tolist()

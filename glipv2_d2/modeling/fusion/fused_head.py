@@ -9,7 +9,12 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glipv2_d2.modeling.fusion.bi_attention import BiAttentionFusion
+from glipv2_d2.modeling.fusion.bi_attention import (
+    BiAttention,
+    BiAttentionFusion,
+    WordAttention,
+    WordFusion,
+)
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
@@ -103,9 +108,13 @@ class FusedDynamicHead(BlockHead):
                 fusion=BiAttentionFusion(
                     visual_dim=visual_dim,
                     language_dim=language_dim,
-                    attention_dim=fusion_dim,
-                    num_heads=fusion_heads,
-                    dropout=fusion_dropout,
+                    attention=BiAttention(
+                        visual_dim=visual_dim,
+                        language_dim=language_dim,
+                        attention_dim=fusion_dim,
+                        num_heads=fusion_heads,
+                        dropout=fusion_dropout,
+                    ),
                     layer_scale=1 / num_blocks,
                 ),
                 language_layer=LanguageLayer(
@@ -134,6 +143,61 @@ class FusedDynamicHead(BlockHead):
             "language_heads": head.LANGUAGE_HEADS,
             "language_ffn_dim": head.LANGUAGE_FFN_DIM,
             "language_dropout": head.LANGUAGE_DROPOUT,
+        }
+
+
+@FUSED_HEAD_REGISTRY.register()
+class ImageFusedDynamicHead(BlockHead):
+    """The image reads the words in every block; regions are scored against the words as they came.
+
+    GLIP's code has this choice, too: fusion with USE_FUSED_FEATURES_DOT_PRODUCT off. A phrase then
+    means the same whatever image and prompt it meets, which a small model learns much sooner.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        language_dim: int,
+        num_blocks: int,
+        num_groups: int,
+        fusion_dim: int,
+        fusion_heads: int,
+        fusion_dropout: float,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        blocks: list[nn.Module] = [
+            FusedBlock(
+                fusion=WordFusion(
+                    visual_dim=visual_dim,
+                    language_dim=language_dim,
+                    attention=WordAttention(
+                        visual_dim=visual_dim,
+                        language_dim=language_dim,
+                        attention_dim=fusion_dim,
+                        num_heads=fusion_heads,
+                        dropout=fusion_dropout,
+                    ),
+                    layer_scale=1 / num_blocks,
+                ),
+                language_layer=nn.Identity(),
+                dynamic_conv=DynamicConv(channels=visual_dim, num_groups=num_groups),
+            )
+            for _ in range(num_blocks)
+        ]
+        super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
+    ) -> dict[str, Any]:
+        return {
+            **_common_arguments(cfg, input_shape),
+            "language_dim": language_width,
+            "fusion_dim": cfg.MODEL.FUSED_HEAD.FUSION_DIM,
+            "fusion_heads": cfg.MODEL.FUSED_HEAD.FUSION_HEADS,
+            "fusion_dropout": cfg.MODEL.FUSED_HEAD.FUSION_DROPOUT,
         }
 
 

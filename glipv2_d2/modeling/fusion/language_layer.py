@@ -1,7 +1,7 @@
 """The language layer of a fused block: one post-norm BERT layer, trained from scratch.
 
 Our own and not transformers', because the reference clamps activations between its steps (against
-fp16 overflow) and because its names must not change with the library (spec section 8).
+fp16 overflow) and because its names must not change with the library (GLIP spec 8).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class LanguageLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, language: LanguageFeatures) -> LanguageFeatures:
+        """(N, T, D) features -> the same shape; padding is read by nobody."""
         hidden = self.attention_norm(language.hidden + self._attend(language))
         hidden = _clamp(self.ffn_norm(hidden + self._feed_forward(hidden)))
         return LanguageFeatures(hidden, language.mask)

@@ -27,7 +27,7 @@ LANGUAGE = "language"
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class GroundingRPN(nn.Module):
-    """ATSS-style head over fused features (GLIP's VLDyHead without its tower; spec sections 10-13).
+    """ATSS-style head over fused features (GLIP's VLDyHead without its tower; GLIP spec 10-13).
 
     Another proposal generator may take its place by name: it is built with the pyramid's shapes
     plus ``ShapeSpec(channels=D)`` under "language", and called as :meth:`forward` is.
@@ -39,6 +39,7 @@ class GroundingRPN(nn.Module):
         *,
         visual_dim: int,
         strides: list[int],
+        max_tokens: int,
         region_word: nn.Module,
         anchor_generator: nn.Module,
         assigner: ATSSAssigner,
@@ -48,11 +49,15 @@ class GroundingRPN(nn.Module):
     ) -> None:
         """
         Args:
+            visual_dim: C, channels of every level.
             strides: of the levels, finest first.
+            max_tokens: the most that a prompt may have; see
+                :func:`~glipv2_d2.modeling.losses.grounding.token_targets`.
             loss_settings: alpha, gamma and the three weights of
                 :func:`~glipv2_d2.modeling.losses.dense.grounding_losses`.
         """
         super().__init__()
+        self.max_tokens = max_tokens
         self.region_word = region_word
         self.anchor_generator = anchor_generator
         self.assigner = assigner
@@ -74,10 +79,12 @@ class GroundingRPN(nn.Module):
         return {
             "visual_dim": visual_dim,
             "strides": strides,
+            "max_tokens": cfg.MODEL.PROMPT.MAX_TOKENS,
             "region_word": RegionWordScore(
                 visual_dim=visual_dim,
                 language_dim=input_shape[LANGUAGE].channels,
                 prior_prob=settings.PRIOR_PROB,
+                log_scale=settings.LOG_SCALE,
             ),
             "anchor_generator": AnchorGenerator(strides=strides, scale=settings.ANCHOR_SCALE),
             "assigner": ATSSAssigner(topk=settings.ATSS_TOPK),
@@ -145,7 +152,7 @@ class GroundingRPN(nn.Module):
     def losses(
         self, predictions: DensePredictions, tokens: TokenBatch, gt_instances: list[Instances]
     ) -> dict[str, Tensor]:
-        """L_loc + L_intra of a batch (spec section 13.3)."""
+        """L_loc + L_intra of a batch (GLIP spec 13.3)."""
         targets = self.label_anchors(predictions.anchors_per_level, tokens, gt_instances)
         return grounding_losses(
             predictions, targets, tokens.mask, box_coder=self.box_coder, **self.loss_settings
@@ -168,7 +175,7 @@ class GroundingRPN(nn.Module):
             positive = matched >= 0
             deltas[positive] = self.box_coder.encode(gt_boxes[matched[positive]], anchors[positive])
             matched_idxs.append(matched)
-            token_rows.append(token_targets(matched, gt_tokens))
+            token_rows.append(token_targets(matched, gt_tokens, self.max_tokens))
             box_deltas.append(deltas)
         return DenseTargets(
             torch.stack(matched_idxs), torch.stack(token_rows), torch.stack(box_deltas)

@@ -1,4 +1,4 @@
-"""The region-word score: what a detector's classifier is replaced by (GLIP eq. 2; spec section 10)."""
+"""The region-word score: what a detector's classifier is replaced by (GLIP eq. 2; GLIP spec 10)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ class RegionWordScore(nn.Module):
     temperature divides the product.
     """
 
-    def __init__(self, *, visual_dim: int, language_dim: int, prior_prob: float) -> None:
+    def __init__(
+        self, *, visual_dim: int, language_dim: int, prior_prob: float, log_scale: float = 0.0
+    ) -> None:
         """
         Args:
             prior_prob: the probability that an untrained model gives to every pair.
+            log_scale: the logarithm of the temperature to start from.
         """
         super().__init__()
         self.projection = nn.Linear(language_dim, visual_dim)
-        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.log_scale = nn.Parameter(torch.full((1,), log_scale))
         self.bias_language = nn.Parameter(torch.zeros(language_dim))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - prior_prob) / prior_prob)))
 

@@ -111,11 +111,11 @@ class BertLanguageBackbone(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         language = cfg.MODEL.LANGUAGE_BACKBONE
         bert = build_bert(model=language.MODEL, weights=language.WEIGHTS)
-        max_positions = bert.config.max_position_embeddings
-        if cfg.MODEL.PROMPT.MAX_TOKENS > max_positions:
+        max_tokens, max_positions = cfg.MODEL.PROMPT.MAX_TOKENS, bert.config.max_position_embeddings
+        if max_tokens > max_positions:
             raise ValueError(
-                f"MODEL.PROMPT.MAX_TOKENS is {cfg.MODEL.PROMPT.MAX_TOKENS}, but {language.MODEL!r} "
-                f"reads at most {max_positions} tokens; lower it"
+                f"MODEL.PROMPT.MAX_TOKENS is {max_tokens}, but {language.MODEL!r} reads at most "
+                f"{max_positions} tokens; lower it"
             )
         return {
             "bert": bert,

@@ -5,9 +5,9 @@ N: prompts. T: tokens of the longest prompt. P: labels of all prompts. D: width 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ def says_more_than_labels(prompt: Prompt) -> bool:
     """
     end_of_last = 0
     outside = []
-    for start, end in sorted(chain.from_iterable(prompt.spans)):
+    for start, end in sorted(itertools.chain.from_iterable(prompt.spans)):
         outside.append(prompt.text[end_of_last:start])
         end_of_last = max(end_of_last, end)
     outside.append(prompt.text[end_of_last:])
@@ -152,8 +152,8 @@ def _phrases_of(tokens: TokenBatch) -> tuple[list[PhraseIds], Tensor, Tensor]:
         phrase_index.append(labels + len(phrases))
         token_index.append(positions + row * num_tokens)
         ids = iter(input_ids[positions].tolist())
-        for length in positive_map.sum(dim=1).tolist():
-            phrases.append(tuple(next(ids) for _ in range(length)))
+        lengths = positive_map.sum(dim=1).tolist()
+        phrases += [tuple(itertools.islice(ids, length)) for length in lengths]
     return phrases, torch.cat(phrase_index), torch.cat(token_index)
 
 

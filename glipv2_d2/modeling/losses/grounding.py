@@ -13,26 +13,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def token_targets(
-    matched_idxs: Tensor, positive_map_per_gt: Tensor, num_tokens_limit: int = 256
-) -> Tensor:
+def token_targets(matched_idxs: Tensor, positive_map_per_gt: Tensor, max_tokens: int) -> Tensor:
     """The tokens that each anchor of one image should answer with.
 
-    GLIP marks "no object" on the last token of the longest prompt (index 255 of 256). Prompts are
-    trimmed to their real length here, so the mark exists only where a prompt fills the limit: there
-    it enters GLIP's loss, too, and with shorter prompts its mask hides it.
+    GLIP marks "no object" on the last token of the longest prompt that there may be (index 255 of
+    256; GLIP spec 13.2). Prompts are trimmed to their real length here, so the mark exists only
+    where a prompt fills the limit: there it enters GLIP's loss, too, and with shorter prompts its
+    mask hides it.
 
     Args:
         matched_idxs: (A,) int64, the ground truth that an anchor answers for, or -1.
         positive_map_per_gt: (G, T), non-zero on the tokens that spell the ground truth.
-        num_tokens_limit: the most tokens that a prompt may have.
+        max_tokens: the most tokens that a prompt may have.
 
     Returns:
         (A, T) float32, 0 or 1.
     """
     num_tokens = positive_map_per_gt.shape[1]
     background = torch.zeros(1, num_tokens, device=positive_map_per_gt.device)
-    if num_tokens == num_tokens_limit:
+    if num_tokens == max_tokens:
         background[:, -1] = 1
     # Background is the last row, which is where index -1 points.
     return torch.cat([(positive_map_per_gt > 0).float(), background])[matched_idxs]
@@ -41,7 +40,7 @@ def token_targets(
 def token_focal_loss(
     logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float, gamma: float
 ) -> Tensor:
-    """Sum of the binary focal losses (https://arxiv.org/abs/1708.02002) of anchors and valid tokens.
+    """Sum of binary focal losses (https://arxiv.org/abs/1708.02002) of anchors and valid tokens.
 
     Args:
         logits: (N, A, T); computed in at least float32, also under autocast.
@@ -69,8 +68,8 @@ class _MaskedFocalLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, positive: Tensor, valid: Tensor, alpha: float, gamma: float
     ) -> Tensor:
-        # A negative with logit z and a positive with logit -z are equally wrong: with p = sigmoid(z)
-        # both cost p^gamma * softplus(z).
+        # A negative with logit z and a positive with logit -z are equally wrong: with
+        # p = sigmoid(z) both cost p^gamma * softplus(z).
         z = torch.where(positive, -logits, logits).masked_fill_(~valid, 0)
         p = z.sigmoid()
         cross_entropy = F.softplus(z)

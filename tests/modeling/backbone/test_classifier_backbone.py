@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
+from detectron2.layers import ShapeSpec
+from helpers.models import tiny_cfg
 from torch import nn
 
+from glipv2_d2.modeling.backbone import build_timm_classifier_fpn_backbone
 from glipv2_d2.modeling.backbone.classifier_backbone import TEMPERATURE, ClassifierBackbone
 
 
@@ -36,3 +40,23 @@ def test_the_classifier_stays_frozen_in_training() -> None:
     backbone = nn.Sequential(make_backbone()).train()[0]
     assert not any(p.requires_grad for p in backbone.parameters())
     assert not any(module.training for module in backbone.classifier.modules())
+
+
+def test_features_are_found_by_their_stride() -> None:
+    """This model's list of features begins at stride 4, EfficientNet's at 2."""
+    classifier = timm.create_model("convnext_atto", num_classes=5)
+    backbone = ClassifierBackbone(classifier=classifier, class_embeddings=torch.randn(5, 7))
+    sizes = {name: x.shape[-1] for name, x in backbone(torch.randn(1, 3, 64, 64)).items()}
+    assert sizes == {"c3": 8, "c4": 4, "c5": 2}
+
+
+def test_a_classifier_without_a_pyramid_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = timm.create_model("convnext_atto", num_classes=5)
+    monkeypatch.setattr(classifier, "feature_info", classifier.feature_info[:1])
+    with pytest.raises(ValueError, match=r"strides \[4\]"):
+        ClassifierBackbone(classifier=classifier, class_embeddings=torch.randn(5, 7))
+
+
+def test_a_random_language_backbone_embeds_no_names() -> None:
+    with pytest.raises(ValueError, match=r"LANGUAGE_BACKBONE\.WEIGHTS is empty"):
+        build_timm_classifier_fpn_backbone(tiny_cfg(), ShapeSpec(channels=3))

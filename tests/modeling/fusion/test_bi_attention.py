@@ -105,9 +105,10 @@ def test_unflatten_is_the_inverse_of_flatten() -> None:
 
 
 def test_fusion_without_scale_returns_the_normalised_inputs() -> None:
-    fusion = BiAttentionFusion(
-        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0, layer_scale=0.0
+    attention = BiAttention(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0
     )
+    fusion = BiAttentionFusion(visual_dim=6, language_dim=10, attention=attention, layer_scale=0.0)
     features = [torch.randn(1, 6, 3, 3)]
     language = LanguageFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
     fused, fused_language = fusion(features, language)

@@ -20,8 +20,7 @@ def test_equals_the_steps_of_the_reference_written_out() -> None:
         steering = layer.offset(x)
         offsets, modulation = steering[:, :18], steering[:, 18:].sigmoid()
 
-        def branch(part, source, stride, at_size=None):
-            o, m = offsets, modulation
+        def branch(part, source, stride, at_size=None, o=offsets, m=modulation):
             if at_size is not None:  # the kernel reads the first numbers of the finer map's memory
                 h, w = at_size
                 o = o.reshape(2, -1)[:, : 18 * h * w].reshape(2, 18, h, w)

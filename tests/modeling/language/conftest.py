@@ -11,7 +11,21 @@ from transformers import BertConfig, BertModel
 
 from glipv2_d2.structures import Prompt, TokenBatch
 
-WORDS = "[PAD] [CLS] [SEP] . a cat dog red car on the sea lion".split()
+WORDS = [
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    ".",
+    "a",
+    "cat",
+    "dog",
+    "red",
+    "car",
+    "on",
+    "the",
+    "sea",
+    "lion",
+]
 SEPARATOR = "."
 
 

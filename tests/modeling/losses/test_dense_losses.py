@@ -40,7 +40,8 @@ def targets_for(gt_boxes_per_image: list[Tensor]) -> DenseTargets:
     matched, tokens, deltas = [], [], []
     for gt_boxes in gt_boxes_per_image:
         matched.append(ATSSAssigner(topk=9)(ANCHORS_PER_LEVEL, gt_boxes))
-        tokens.append(token_targets(matched[-1], torch.eye(NUM_TOKENS)[1 : 1 + len(gt_boxes)]))
+        gt_tokens = torch.eye(NUM_TOKENS)[1 : 1 + len(gt_boxes)]
+        tokens.append(token_targets(matched[-1], gt_tokens, max_tokens=256))
         positive = matched[-1] >= 0
         deltas.append(torch.zeros(len(anchors), 4))
         deltas[-1][positive] = CODER.encode(gt_boxes[matched[-1][positive]], anchors[positive])

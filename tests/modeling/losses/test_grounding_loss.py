@@ -93,7 +93,7 @@ def test_token_targets_are_the_references() -> None:
     # The stored assignment names classes, each of which is there once.
     labels = golden["plain_one/assign0/labels"].tolist()
     matched_idxs = torch.tensor([gt_labels.index(label) if label else -1 for label in labels])
-    targets = token_targets(matched_idxs, torch.from_numpy(golden["plain_one/positive_map"]))
+    targets = token_targets(matched_idxs, torch.from_numpy(golden["plain_one/positive_map"]), 256)
     expected = torch.from_numpy(golden["plain_one/assign0/token_labels_argwhere"])
     assert targets.nonzero().int().equal(expected)
     assert targets.unique().tolist() == [0, 1]
@@ -101,11 +101,11 @@ def test_token_targets_are_the_references() -> None:
 
 def test_no_object_is_a_token_only_where_the_prompt_fills_the_limit() -> None:
     matched_idxs, positive_map = torch.tensor([-1, 0]), torch.eye(8, dtype=torch.bool)[:1]
-    assert token_targets(matched_idxs, positive_map, num_tokens_limit=9).sum(1).tolist() == [0, 1]
-    full = token_targets(matched_idxs, positive_map, num_tokens_limit=8)
+    assert token_targets(matched_idxs, positive_map, max_tokens=9).sum(1).tolist() == [0, 1]
+    full = token_targets(matched_idxs, positive_map, max_tokens=8)
     assert full.nonzero().tolist() == [[0, 7], [1, 0]]
 
 
 def test_without_ground_truth_no_token_is_shown() -> None:
-    targets = token_targets(torch.full((3,), -1), torch.zeros(0, 5, dtype=torch.bool))
+    targets = token_targets(torch.full((3,), -1), torch.zeros(0, 5, dtype=torch.bool), 256)
     assert targets.equal(torch.zeros(3, 5))

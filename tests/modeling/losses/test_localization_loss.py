@@ -29,8 +29,9 @@ def test_giou_loss_is_the_references(misc: dict[str, Tensor]) -> None:
 
 
 def test_giou_loss_is_the_papers_formula() -> None:
-    losses = giou_loss(random_boxes(20, seed=0), random_boxes(20, seed=1))
-    for loss, a, b in zip(losses, random_boxes(20, 0).tolist(), random_boxes(20, 1).tolist(), strict=True):  # fmt: skip
+    first, second = random_boxes(20, seed=0), random_boxes(20, seed=1)
+    losses = giou_loss(first, second)
+    for loss, a, b in zip(losses, first.tolist(), second.tolist(), strict=True):
         shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(
             min(a[3], b[3]) - max(a[1], b[1]), 0
         )

@@ -1,0 +1,27 @@
+"""More names than a prompt holds: every LVIS name on one photograph."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+from helpers.golden import ASSETS
+from helpers.models import tiny_model
+from PIL import Image
+
+NAMES = [c["synonyms"][0] for c in sorted(LVIS_CATEGORIES, key=lambda c: c["id"])]
+
+
+def test_each_of_1203_names_is_asked_and_answered_under_its_own_index() -> None:
+    """With every candidate kept, each class has its detections, whichever chunk asked it."""
+    model = tiny_model(
+        *("MODEL.PROMPT.MAX_CLASSES", 40, "TEST.DETECTIONS_PER_IMAGE", -1),
+        *("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 4000),
+        *("MODEL.GROUNDING.PRE_NMS_TOPK", 4000, "MODEL.GROUNDING.NMS_THRESH", 0.99),
+    )
+    with Image.open(ASSETS / "tiny_T_s0" / "chelsea.png") as file:
+        pixels = np.asarray(file.convert("RGB").resize((64, 64)))[:, :, ::-1]
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        found = model([{"image": image, "classes": NAMES}])[0]["instances"]
+    assert set(found.pred_classes.tolist()) == set(range(1203))

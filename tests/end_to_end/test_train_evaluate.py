@@ -1,0 +1,86 @@
+"""train_net.py on a YAML and a data set of drawn scenes: the real parts, in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import train_net
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import default_argument_parser
+from helpers.models import tiny_cfg
+
+from glipv2_d2.data.scenes import write_drawn
+
+ITERATIONS = 40  # Detectron2 writes metrics every 20
+
+
+def run(*arguments: str) -> dict | None:
+    return train_net.main(default_argument_parser().parse_args(list(arguments)))
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("end_to_end")
+    for split, count in (("train", 16), ("val", 4)):
+        file = write_drawn(root, split=split, num_images=count, size=96, seed=0)
+        register_coco_instances(f"end_to_end_{split}", {}, str(file), str(root / split))
+    cfg = tiny_cfg(
+        *("DATASETS.TRAIN", ("end_to_end_train",), "DATASETS.TEST", ("end_to_end_val",)),
+        *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MIN_SIZE_TEST", 96),
+        *("DATALOADER.NUM_WORKERS", 0, "DATALOADER.ASPECT_RATIO_GROUPING", False),
+        *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.STEPS", ()),
+        *("SOLVER.CHECKPOINT_PERIOD", 20, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.003),
+        *("SOLVER.EMA_DECAY", 0.9, "SEED", 1, "OUTPUT_DIR", str(root / "output")),
+        # Low enough for a hardly trained model to give detections to evaluate.
+        *("MODEL.GROUNDING.SCORE_THRESH", 0.001),
+    )
+    path = root / "tiny.yaml"
+    path.write_text(cfg.dump())
+    yield path
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"end_to_end_{split}")
+        MetadataCatalog.remove(f"end_to_end_{split}")
+
+
+@pytest.fixture(scope="module")
+def trained(config_file: Path) -> Path:
+    """The output directory of a whole run."""
+    run("--config-file", str(config_file))
+    return config_file.parent / "output"
+
+
+def test_training_lowers_the_token_loss(trained: Path) -> None:
+    lines = (trained / "metrics.json").read_text().splitlines()
+    losses = [
+        metrics["loss_token"] for metrics in map(json.loads, lines) if "loss_token" in metrics
+    ]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_checkpoint_holds_what_resuming_needs(trained: Path) -> None:
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == ITERATIONS - 1
+    assert {"model", "model_ema", "trainer"} <= checkpoint.keys()
+
+
+def test_evaluation_reports_coco_numbers(config_file: Path, trained: Path) -> None:
+    results = run(
+        *("--config-file", str(config_file), "--eval-only"),
+        *("MODEL.WEIGHTS", str(trained / "model_final.pth")),
+    )
+    assert {"AP", "AP50"} <= results["bbox"].keys()
+    assert 0 <= results["bbox"]["AP50"] <= 100
+
+
+def test_evaluation_writes_its_predictions(config_file: Path, trained: Path) -> None:
+    run(
+        *("--config-file", str(config_file), "--eval-only"),
+        *("MODEL.WEIGHTS", str(trained / "model_final.pth")),
+    )
+    (file,) = trained.rglob("coco_instances_results.json")
+    found = json.loads(file.read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= found[0].keys()

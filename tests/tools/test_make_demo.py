@@ -1,0 +1,81 @@
+"""The predictor of these tests finds the first name of every list, in the same box."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import make_demo
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from glipv2_d2.data.scenes import write_drawn
+from glipv2_d2.predictor import Prediction
+
+
+class FindsTheFirst:
+    def __init__(self, *args) -> None:
+        pass
+
+    def predict(self, images, *, classes, **options):
+        return [self.find(image, names) for image, names in zip(images, classes, strict=True)]
+
+    def find(self, image: np.ndarray, names: list[str]) -> Prediction:
+        instances = Instances(image.shape[:2])
+        instances.pred_boxes = Boxes(torch.tensor([[2.0, 3.0, 90.0, 80.0]]))
+        instances.scores = torch.tensor([0.9])
+        instances.pred_classes = torch.tensor([0])
+        return Prediction(instances, names, image.shape[:2])
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    return tmp_path / "datasets"
+
+
+def test_the_demo_leaves_pictures_detections_and_a_sheet_of_all(
+    datasets, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(make_demo, "Predictor", FindsTheFirst)
+    assert make_demo.main(["--output", str(tmp_path / "demo")]) == 0
+    rows = json.loads((tmp_path / "demo" / "detections.json").read_text())
+    found = {Path(row["file_name"]).stem: row["category_name"] for row in rows}
+    assert found.items() >= {("chelsea", "cat"), ("coffee", "coffee cup"), ("rocket", "rocket")}
+    num_questions = len(make_demo.PHOTOS) + make_demo.SCENES_PER_KIND
+    assert len(rows) == len(list((tmp_path / "demo").glob("*.jpg"))) - 1 == num_questions
+    with Image.open(tmp_path / "demo" / "overview.jpg") as sheet:
+        assert sheet.width == 3 * make_demo.TILE_SIZE[0]
+    assert "overview.jpg" in capsys.readouterr().out
+
+
+def test_every_photo_is_there_and_also_asked_for_what_it_does_not_show():
+    questions = make_demo.photo_questions()
+    assert len(questions) >= 4
+    assert all(question.picture.is_file() for question in questions)
+    assert all(len(question.names) >= 3 for question in questions)
+
+
+def test_a_scene_is_asked_its_own_names_first_and_each_once(datasets):
+    file = write_drawn(datasets, split="drawn", num_images=4, size=96, seed=0)
+    coco = json.loads(file.read_text())
+    name_of_id = {category["id"]: category["name"] for category in coco["categories"]}
+    questions = make_demo.scene_questions(file)
+    assert len(questions) == make_demo.SCENES_PER_KIND
+    for image, question in zip(coco["images"], questions, strict=False):
+        ids = [a["category_id"] for a in coco["annotations"] if a["image_id"] == image["id"]]
+        own = {name_of_id[i] for i in ids}
+        assert question.picture.is_file()
+        assert set(question.names[: len(own)]) == own
+        assert len(set(question.names)) == len(own) + make_demo.OTHER_NAMES_PER_SCENE
+
+
+def test_composed_scenes_are_asked_where_they_have_been_made(datasets, tmp_path):
+    without = make_demo.collect_questions(tmp_path)
+    write_drawn(datasets / "stamps", split="novel", num_images=1, size=96, seed=0)
+    with_scenes = make_demo.collect_questions(tmp_path)
+    assert len(with_scenes) == len(without) + 1
+    assert with_scenes[-1].picture.parent == datasets / "stamps" / "novel"

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Make a small file for sharing out of a training checkpoint: its weights in half precision.
+
+python tools/export_weights.py output/mini/model_final.pth glipv2_d2/assets/glipv2_mini.pth --ema
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glipv2_d2.checkpoint import read_checkpoint, save_state
+
+AVERAGE = "model_ema"
+
+
+def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, with ``use_ema`` the averaged ones where there is an average.
+
+    Raises:
+        ValueError: the run kept no average.
+    """
+    weights = dict(checkpoint["model"])
+    if use_ema:
+        if not checkpoint.get(AVERAGE):
+            raise ValueError(f"the checkpoint has no {AVERAGE}: it was trained with EMA_DECAY 0")
+        # The average may hold parts that files leave out; what a file has is what it had.
+        weights.update({k: v for k, v in checkpoint[AVERAGE].items() if k in weights})
+    return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of tools/train_net.py")
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    args = parser.parse_args()
+    weights = select_weights(read_checkpoint(args.checkpoint), use_ema=args.ema)
+    save_state(weights, args.output, torch.float16)
+    print(
+        f"wrote {args.output}: {len(weights)} tensors in half precision, "
+        f"{args.output.stat().st_size / 2**20:.1f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
