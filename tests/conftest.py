@@ -14,9 +14,6 @@ import torch
 # It holds no tests; searched for doctests, it would be imported again under a second name.
 collect_ignore = ["helpers"]
 
-# Helpers are imported by name; collecting their doctests would import them a second time.
-collect_ignore_glob = ["helpers/*"]
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what does not exist here; a skip would say that something is wrong."""

@@ -54,10 +54,14 @@ def test_images_of_a_batch_may_ask_different_lists(model: GLIPv2) -> None:
 
 def test_a_score_follows_its_name_through_every_order_of_the_list() -> None:
     """With phrases read one by one nothing knows the order, so nothing may depend on it."""
-    model = tiny_model(*ALL, "MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
+    model = tiny_model(
+        *ALL,
+        *("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone"),
+        *("MODEL.GROUNDING.LOG_SCALE", -2.0),  # random weights tell names apart a little, only
+    )
     scores = scores_by_name(model, NAMES)
     shuffled = scores_by_name(model, NAMES[::-1])
-    assert len({round(score.item(), 4) for score in scores.values()}) == len(NAMES)
+    assert max(scores.values()) - min(scores.values()) > 1e-3, "the names are told apart"
     for name in NAMES:
         torch.testing.assert_close(scores[name], shuffled[name], atol=1e-5, rtol=0)
 

@@ -15,6 +15,8 @@ No activation of P x H d ever exists.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +27,15 @@ from glipv2_d2.structures import LanguageFeatures
 MAX_SCORE = 50000.0
 
 
-class WordAttention(nn.Module):
-    """Every position reads the words (the text -> image half)."""
+def _linear(in_dim: int, out_dim: int) -> nn.Linear:
+    linear = nn.Linear(in_dim, out_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class _AbsorbedAttention(nn.Module):
+    """What both kinds of attention share: the scores, and positions that read words."""
 
     def __init__(
         self,
@@ -37,6 +46,13 @@ class WordAttention(nn.Module):
         num_heads: int,
         dropout: float,
     ) -> None:
+        """
+        Args:
+            visual_dim, language_dim: C and D.
+            attention_dim: H d.
+            num_heads: H.
+            dropout: on the attention maps.
+        """
         super().__init__()
         if attention_dim % num_heads:
             raise ValueError(
@@ -45,31 +61,10 @@ class WordAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = attention_dim // num_heads
         self.dropout = dropout
-        self.visual_query = nn.Linear(visual_dim, attention_dim)
-        self.language_key = nn.Linear(language_dim, attention_dim)
-        self.language_value = nn.Linear(language_dim, attention_dim)
-        self.visual_out = nn.Linear(attention_dim, visual_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                nn.init.xavier_uniform_(parameter)
-            else:
-                nn.init.zeros_(parameter)
-
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> Tensor:
-        """What the words tell each position.
-
-        Args:
-            visual: (N, P, C).
-            language: (N, T, D).
-            mask: (N, T) bool, the valid tokens; padding is hidden from the image.
-
-        Returns:
-            (N, P, C).
-        """
-        return self._read_words(self._scores(visual, language), language, mask)
+        self.visual_query = _linear(visual_dim, attention_dim)
+        self.language_key = _linear(language_dim, attention_dim)
+        self.language_value = _linear(language_dim, attention_dim)
+        self.visual_out = _linear(attention_dim, visual_dim)
 
     def _scores(self, visual: Tensor, language: Tensor) -> Tensor:
         """(N, P, H, T), in at least fp32."""
@@ -96,35 +91,38 @@ class WordAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
 
-class BiAttention(WordAttention):
+class WordAttention(_AbsorbedAttention):
+    """Every position reads the words (the text -> image half)."""
+
+    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> Tensor:
+        """What the words tell each position.
+
+        Args:
+            visual: (N, P, C).
+            language: (N, T, D).
+            mask: (N, T) bool, the valid tokens; padding is hidden from the image.
+
+        Returns:
+            (N, P, C).
+        """
+        return self._read_words(self._scores(visual, language), language, mask)
+
+
+class BiAttention(_AbsorbedAttention):
     """Both directions over one matrix of scores."""
 
-    def __init__(
-        self,
-        *,
-        visual_dim: int,
-        language_dim: int,
-        attention_dim: int,
-        num_heads: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, *, visual_dim: int, language_dim: int, attention_dim: int, **kwargs: Any):
         super().__init__(
-            visual_dim=visual_dim,
-            language_dim=language_dim,
-            attention_dim=attention_dim,
-            num_heads=num_heads,
-            dropout=dropout,
+            visual_dim=visual_dim, language_dim=language_dim, attention_dim=attention_dim, **kwargs
         )
-        self.visual_value = nn.Linear(visual_dim, attention_dim)
-        self.language_out = nn.Linear(attention_dim, language_dim)
-        self.reset_parameters()
+        self.visual_value = _linear(visual_dim, attention_dim)
+        self.language_out = _linear(attention_dim, language_dim)
 
-    def forward(  # type: ignore[override]
-        self, visual: Tensor, language: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the words tell each position, and the positions each word.
 
-        Arguments as of :class:`WordAttention`. All positions take part, padded image area too.
+        Arguments as of :meth:`WordAttention.forward`. All positions take part, padded image area
+        too.
 
         Returns:
             (N, P, C) and (N, T, D).

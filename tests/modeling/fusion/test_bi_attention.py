@@ -7,6 +7,8 @@ from torch import Tensor
 from glipv2_d2.modeling.fusion.bi_attention import (
     BiAttention,
     BiAttentionFusion,
+    WordAttention,
+    WordFusion,
     flatten_levels,
     unflatten_levels,
 )
@@ -117,3 +119,25 @@ def test_fusion_without_scale_returns_the_normalised_inputs() -> None:
     torch.testing.assert_close(
         fused_language.hidden, torch.nn.functional.layer_norm(language.hidden, (10,))
     )
+
+
+def test_positions_read_the_words_alike_in_both_attentions() -> None:
+    both, inputs = make_attention(), random_inputs()
+    words_only = WordAttention(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0
+    )
+    words_only.load_state_dict(
+        {name: p for name, p in both.state_dict().items() if name in words_only.state_dict()}
+    )
+    torch.testing.assert_close(words_only(*inputs), both(*inputs)[0])
+
+
+def test_word_fusion_leaves_the_words_as_they_are() -> None:
+    attention = WordAttention(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0
+    )
+    fusion = WordFusion(visual_dim=6, language_dim=10, attention=attention, layer_scale=1.0)
+    language = LanguageFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
+    fused, after = fusion([torch.randn(1, 6, 3, 3)], language)
+    assert after is language
+    assert fused[0].shape == (1, 6, 3, 3)

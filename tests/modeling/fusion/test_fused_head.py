@@ -5,7 +5,11 @@ import torch
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from glipv2_d2.modeling.fusion.fused_head import DynamicHead, FusedDynamicHead
+from glipv2_d2.modeling.fusion.fused_head import (
+    DynamicHead,
+    FusedDynamicHead,
+    ImageFusedDynamicHead,
+)
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.structures import LanguageFeatures
 
@@ -111,3 +115,14 @@ def test_autocast_gives_finite_outputs_and_gradients(name: str) -> None:
     sum(x.float().square().mean() for x in fused.values()).backward()
     assert all(x.isfinite().all() for x in fused.values())
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+
+
+def test_image_fused_head_reads_the_text_and_leaves_it() -> None:
+    left_out = ("language_heads", "language_ffn_dim", "language_dropout")
+    sizes = {key: value for key, value in SIZES.items() if key not in left_out}
+    head = ImageFusedDynamicHead(**sizes).eval()
+    features, language = make_inputs()
+    other = LanguageFeatures(language.hidden.flip(-1), language.mask)
+    fused, after = head(features, language)
+    assert after is language
+    assert not torch.allclose(fused["p3"], head(features, other)[0]["p3"])
