@@ -15,12 +15,16 @@ def add_glipv2_config(cfg: CfgNode) -> None:
     _add_backbone_config(cfg)
     _add_language_config(cfg)
     _add_head_config(cfg)
+    _add_pretraining_config(cfg)
+    _add_tuning_config(cfg)
     _add_data_config(cfg)
     _add_solver_config(cfg)
 
 
 def _add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.NAME = "build_swin_fpn_backbone"
+    # Recompute the image backbone's blocks in the backward pass: less memory, more time.
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     cfg.MODEL.FPN.IN_FEATURES = ["p1", "p2", "p3"]
     cfg.MODEL.FPN.OUT_CHANNELS = 256
     # DropBlock on the merged P3 and P4 maps, training only (GLIP spec 4). 0 turns it off.
@@ -101,6 +105,8 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Width of the square anchor in strides of its level (one anchor per location).
     cfg.MODEL.GROUNDING.ANCHOR_SCALE = 8.0
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
+    # A name in REGION_WORD_REGISTRY: RegionWordScore (GLIP's) or CosineRegionWordScore.
+    cfg.MODEL.GROUNDING.REGION_WORD = "RegionWordScore"
     # Logarithm of the temperature that region-word products are divided by, to start from.
     cfg.MODEL.GROUNDING.LOG_SCALE = 0.0
     # Nearest anchors per level that ATSS considers for a ground truth.
@@ -120,6 +126,55 @@ def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
 
 
+def _add_pretraining_config(cfg: CfgNode) -> None:
+    # L_inter: regions against the words of all images of all GPUs, before fusion. Weight 0: not
+    # built, as in GLIP.
+    cfg.MODEL.INTER_IMAGE = CfgNode()
+    cfg.MODEL.INTER_IMAGE.WEIGHT = 0.0
+    # Width of the space in which regions and words are compared.
+    cfg.MODEL.INTER_IMAGE.DIM = 64
+    # Positive anchors of an image that take part, a random choice of them.
+    cfg.MODEL.INTER_IMAGE.MAX_REGIONS_PER_IMAGE = 100
+    # To start from; it is learned.
+    cfg.MODEL.INTER_IMAGE.TEMPERATURE = 0.07
+
+    # L_mlm: masked words guessed from the fused text. Weight 0: not built, no word is masked.
+    cfg.MODEL.MLM = CfgNode()
+    cfg.MODEL.MLM.WEIGHT = 0.0
+    # How many of the words are chosen; 80 % of these are masked, 10 % replaced, 10 % left.
+    cfg.MODEL.MLM.PROB = 0.15
+
+
+def _add_tuning_config(cfg: CfgNode) -> None:
+    # Fine-tuning of MODEL.WEIGHTS by a policy.
+    cfg.MODEL.TUNING = CfgNode()
+    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora. "": train what the
+    # config does not freeze and write no delta.
+    cfg.MODEL.TUNING.NAME = ""
+    # A delta file, the outcome of a fine-tuning, to be loaded on top of MODEL.WEIGHTS. It brings
+    # its policy and settings along.
+    cfg.MODEL.TUNING.DELTA = ""
+
+    # prompt: tokens that get a vector of their own.
+    cfg.MODEL.TUNING.PROMPT = CfgNode()
+    cfg.MODEL.TUNING.PROMPT.NUM_ROWS = 256
+
+    # lora: rank of the products, their factor ALPHA / RANK, dropout on what they read, and own
+    # names of the layers. The defaults are Swin's, the language layers' and the fusion's.
+    cfg.MODEL.TUNING.LORA = CfgNode()
+    cfg.MODEL.TUNING.LORA.RANK = 8
+    cfg.MODEL.TUNING.LORA.ALPHA = 16
+    cfg.MODEL.TUNING.LORA.DROPOUT = 0.0
+    cfg.MODEL.TUNING.LORA.TARGETS = [
+        "qkv",
+        "query",
+        "value",
+        "language_key",
+        "language_value",
+        "language_out",
+    ]
+
+
 def _add_data_config(cfg: CfgNode) -> None:
     # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP spec 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
@@ -131,6 +186,21 @@ def _add_data_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.PROMPT.FULL_NEGATIVES_PROB = 0.5
     # Names in random order (training only).
     cfg.DATALOADER.PROMPT.SHUFFLE = True
+    # Captions with pseudo boxes: other captions of the data set around a caption, at most so many,
+    cfg.DATALOADER.PROMPT.MAX_NEGATIVE_CAPTIONS = 19
+    # with this probability exactly so many, with the next one a uniform number from 1 to so many,
+    # else none (GLIP paper, appendix C.1).
+    cfg.DATALOADER.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 0.3
+    cfg.DATALOADER.PROMPT.RANDOM_NEGATIVE_CAPTIONS_PROB = 0.3
+
+    # Your own data sets, without code: {name: my_train, json: my/train.json, images: my/train}.
+    # Then name them in TRAIN and TEST. An entry may have a format: coco (default), grounding
+    # (MDETR's form), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place
+    # of json and images). See datasets/README.md.
+    cfg.DATASETS.CUSTOM = []
+    # How often an image is seen in a round through the data: [[name, factor], ...], 1 for the
+    # others. The name and form of the key are Detectron2's.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
 
 
 def _add_solver_config(cfg: CfgNode) -> None:
@@ -148,5 +218,23 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    # Fine-tuning follows a metric of the evaluations (TEST.EVAL_PERIOD), e.g. "bbox/AP": training
+    # ends with the weights that were best in it, model_best.pth. "": the last weights.
+    cfg.SOLVER.BEST_METRIC = ""
+    # LR_SCHEDULER_NAME WarmupPlateauLR: times GAMMA after more evaluations than these without a
+    # new best.
+    cfg.SOLVER.PLATEAU_PATIENCE = 3
+    # Stop after so many evaluations without a new best; 0 goes on.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+    # Passes that one step of the optimizer sums up: IMS_PER_BATCH images in the memory of
+    # IMS_PER_BATCH / ACCUMULATE. The gradient is the mean of the passes' (each loss is normalised
+    # within its pass, and L_inter compares the images of one pass). Schedules count steps, so that
+    # no other key has to change.
+    cfg.SOLVER.ACCUMULATE = 1
+    # With AMP.ENABLED: bf16 (also on a CPU), or fp16 with scaled gradients (CUDA only).
+    cfg.SOLVER.AMP.PRECISION = "fp16"
+    # A loss or gradient that is no finite number: "stop", or "skip" the step and count it as
+    # num_skipped_steps; 21 in a row stop as well. Both name the images.
+    cfg.SOLVER.NON_FINITE = "stop"
     # Exponential moving average of the weights, saved beside them; 0 turns it off.
     cfg.SOLVER.EMA_DECAY = 0.0

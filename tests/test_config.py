@@ -52,14 +52,22 @@ def test_new_groups_of_keys_are_a_decision() -> None:
     groups = {key.rpartition(".")[0] for key in added_keys()}
     assert groups == {
         "DATALOADER.PROMPT",
+        "DATASETS",
         "INPUT",
         "MODEL.AUTO_BACKBONE",
+        "MODEL.BACKBONE",
         "MODEL.FPN",
         "MODEL.FUSED_HEAD",
         "MODEL.GROUNDING",
+        "MODEL.INTER_IMAGE",
         "MODEL.LANGUAGE_BACKBONE",
+        "MODEL.MLM",
         "MODEL.PROMPT",
         "MODEL.SWIN",
         "MODEL.TIMM",
+        "MODEL.TUNING",
+        "MODEL.TUNING.LORA",
+        "MODEL.TUNING.PROMPT",
         "SOLVER",
+        "SOLVER.AMP",
     }

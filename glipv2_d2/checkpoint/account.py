@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,6 +24,13 @@ class Account:
     recomputed: tuple[str, ...]
     ignored: dict[str, str]
     unknown: tuple[str, ...]
+
+    def without(self, names: Iterable[str], reason: str) -> Account:
+        """The account with some of our names no longer loaded but ignored."""
+        left_out = set(names)
+        ignored = {theirs: reason for theirs, ours in self.loaded.items() if ours in left_out}
+        loaded = {k: v for k, v in self.loaded.items() if k not in ignored}
+        return replace(self, loaded=loaded, ignored={**self.ignored, **ignored})
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} loaded, {len(self.recomputed)} recomputed"

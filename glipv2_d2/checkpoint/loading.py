@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from glipv2_d2.checkpoint.account import Account, compare
+from glipv2_d2.checkpoint.account import Account, compare, list_names
 from glipv2_d2.checkpoint.glip_names import from_glip, is_recomputed, strip_wrapper
 from glipv2_d2.checkpoint.reading import Layout, read_checkpoint, recognise, require_file
 from glipv2_d2.checkpoint.swin_names import from_swin, in_imagenet_file
-from glipv2_d2.checkpoint.writing import atomic_open, excluded_prefixes, state_to_save
+from glipv2_d2.checkpoint.writing import (
+    atomic_open,
+    excluded_prefixes,
+    optional_prefixes,
+    state_to_save,
+)
+
+logger = logging.getLogger(__name__)
 
 # Formats of other projects, which Detectron2 reads and matches by its own rules.
 _DETECTRON2_SUFFIXES = (".pkl", ".pyth")
@@ -93,6 +101,10 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> Account:
     """Copy weights of any layout into ``model``, cast to its dtypes.
 
+    Weights that only losses read (``checkpoint_optional_prefixes`` of the model) may be missing,
+    which a warning says, or be more than the model has: a second phase of training may have fewer
+    losses than the first, or more.
+
     Args:
         state_dict: names in our layout, GLIP's, or the original Swin release's. The latter are an
             initialisation: what they do not have stays as it was built.
@@ -104,16 +116,19 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     """
     layout = recognise(state_dict)
     weights, account = _to_our_names(state_dict, layout)
-    excluded = excluded_prefixes(model)
+    excluded, optional = excluded_prefixes(model), optional_prefixes(model)
 
     def may_lack(name: str) -> bool:
         return (
             is_recomputed(name)
-            or name.startswith(excluded)
+            or name.startswith((*excluded, *optional))
             or (layout is Layout.SWIN and not in_imagenet_file(name))
         )
 
     model_state = model.state_dict()
+    unused = [n for n in weights if n.startswith(optional) and n not in model_state]
+    weights = {name: value for name, value in weights.items() if name not in unused}
+    account = account.without(unused, "weights of losses that this config does not have")
     if weights.keys().isdisjoint(model_state):
         raise ValueError(
             f"{source} has no weight of this model; its first names are "
@@ -124,6 +139,12 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     if mismatch := compare(weights, model_state, unknown=account.unknown, may_lack=may_lack):
         raise ValueError(mismatch.message(f"{source} ({layout.value} names)"))
     model.load_state_dict(weights, strict=False)
+    if untrained := [n for n in model_state if n.startswith(optional) and n not in weights]:
+        logger.warning(
+            "%s has no weights of these parts of losses, which start untrained:\n%s",
+            source,
+            "\n".join(list_names(untrained)),
+        )
     return account
 
 

@@ -55,6 +55,15 @@ def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(model, "checkpoint_excluded_prefixes", ()))
 
 
+def optional_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names that a file may lack, or have without a place in the model.
+
+    Only the losses of some configs read these weights; the model says so in
+    ``checkpoint_optional_prefixes``.
+    """
+    return tuple(getattr(model, "checkpoint_optional_prefixes", ()))
+
+
 def save_state(
     state_dict: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None
 ) -> None:

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 from glipv2_d2.modeling.fusion import build_fused_head
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
+from glipv2_d2.modeling.heads.inter_image import InterImageHead, build_inter_image_head
+from glipv2_d2.modeling.heads.masked_language import (
+    MaskedLanguageHead,
+    build_masked_language_head,
+)
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
 from glipv2_d2.modeling.postprocess import DetectionsPerImage, to_instances
 from glipv2_d2.modeling.prompting import InputPrompts
@@ -34,6 +39,9 @@ class GLIPv2(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
+    checkpoint_optional_prefixes = ("inter_image.", "masked_language.")
+    """Names of weights that only a loss reads: files and models may have them or not."""
+
     @configurable
     def __init__(
         self,
@@ -46,6 +54,8 @@ class GLIPv2(nn.Module):
         input_prompts: InputPrompts,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        inter_image: InterImageHead | None = None,
+        masked_language: MaskedLanguageHead | None = None,
         language_cache_size: int = 0,
         max_detections_per_image: int = -1,
     ) -> None:
@@ -57,6 +67,8 @@ class GLIPv2(nn.Module):
             proposal_generator: called as :class:`~glipv2_d2.modeling.heads.GroundingRPN` is.
             input_prompts: what is asked of an input.
             pixel_mean, pixel_std: per channel of the input, in the order of ``INPUT.FORMAT``.
+            inter_image: gives L_inter; None: that loss is left out.
+            masked_language: hides words in training and gives L_mlm; None: no word is hidden.
             language_cache_size: prompts whose features are kept at inference; 0: none.
             max_detections_per_image: for an image that was asked several prompts; -1: all.
         """
@@ -65,6 +77,8 @@ class GLIPv2(nn.Module):
         self.language_backbone = language_backbone
         self.fused_head = fused_head
         self.proposal_generator = proposal_generator
+        self.inter_image = inter_image
+        self.masked_language = masked_language
         self.tokenizer = tokenizer
         self.input_prompts = input_prompts
         self.language_cache = LanguageCache(language_cache_size)
@@ -97,6 +111,8 @@ class GLIPv2(nn.Module):
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "inter_image": build_inter_image_head(cfg, shapes, width),
+            "masked_language": build_masked_language_head(cfg, tokenizer, language_backbone),
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
@@ -127,6 +143,8 @@ class GLIPv2(nn.Module):
         asked = [self.input_prompts.for_training(x) for x in batched_inputs]
         tokens = self.tokenizer([prompt for prompt, _ in asked]).to(self.device)
         gt_instances = [instances.to(self.device) for _, instances in asked]
+        if self.masked_language is not None:
+            tokens, masked_words = self.masked_language.mask(tokens, gt_instances)
 
         # Embed each modality alone:
         features = self.backbone(images.tensor)
@@ -136,9 +154,15 @@ class GLIPv2(nn.Module):
         fused_features, fused_language = self.fused_head(features, language)
 
         # Score regions against words, and place the boxes:
-        _, losses = self.proposal_generator(
+        targets, losses = self.proposal_generator(
             images, fused_features, fused_language, tokens, gt_instances
         )
+
+        # Contrast regions with the words of all images, and guess the masked words:
+        if self.inter_image is not None:
+            losses |= self.inter_image(features, language, tokens, gt_instances, targets)
+        if self.masked_language is not None:
+            losses |= self.masked_language(fused_language, masked_words)
         return losses
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class InputPrompts:
         # Only the first prompt is needed: no more names than tokens can fit in it.
         order = order[: self.max_tokens]
         first = self._split([names[c] for c in order], max_classes=0)[0]
-        return Prompt(first.text, first.spans, tuple(order[i] for i in first.classes))
+        return replace(first, classes=tuple(order[i] for i in first.classes))
 
     def _asked(self, instances: Instances, prompt: Prompt, x: dict[str, Any]) -> Instances:
         """The ground truth whose classes are in the prompt."""

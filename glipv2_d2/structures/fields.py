@@ -8,7 +8,8 @@ Input dicts are Detectron2's (one per image):
 | ``height``, ``width`` | size in pixels in which results are wanted; default: that of ``image`` |
 | ``file_name``, ``image_id`` | as in Detectron2 |
 | ``dataset_name`` | the data set of a record, set by our loaders |
-| ``instances`` | training: ``gt_boxes`` (XYXY, x2 = x + w), ``gt_classes`` (see below) |
+| ``instances`` | training: ``gt_boxes`` (XYXY, x2 = x + w), ``gt_classes`` (see below); with |
+|  | ``MODEL.MASK_ON`` also ``gt_masks`` and ``gt_has_mask`` (n,) bool |
 | ``prompt`` | a :class:`~glipv2_d2.structures.Prompt`, made by our mapper |
 | ``classes`` | list of names, one prompt (or several chunks) is made of it |
 | ``caption`` | free text; with ``phrases``: per phrase a list of [start, end) character spans |

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Span = tuple[int, int]
@@ -23,11 +24,14 @@ class Prompt:
         text: the whole text that the language backbone reads.
         spans: for each label, the character spans that name it (several when a phrase is split).
         classes: for each label, the caller's class. For a caption, label and class are the same.
+        is_class_list: the labels are class names, which mean the same for every image, and the text
+            is made of them. The words of a caption or a question mean what its own image shows.
     """
 
     text: str
     spans: tuple[tuple[Span, ...], ...]
     classes: tuple[int, ...]
+    is_class_list: bool = False
 
     def __post_init__(self) -> None:
         if len(self.spans) != len(self.classes):
@@ -68,6 +72,14 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def is_word(self) -> Tensor:
+        """(N, T) bool, True between [CLS] and [SEP]; punctuation counts."""
+        # The token after [SEP] is padding or beyond the end.
+        is_word = F.pad(self.mask[:, 1:], (0, 1))
+        is_word[:, 0] = False
+        return is_word
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(

@@ -50,6 +50,15 @@ def clean_name(name: str) -> str:
     return cleaned if cleaned.strip() else _tidy_blanks(re.sub(r"[()]", " ", name)).strip()
 
 
+def normalized_name(name: str) -> str:
+    """What two spellings of one class name have in common.
+
+    >>> normalized_name("Traffic_Light ")
+    'traffic light'
+    """
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
 def _tidy_blanks(name: str) -> str:
     return name.replace("_", " ").replace("  ", " ")
 
@@ -113,7 +122,12 @@ def class_prompt(
         end = start + len(name)
         spans.append(((start, end),))
         position = end + len(suffix) + len(separator)
-    return Prompt(text, tuple(spans), tuple(range(len(names)) if classes is None else classes))
+    return Prompt(
+        text,
+        tuple(spans),
+        tuple(range(len(names)) if classes is None else classes),
+        is_class_list=True,
+    )
 
 
 def demo_prompt(names: Sequence[str]) -> Prompt:
@@ -131,7 +145,7 @@ def demo_prompt(names: Sequence[str]) -> Prompt:
         spans.append(((position, position + len(name)),))
         position += len(name) + len(DEMO_SEPARATOR)
     text = "".join(name + DEMO_SEPARATOR for name in names)
-    return Prompt(text, tuple(spans), tuple(range(len(names))))
+    return Prompt(text, tuple(spans), tuple(range(len(names))), is_class_list=True)
 
 
 def caption_prompt(caption: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
@@ -230,8 +244,7 @@ def _drop_duplicates(names: Sequence[str]) -> list[int]:
     """Indices of the names that are asked, each the first of its duplicates."""
     first_of: dict[str, int] = {}
     for i, name in enumerate(names):
-        words = " ".join(name.replace("_", " ").split()).casefold()
-        first = first_of.setdefault(words, i)
+        first = first_of.setdefault(normalized_name(name), i)
         if first != i:
             logger.warning(
                 "class name %r (index %d) repeats %r (index %d): it is asked once, and its "

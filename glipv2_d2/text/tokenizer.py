@@ -77,6 +77,20 @@ class Tokenizer:
                 f"max_tokens is {max_tokens}: [CLS] and [SEP] leave no room for words; GLIP has 256"
             )
 
+    @property
+    def mask_token_id(self) -> int:
+        """The id that stands for a hidden word.
+
+        Raises:
+            ValueError: the language model knows none.
+        """
+        if self._tokenizer.mask_token_id is None:
+            raise ValueError(
+                "the tokenizer of MODEL.LANGUAGE_BACKBONE.MODEL has no mask token, so no word can "
+                "be hidden: set MODEL.MLM.WEIGHT to 0 or choose a BERT"
+            )
+        return int(self._tokenizer.mask_token_id)
+
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
         """Tokenize prompts, padded to the longest of them.
 

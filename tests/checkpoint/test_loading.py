@@ -191,6 +191,50 @@ def test_excluded_parts_are_loaded_where_a_file_has_them() -> None:
     assert torch.equal(model["encoder"].bias, torch.full((2,), 5.0))
 
 
+class WithLosses(nn.Module):
+    """A model some of whose parts only a loss reads; here without them."""
+
+    checkpoint_optional_prefixes = ("loss_a.", "loss_b.")
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+def test_weights_of_losses_that_the_model_lacks_are_left(caplog: pytest.LogCaptureFixture) -> None:
+    """A second phase of training without them."""
+    first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses()
+    account = load_weights(second, first.state_dict(), source="first.pth")
+    assert torch.equal(second.net.weight, first.net.weight)
+    assert set(account.ignored) == {"loss_a.weight", "loss_a.bias"}
+    assert caplog.text == ""
+
+
+def test_parts_of_losses_that_the_file_lacks_start_untrained_and_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = WithLosses(), WithLosses(loss_b=nn.Linear(2, 2))
+    load_weights(second, first.state_dict(), source="'first.pth'")
+    assert torch.equal(second.net.weight, first.net.weight)
+    assert "'first.pth' has no weights of these parts of losses" in caplog.text
+    assert "loss_b.{bias, weight}" in caplog.text
+
+
+def test_parts_of_losses_of_another_size_are_refused() -> None:
+    first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses(loss_a=nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"loss_a\.weight: \(2, 2\) in the file, \(2, 3\)"):
+        load_weights(second, first.state_dict(), source="first.pth")
+
+
+def test_every_other_part_stays_required() -> None:
+    model = WithLosses(loss_b=nn.Linear(2, 2))
+    weights = {"net.weight": torch.zeros(2, 2), "loss_c.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"(?s)missing.*net\.bias.*without a place.*loss_c"):
+        load_weights(model, weights, source="odd.pth")
+
+
 def test_a_file_of_another_project_is_told_by_its_first_names(glip_model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"has no weight of this model.*conv1\.weight"):
         load_weights(glip_model, {"conv1.weight": torch.zeros(1)}, source="resnet.pth")

@@ -180,3 +180,14 @@ def limited(tokenizer: Tokenizer, max_tokens: int) -> SimpleNamespace:
         num_special_tokens=tokenizer.num_special_tokens,
         _encode=tokenizer._encode,
     )
+
+
+def test_the_mask_token_is_berts(tokenizer):
+    assert tokenizer.mask_token_id == 103
+
+
+def test_a_language_model_without_a_mask_token_says_what_to_do(monkeypatch):
+    tokenizer = Tokenizer()
+    monkeypatch.setattr(tokenizer, "_tokenizer", SimpleNamespace(mask_token_id=None))
+    with pytest.raises(ValueError, match=r"no mask token.*MODEL\.MLM\.WEIGHT to 0"):
+        _ = tokenizer.mask_token_id

@@ -15,7 +15,7 @@ from glipv2_d2.layers.box_coder import BoxCoder, to_inclusive
 from glipv2_d2.layers.initialization import init_prediction
 from glipv2_d2.modeling.anchors import AnchorGenerator
 from glipv2_d2.modeling.assigner import ATSSAssigner
-from glipv2_d2.modeling.heads.region_word import RegionWordScore
+from glipv2_d2.modeling.heads.region_word import REGION_WORD_REGISTRY
 from glipv2_d2.modeling.losses.dense import grounding_losses
 from glipv2_d2.modeling.losses.grounding import token_targets
 from glipv2_d2.modeling.postprocess import DetectionsPerImage, PostprocessSettings, detect
@@ -80,7 +80,7 @@ class GroundingRPN(nn.Module):
             "visual_dim": visual_dim,
             "strides": strides,
             "max_tokens": cfg.MODEL.PROMPT.MAX_TOKENS,
-            "region_word": RegionWordScore(
+            "region_word": REGION_WORD_REGISTRY.get(settings.REGION_WORD)(
                 visual_dim=visual_dim,
                 language_dim=input_shape[LANGUAGE].channels,
                 prior_prob=settings.PRIOR_PROB,
@@ -112,7 +112,7 @@ class GroundingRPN(nn.Module):
         language: LanguageFeatures,
         tokens: TokenBatch,
         gt_instances: list[Instances] | None = None,
-    ) -> tuple[list[DetectionsPerImage], dict[str, Tensor]]:
+    ) -> tuple[list[DetectionsPerImage] | DenseTargets, dict[str, Tensor]]:
         """Detect, or with ground truth: learn.
 
         Args:
@@ -123,11 +123,13 @@ class GroundingRPN(nn.Module):
                 corners) and ``gt_classes``, classes of the image's prompt.
 
         Returns:
-            detections per image and no losses, or no detections and the losses.
+            detections per image and no losses; or what every anchor should have answered, which
+            other losses build on, and the losses.
         """
         predictions = self.predict(features, language)
         if gt_instances is not None:
-            return [], self.losses(predictions, tokens, gt_instances)
+            targets = self.label_anchors(predictions.anchors_per_level, tokens, gt_instances)
+            return targets, self.losses(predictions, targets, tokens)
         detections = detect(
             predictions, tokens.positive_maps, images.image_sizes, self.postprocess, self.box_coder
         )
@@ -150,10 +152,9 @@ class GroundingRPN(nn.Module):
         )
 
     def losses(
-        self, predictions: DensePredictions, tokens: TokenBatch, gt_instances: list[Instances]
+        self, predictions: DensePredictions, targets: DenseTargets, tokens: TokenBatch
     ) -> dict[str, Tensor]:
         """L_loc + L_intra of a batch (GLIP spec 13.3)."""
-        targets = self.label_anchors(predictions.anchors_per_level, tokens, gt_instances)
         return grounding_losses(
             predictions, targets, tokens.mask, box_coder=self.box_coder, **self.loss_settings
         )

@@ -81,6 +81,7 @@ class BertLanguageBackbone(nn.Module):
 
     Attributes:
         width: D, the width of the features.
+        vocab_size: ids that it has embeddings for.
         checkpoint_excluded: prefixes of names that a checkpoint need not hold, because these
             weights are frozen and come from elsewhere.
     """
@@ -98,6 +99,7 @@ class BertLanguageBackbone(nn.Module):
         super().__init__()
         self.bert = bert
         self.width: int = bert.config.hidden_size
+        self.vocab_size: int = bert.config.vocab_size
         self.freeze = freeze
         self.checkpoint_excluded = tuple(checkpoint_excluded)
         self._installed_names = installed_bert_names(bert, bert.config.num_hidden_layers)

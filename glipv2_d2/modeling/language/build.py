@@ -10,7 +10,7 @@ from detectron2.utils.registry import Registry
 LANGUAGE_BACKBONE_REGISTRY = Registry("LANGUAGE_BACKBONE")
 LANGUAGE_BACKBONE_REGISTRY.__doc__ = """
 Language backbones: ``obj(cfg)`` gives a module that maps a TokenBatch to LanguageFeatures and says
-the width of its features in the attribute ``width``.
+the width of its features in the attribute ``width``, and in ``vocab_size`` how many ids it knows.
 """
 
 

@@ -42,6 +42,9 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
     Tokens outside the labels are zero where they only separate labels. Where a prompt says more
     than its labels (a caption, a question), it is read once as a whole for them, and they get
     their vectors from there, scaled in the same way.
+
+    A word that is masked in training is masked in its phrase: the rest of the phrase and, after
+    fusion, the image are left to tell it.
     """
 
     @configurable

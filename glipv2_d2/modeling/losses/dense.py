@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.layers import nonzero_tuple
-from detectron2.utils import comm
 from torch import Tensor
 
 from glipv2_d2.layers.box_coder import BoxCoder
+from glipv2_d2.modeling.losses.across_gpus import mean_over_gpus
 from glipv2_d2.modeling.losses.grounding import token_focal_loss
 from glipv2_d2.modeling.losses.localization import box_loss, centerness_targets
+from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import DensePredictions, DenseTargets
 
 # Positive anchors lie inside their boxes, so a smaller sum of weights means that there are none.
@@ -54,13 +55,13 @@ def grounding_losses(
     anchors = torch.cat(predictions.anchors_per_level)[positive[1]]
     gt_boxes = box_coder.decode(targets.box_deltas[positive], anchors)
     gt_centerness = centerness_targets(anchors, gt_boxes)
-    num_positives, sum_of_centerness = _mean_over_gpus(
+    num_positives, sum_of_centerness = mean_over_gpus(
         torch.stack([gt_centerness.new_tensor(len(anchors)), gt_centerness.sum()])
     )
     num_positives = num_positives.clamp(min=1)
 
-    pred_deltas = _full_precision(torch.cat(predictions.box_deltas_per_level, dim=1)[positive])
-    pred_centerness = _full_precision(torch.cat(predictions.centerness_per_level, dim=1)[positive])
+    pred_deltas = full_precision(torch.cat(predictions.box_deltas_per_level, dim=1)[positive])
+    pred_centerness = full_precision(torch.cat(predictions.centerness_per_level, dim=1)[positive])
     loss_token = _token_loss(predictions, targets, token_mask, alpha, gamma) / num_positives
     loss_box = box_loss(
         box_coder.decode(pred_deltas, anchors),
@@ -94,16 +95,3 @@ def _token_loss(
         for level_logits, level_targets in zip(logits_per_level, targets_per_level, strict=True)
     ]
     return torch.stack(losses).sum()
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    """Half precision, as autocast leaves it, to float32; float32 and float64 as they are."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _mean_over_gpus(values: Tensor) -> Tensor:
-    """The mean of ``values`` over all processes; every process must call it."""
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(values)
-        values = values / comm.get_world_size()
-    return values

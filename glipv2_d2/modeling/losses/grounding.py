@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from glipv2_d2.modeling.losses.precision import full_precision
+
 
 def token_targets(matched_idxs: Tensor, positive_map_per_gt: Tensor, max_tokens: int) -> Tensor:
     """The tokens that each anchor of one image should answer with.
@@ -52,8 +54,9 @@ def token_focal_loss(
     Returns:
         Scalar, not normalised.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return _MaskedFocalLoss.apply(logits, targets != 0, token_mask[:, None], alpha, gamma)
+    return _MaskedFocalLoss.apply(
+        full_precision(logits), targets != 0, token_mask[:, None], alpha, gamma
+    )
 
 
 class _MaskedFocalLoss(torch.autograd.Function):

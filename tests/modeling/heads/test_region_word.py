@@ -2,7 +2,12 @@ import math
 
 import torch
 
-from glipv2_d2.modeling.heads.region_word import RegionWordScore
+from glipv2_d2.modeling.heads.region_word import (
+    CLASSIFIER_INFERENCE_FACTOR,
+    ClassifierRegionWordScore,
+    CosineRegionWordScore,
+    RegionWordScore,
+)
 from glipv2_d2.structures import LanguageFeatures
 
 
@@ -39,3 +44,30 @@ def test_longer_words_do_not_score_higher() -> None:
     score, regions, language = make_inputs()
     louder = LanguageFeatures(language.hidden * 7, language.mask)
     torch.testing.assert_close(score([regions], language)[0], score([regions], louder)[0])
+
+
+def test_cosine_scores_equal_the_formula_written_out() -> None:
+    _, regions, language = make_inputs()
+    score = CosineRegionWordScore(visual_dim=6, language_dim=10, prior_prob=0.01, log_scale=-1.0)
+    ours = score([regions], language)[0]
+    for n in range(2):
+        for t in range(4):
+            word = score.projection(language.hidden[n, t] / language.hidden[n, t].norm())
+            cosine = torch.cosine_similarity(score.region_projection(regions[n]), word[None])
+            expected = cosine * math.exp(1.0) + score.bias
+            torch.testing.assert_close(ours[n, :, t], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_classifier_scores_add_the_trusted_cosine_of_the_last_channels_and_the_word() -> None:
+    _, _, language = make_inputs()
+    regions = torch.randn(2, 5, 6 + 10)
+    score = ClassifierRegionWordScore(visual_dim=16, language_dim=10, prior_prob=0.01)
+    torch.nn.init.normal_(score.trust.weight)
+    learned = score.learned([regions[..., :6]], language)[0]
+    trust = score.trust(regions[..., :6]).sigmoid()
+    seen = torch.cosine_similarity(regions[:, :, None, 6:], language.hidden[:, None], dim=-1)
+    added = trust * seen / score.log_scale.exp()
+    torch.testing.assert_close(score([regions], language)[0], learned + added)
+    score.eval()
+    counted_more = learned + CLASSIFIER_INFERENCE_FACTOR * added
+    torch.testing.assert_close(score([regions], language)[0], counted_more)

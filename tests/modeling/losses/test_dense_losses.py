@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from glipv2_d2.modeling.losses import (
     grounding_losses,
     token_targets,
 )
-from glipv2_d2.modeling.losses import dense as dense_module
 from glipv2_d2.structures import DensePredictions, DenseTargets
 
 CODER = BoxCoder()
@@ -170,7 +170,7 @@ def test_averaged_over_gpus_losses_are_those_of_the_joint_batch(
     expected = losses_of(joint, targets_for(gt_boxes_per_image))
 
     sent: list[Tensor] = []
-    monkeypatch.setattr(dense_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: sent.append(values.clone()))
     for i in range(2):
         losses_of(per_gpu[i], targets_for([gt_boxes_per_image[i]]))

@@ -1,0 +1,70 @@
+"""What losses need to know of the other processes, so that they are those of one large batch.
+
+Distributed training averages the gradients of all processes. A sum over the images of a process
+therefore has to be divided by a count *per process*. Every process must make the same calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def mean_over_gpus(values: Tensor) -> Tensor:
+    """The mean of ``values`` over all processes; they may be overwritten and get no gradient."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(values)
+        values = values / comm.get_world_size()
+    return values
+
+
+def count_per_gpu(count: int, like: Tensor) -> Tensor:
+    """The count of all processes, at least 1, over their number.
+
+    Args:
+        count: of this process.
+        like: gives the dtype and device of the result.
+    """
+    return mean_over_gpus(like.new_tensor(count)).clamp(min=1 / comm.get_world_size())
+
+
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """The rows of every process, with gradient to all of them.
+
+    ``torch.distributed.nn.functional.all_gather`` would do it, but is deprecated.
+
+    Args:
+        rows: (K, ...); K may differ between processes, and be 0.
+
+    Returns:
+        For each process in the order of ranks (K_rank, ...).
+    """
+    if comm.get_world_size() == 1:
+        return [rows]
+    counts = _AllGather.apply(torch.tensor(len(rows), device=rows.device)).tolist()
+    # Collectives take tensors of one size, and not all backends take empty ones.
+    padding = rows.new_zeros(max(1, *counts) - len(rows), *rows.shape[1:])
+    gathered = _AllGather.apply(torch.cat([rows, padding]))
+    return [padded[:count] for padded, count in zip(gathered, counts, strict=True)]
+
+
+class _AllGather(torch.autograd.Function):
+    """Equally large tensors of all processes, stacked; each gets the gradients from all."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        gathered = [torch.empty_like(tensor) for _ in range(comm.get_world_size())]
+        dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
+
+    @staticmethod
+    @once_differentiable
+    def backward(_ctx: Any, grad_output: Tensor) -> Tensor:
+        gradients = grad_output.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradients)
+        return gradients[comm.get_rank()]
