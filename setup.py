@@ -33,7 +33,9 @@ setup(
     packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
     package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
     install_requires=requirements("runtime"),
-    extras_require={name: requirements(name) for name in ("dev", "mini", "phrases")},
+    extras_require={
+        name: requirements(name) for name in ("dev", "lora", "mini", "phrases", "webdataset")
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -1,5 +1,8 @@
-"""From files to input dicts. Importing it registers the built-in data sets."""
+"""From files to input dicts. Importing it registers the built-in data sets.
 
-from glipv2_d2.data import builtin
+It also teaches Detectron2 to open images in tar shards, in every process that loads data.
+"""
 
-__all__ = ["builtin"]
+from glipv2_d2.data import builtin, custom
+
+__all__ = ["builtin", "custom"]

@@ -80,7 +80,7 @@ _RESIZES = {
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Crop (training, if asked), resize, flip (training). Captions do not follow a flip.
+    """Crop (training, if asked), resize, flip (training).
 
     Raises:
         ValueError: ``INPUT.RESIZE`` names no known rule.

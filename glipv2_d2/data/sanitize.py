@@ -6,13 +6,13 @@ A *record* is one image's dict in Detectron2's format, boxes in pixels of the or
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
 
+from glipv2_d2.data.faults import Faults
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.structures.language import Span
 from glipv2_d2.text.prompts import caption_prompt
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 BOXES_CLIPPED = "boxes reached out of their image and were clipped"
 BOXES_WITHOUT_AREA = "boxes had no area inside their image and were dropped"
 BOXES_WITHOUT_PHRASE = "boxes had no phrase in their caption and were dropped"
+BOXES_OF_NO_CHARACTERS = "boxes had a span outside of their caption and were dropped"
+EMPTY_CAPTIONS = "captions were empty and were left out with their image"
 PHRASES_TOO_LONG = "phrases lay beyond the token limit and were dropped"
 BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
 
@@ -39,8 +41,8 @@ def sanitize_dataset(
 ) -> list[dict[str, Any]]:
     """Copies of the records that a model can be trained on, with one report of what changed.
 
-    Crowd regions go without a word, as in Detectron2. An image whose boxes are all gone stays: it
-    has nothing to find.
+    The report counts every kind of change and names the first images. Crowd regions go without a
+    word, as in Detectron2. An image whose boxes are all gone stays: it has nothing to find.
 
     Args:
         name: of the data set, for the report.
@@ -49,12 +51,14 @@ def sanitize_dataset(
     Raises:
         ValueError: a record has no annotations, or a class that is not in its list.
     """
-    counts: Counter[str] = Counter()
-    sane = [_sanitize_record(record, class_names, tokenizer, counts) for record in records]
-    # Unary plus keeps the kinds that occurred.
-    if +counts:
-        summary = "; ".join(f"{count} {kind}" for kind, count in sorted((+counts).items()))
-        logger.warning("data set %r: %s", name, summary)
+    faults = Faults()
+    sane = []
+    for record in records:
+        if fields.CAPTION in record and not record[fields.CAPTION].strip():
+            faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
+        else:
+            sane.append(_sanitize_record(record, class_names, tokenizer, faults))
+    faults.warn(logger, name)
     return sane
 
 
@@ -62,7 +66,7 @@ def _sanitize_record(
     record: dict[str, Any],
     class_names: Sequence[str],
     tokenizer: Tokenizer,
-    counts: Counter[str],
+    faults: Faults,
 ) -> dict[str, Any]:
     file_name = record.get(fields.FILE_NAME)
     if "annotations" not in record:
@@ -72,9 +76,10 @@ def _sanitize_record(
         )
     annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     if fields.HEIGHT in record and fields.WIDTH in record:
-        annotations = _clip_boxes(annotations, record[fields.HEIGHT], record[fields.WIDTH], counts)
+        size = (record[fields.HEIGHT], record[fields.WIDTH])
+        annotations = _clip_boxes(annotations, size, file_name, faults)
     if fields.CAPTION in record:
-        return _sanitize_caption({**record, "annotations": annotations}, tokenizer, counts)
+        return _sanitize_caption({**record, "annotations": annotations}, tokenizer, faults)
     own_names = record.get(fields.CLASSES)
     num_classes = len(class_names if own_names is None else own_names)
     for annotation in annotations:
@@ -87,9 +92,10 @@ def _sanitize_record(
 
 
 def _clip_boxes(
-    annotations: list[dict[str, Any]], height: int, width: int, counts: Counter[str]
+    annotations: list[dict[str, Any]], size: tuple[int, int], file_name: str | None, faults: Faults
 ) -> list[dict[str, Any]]:
     """Annotations with XYXY boxes inside the image, without those that have no area there."""
+    height, width = size
     kept = []
     for annotation in annotations:
         box = np.asarray(to_xyxy(annotation), dtype=float)
@@ -97,10 +103,10 @@ def _clip_boxes(
         x1, y1, x2, y2 = clipped.tolist()
         # Written so that a NaN counts as no area.
         if not (x2 > x1 and y2 > y1):
-            counts[BOXES_WITHOUT_AREA] += 1
+            faults.add(BOXES_WITHOUT_AREA, file_name)
             continue
         if np.abs(clipped - box).max() > CLIP_TOLERANCE:
-            counts[BOXES_CLIPPED] += 1
+            faults.add(BOXES_CLIPPED, file_name)
         kept.append({**annotation, "bbox": [x1, y1, x2, y2], "bbox_mode": BoxMode.XYXY_ABS})
     return kept
 
@@ -115,9 +121,13 @@ def to_xyxy(annotation: dict[str, Any]) -> list[float]:
 
 
 def _sanitize_caption(
-    record: dict[str, Any], tokenizer: Tokenizer, counts: Counter[str]
+    record: dict[str, Any], tokenizer: Tokenizer, faults: Faults
 ) -> dict[str, Any]:
     """Phrases and class indices in place of ``tokens_positive``, as far as the tokens reach."""
+    file_name, length = record.get(fields.FILE_NAME), len(record[fields.CAPTION])
+    within = [a for a in record["annotations"] if spans_are_within(a, length)]
+    faults.add(BOXES_OF_NO_CHARACTERS, file_name, len(record["annotations"]) - len(within))
+    record = {**record, "annotations": within}
     phrases, labels = caption_labels(record)
     for label in labels:
         if label is not None and not 0 <= label < len(phrases):
@@ -126,17 +136,22 @@ def _sanitize_caption(
                 f"caption has {len(phrases)} phrases: they count from 0"
             )
     prompt = fit_caption(record[fields.CAPTION], phrases, tokenizer)
-    within = set(prompt.classes)
+    asked = set(prompt.classes)
     annotations = []
     for annotation, label in zip(record["annotations"], labels, strict=True):
         if label is None:
-            counts[BOXES_WITHOUT_PHRASE] += 1
-        elif label not in within:
-            counts[BOXES_OF_LONG_PHRASES] += 1
+            faults.add(BOXES_WITHOUT_PHRASE, file_name)
+        elif label not in asked:
+            faults.add(BOXES_OF_LONG_PHRASES, file_name)
         else:
             annotations.append({**annotation, "category_id": label})
-    counts[PHRASES_TOO_LONG] += len(phrases) - len(within)
+    faults.add(PHRASES_TOO_LONG, file_name, len(phrases) - len(asked))
     return {**record, fields.PHRASES: phrases, "annotations": annotations}
+
+
+def spans_are_within(annotation: dict[str, Any], length: int) -> bool:
+    """Whether all ``tokens_positive`` of an annotation are characters of a caption."""
+    return all(0 <= begin < end <= length for begin, end in annotation.get("tokens_positive") or ())
 
 
 def caption_labels(
@@ -155,7 +170,7 @@ def caption_labels(
     index_of: dict[tuple[Span, ...], int] = {}
     labels: list[int | None] = []
     for annotation in record["annotations"]:
-        spans = tuple((begin, end) for begin, end in annotation.get("tokens_positive", ()))
+        spans = tuple((begin, end) for begin, end in annotation.get("tokens_positive") or ())
         labels.append(index_of.setdefault(spans, len(index_of)) if spans else None)
     return [list(spans) for spans in index_of], labels
 

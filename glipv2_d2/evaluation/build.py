@@ -55,8 +55,14 @@ def build_evaluator(
 
 
 def _coco(dataset_name: str, output_folder: str, _max_detections: int) -> DatasetEvaluator:
+    metadata = MetadataCatalog.get(dataset_name)
+    has_file = metadata.get("json_file") is not None
     # COCO's own limit of 100 per image and class holds, whatever the model gives.
-    return COCOEvaluator(dataset_name, tasks=TASKS, output_dir=output_folder)
+    evaluator = COCOEvaluator(dataset_name, tasks=TASKS, output_dir=output_folder)
+    if not has_file:
+        # Detectron2 wrote the ground truth into this evaluation's folder, which will be gone.
+        del metadata.json_file
+    return evaluator
 
 
 def _lvis(dataset_name: str, output_folder: str, max_detections: int) -> DatasetEvaluator:

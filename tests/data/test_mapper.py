@@ -13,8 +13,10 @@ from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 from helpers.tiny_coco import NAMES
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.text.prompts import Decoration
 
 
 @pytest.fixture
@@ -219,3 +221,97 @@ def test_a_separator_that_would_join_two_names_is_refused(cfg: CfgNode) -> None:
     cfg.MODEL.PROMPT.SEPARATOR = "x"
     with pytest.raises(ValueError, match=r"SEPARATOR 'x' does not part"):
         GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+
+
+CAPTION = "a dog left of a cat"
+TRIANGLE = [10.0, 5.0, 30.0, 5.0, 30.0, 15.0]
+
+
+def test_sides_in_a_caption_follow_the_flip(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={})
+    cat = [[len(CAPTION) - 5, len(CAPTION)]]
+    captioned = record(image_file, 0, caption=CAPTION)
+    captioned["annotations"][0]["tokens_positive"] = cat
+    texts = {}
+    for _ in range(20):
+        x = mapper(captioned)
+        flipped = x["instances"].gt_boxes.tensor[0, 0] > x["image"].shape[2] / 2
+        assert x["prompt"].text == x["caption"]
+        assert x["prompt"].phrases == ["a cat"]
+        texts[bool(flipped)] = x["caption"]
+    assert texts == {False: CAPTION, True: "a dog right of a cat"}
+
+
+def test_class_names_do_not_follow_the_flip(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"set": ["left shoe"]})
+    assert {mapper(record(image_file, 0))["prompt"].text for _ in range(10)} == {"left shoe"}
+
+
+@pytest.fixture
+def mask_mapper(cfg: CfgNode) -> GroundingMapper:
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+    return GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+
+
+def test_no_masks_unless_the_config_asks(mapper: GroundingMapper, image_file: str) -> None:
+    masked = record(image_file, 0)
+    masked["annotations"][0]["segmentation"] = [TRIANGLE]
+    assert not mapper(masked)["instances"].has("gt_masks")
+
+
+def test_polygons_are_resized_with_the_image(mask_mapper: GroundingMapper, image_file: str) -> None:
+    masked = record(image_file, 0)
+    masked["annotations"][0]["segmentation"] = [TRIANGLE]
+    instances = mask_mapper(masked)["instances"]
+    assert instances.gt_masks.polygons[0][0].tolist() == [2 * number for number in TRIANGLE]
+    assert instances.gt_has_mask.tolist() == [True]
+
+
+def test_rle_masks_become_bitmasks(mask_mapper: GroundingMapper, image_file: str) -> None:
+    mask = np.zeros((50, 100), np.uint8, order="F")
+    mask[5:15, 10:30] = 1
+    masked = record(image_file, 0, 1)
+    masked["annotations"][0]["segmentation"] = coco_mask.encode(mask)
+    masked["annotations"][1]["segmentation"] = [TRIANGLE]
+    masks = mask_mapper(masked)["instances"].gt_masks.tensor
+    assert masks.shape == (2, 100, 200)
+    assert masks.flatten(1).sum(1).tolist() == pytest.approx([800, 400], rel=0.1)
+
+
+def test_a_box_without_a_mask_is_told_apart(mask_mapper: GroundingMapper, image_file: str) -> None:
+    masked = record(image_file, 0, 1)
+    masked["annotations"][1]["segmentation"] = [TRIANGLE]
+    instances = mask_mapper(masked)["instances"]
+    assert instances.gt_has_mask.tolist() == [False, True]
+    # A rectangle stands in, so that all boxes have the field.
+    assert instances.gt_masks.area().tolist() == [800, 400]
+
+
+def test_an_image_without_boxes_has_no_masks(mask_mapper: GroundingMapper, image_file: str) -> None:
+    instances = mask_mapper(record(image_file))["instances"]
+    assert len(instances.gt_masks) == len(instances.gt_has_mask) == 0
+
+
+PORCH = {"prompted": [Decoration("there is a ", "package", " on the porch")]}
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_data_set_can_have_its_own_words_for_its_classes(
+    is_train: bool, cfg: CfgNode, image_file: str
+) -> None:
+    mapper = GroundingMapper(
+        cfg, is_train=is_train, class_names={"prompted": ["parcel"]}, decorations=PORCH
+    )
+    x = mapper(record(image_file, 0, dataset_name="prompted"))
+    assert x["prompt"].text == "there is a package on the porch"
+    assert x["prompt"].phrases == ["package"]
+    assert x["classes"] == ["parcel"]
+
+
+def test_those_words_are_not_for_an_images_own_names(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(
+        cfg, is_train=False, class_names={"prompted": ["parcel"]}, decorations=PORCH
+    )
+    assert "prompt" not in mapper(record(image_file, dataset_name="prompted", classes=["cat"]))

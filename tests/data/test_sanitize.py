@@ -130,3 +130,34 @@ def test_a_phrase_outside_its_caption_is_named(tokenizer: Tokenizer) -> None:
     odd = record(box(1, 1, 5, 5, category_id=1), caption="a cat", phrases=[[(2, 5)]])
     with pytest.raises(ValueError, match=r"a\.png.*phrase 1.*1 phrases"):
         sanitize(tokenizer, odd)
+
+
+def test_the_report_names_the_first_images(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [record(box(-5, 0, 9, 9)) | {"file_name": f"{i}.png"} for i in range(9)]
+    sanitize(tokenizer, *bad)
+    assert "0.png, 1.png" in caplog.text
+    assert "8.png" not in caplog.text
+
+
+@pytest.mark.parametrize("span", [[-1, 3], [2, 99], [3, 3]])
+def test_a_box_that_points_outside_of_its_caption_is_dropped(
+    span: list[int], tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = record(
+        box(1, 1, 5, 5, tokens_positive=[[0, 5]]),
+        box(2, 2, 5, 5, tokens_positive=[span]),
+        caption="a cat",
+    )
+    [sane] = sanitize(tokenizer, odd)
+    assert boxes_of(sane) == [[1, 1, 6, 6]]
+    assert "1 boxes had a span outside" in caplog.text
+
+
+def test_an_empty_caption_goes_with_its_image(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sanitize(tokenizer, record(caption=" ")) == []
+    assert "1 captions were empty" in caplog.text
+    assert "a.png" in caplog.text

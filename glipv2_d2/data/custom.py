@@ -1,0 +1,70 @@
+"""Data sets that a config describes by itself: ``DATASETS.CUSTOM``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+
+from glipv2_d2.data.readers.captions import register_captions, register_shards
+from glipv2_d2.data.readers.coco import register_coco
+from glipv2_d2.data.readers.grounding import register_grounding
+
+DEFAULT_FORMAT = "coco"
+
+# Per format the function that registers it, and the keys of its paths, in its order.
+FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "coco": (register_coco, ("json", "images")),
+    "grounding": (register_grounding, ("json", "images")),
+    "captions": (register_captions, ("json", "images")),
+    "webdataset": (register_shards, ("shards",)),
+}
+
+# What this module has registered, to tell a second call from a second data set.
+_registered: dict[str, dict[str, Any]] = {}
+
+
+def register_custom(entries: Sequence[dict[str, Any]]) -> None:
+    """Register the entries of ``DATASETS.CUSTOM``; a second time does nothing.
+
+    An entry is ``{name: my_train, json: my/train.json, images: my/train}``; ``format`` is one of
+    :data:`FORMATS`, default "coco". Paths are relative to the working directory, "~" is the home.
+
+    Raises:
+        ValueError: an entry has a missing, unknown or empty key, or a name that is taken.
+    """
+    for entry in entries:
+        register_format, keys = _check_entry(entry)
+        name = entry["name"]
+        if name in DatasetCatalog:
+            if _registered.get(name) != entry:
+                raise ValueError(
+                    f"DATASETS.CUSTOM: the name {name!r} is taken by another data set: choose "
+                    "another name"
+                )
+            continue
+        register_format(name, *(os.path.expanduser(entry[key]) for key in keys))
+        _registered[name] = dict(entry)
+
+
+def _check_entry(entry: Any) -> tuple[Callable[..., None], tuple[str, ...]]:
+    example = "{name: my_train, json: my/train.json, images: my/train}"
+    if not isinstance(entry, dict):
+        raise ValueError(f"DATASETS.CUSTOM: {entry!r} is no table of keys; write {example}")
+    kind = entry.get("format", DEFAULT_FORMAT)
+    if kind not in FORMATS:
+        raise ValueError(
+            f"DATASETS.CUSTOM: format {kind!r} is not known; use one of {sorted(FORMATS)}"
+        )
+    register_format, keys = FORMATS[kind]
+    required = {"name", *keys}
+    wrong = (required - entry.keys()) | (entry.keys() - required - {"format"})
+    if wrong or not all(isinstance(v, str) and v for v in entry.values()):
+        raise ValueError(
+            f"DATASETS.CUSTOM: {entry!r} should have the keys {sorted(required)} (format: {kind}), "
+            f"each with a text; missing or unknown: {sorted(map(str, wrong)) or 'none'}. Example: "
+            f"{example}"
+        )
+    return register_format, keys

@@ -1,0 +1,133 @@
+"""Flickr30k Entities from its own files: marked sentences, boxes in XML.
+
+    [/EN#283585/people Two young guys] with [/EN#283587/bodyparts shaggy hair] look at ...
+
+is a line of ``Sentences/<image>.txt``; ``Annotations/<image>.xml`` has boxes whose ``name`` is the
+number behind ``EN#``. Boxes count pixels from 1 and include the last one, as in the data set's own
+scripts (from memory).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+from detectron2.structures import BoxMode
+
+from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.registration import Record, register
+from glipv2_d2.structures import fields
+from glipv2_d2.structures.language import Span
+
+logger = logging.getLogger(__name__)
+
+NO_ANNOTATION = "images had no readable sentences or boxes and were left out"
+
+_MARKED = re.compile(r"\[/EN#(?P<entity>\d+)\S* (?P<phrase>[^\]]*)\]")
+
+
+def register_flickr30k_entities(root: str) -> None:
+    """``flickr30k_entities_{train,val,test}`` below ``root``/flickr30k."""
+    directory = os.path.join(root, "flickr30k")
+    entities = os.path.join(directory, "flickr30k_entities")
+    for split in ("train", "val", "test"):
+        split_file = os.path.join(entities, f"{split}.txt")
+        image_root = os.path.join(directory, "flickr30k_images", split)
+        name = f"flickr30k_entities_{split}"
+        register(
+            name,
+            functools.partial(read_entities, split_file, image_root, name),
+            source_files=(split_file, image_root),
+            evaluator_type="flickr30k",
+        )
+
+
+def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[Record]:
+    """One record per sentence, its phrases numbered; phrases without a box are left out.
+
+    Args:
+        split_file: lists the images of the split, one name without suffix per line; beside it
+            lie ``Sentences`` and ``Annotations``.
+        dataset_name: for the report.
+    """
+    directory = Path(split_file).parent
+    faults = Faults()
+    records = []
+    for image_name in Path(split_file).read_text(encoding="utf-8").split():
+        try:
+            lines = (directory / "Sentences" / f"{image_name}.txt").read_text(encoding="utf-8")
+            size, boxes_of = read_boxes(directory / "Annotations" / f"{image_name}.xml")
+        except (OSError, UnicodeDecodeError, ElementTree.ParseError, ValueError) as error:
+            faults.add(NO_ANNOTATION, f"{image_name} ({error})")
+            continue
+        for number, line in enumerate(lines.splitlines()):
+            if not line.strip():
+                continue
+            caption, entities = read_sentence(line)
+            asked = [(entity, span) for entity, span in entities if boxes_of.get(entity)]
+            records.append(
+                {
+                    "file_name": os.path.join(image_root, f"{image_name}.jpg"),
+                    # Sentences of one image must not share the key of its results.
+                    "image_id": f"{image_name}_{number}",
+                    "height": size[0],
+                    "width": size[1],
+                    "original_img_id": image_name,
+                    "sentence_id": number,
+                    fields.CAPTION: caption,
+                    fields.PHRASES: [[span] for _, span in asked],
+                    "annotations": [
+                        {
+                            "bbox": box,
+                            "bbox_mode": BoxMode.XYXY_ABS,
+                            "category_id": label,
+                            "tokens_positive": [list(span)],
+                        }
+                        for label, (entity, span) in enumerate(asked)
+                        for box in boxes_of[entity]
+                    ],
+                }
+            )
+    faults.warn(logger, dataset_name)
+    return records
+
+
+def read_sentence(line: str) -> tuple[str, list[tuple[str, Span]]]:
+    """A marked sentence -> its plain text, and the entity number and span of each phrase.
+
+    >>> read_sentence("[/EN#1/people A man] with [/EN#2/other a hat] .")
+    ('A man with a hat .', [('1', (0, 5)), ('2', (11, 16))])
+    """
+    line = line.strip()
+    text, entities, position = "", [], 0
+    for match in _MARKED.finditer(line):
+        text += line[position : match.start()]
+        begin = len(text)
+        text += match["phrase"]
+        entities.append((match["entity"], (begin, len(text))))
+        position = match.end()
+    return text + line[position:], entities
+
+
+def read_boxes(xml_file: Path) -> tuple[tuple[int, int], dict[str, list[list[float]]]]:
+    """The (height, width) of an image, and the boxes (XYXY) of each of its entities.
+
+    Raises:
+        OSError, ElementTree.ParseError, ValueError: the file cannot be read.
+    """
+    tree = ElementTree.parse(xml_file)
+    height = int(tree.findtext("size/height", ""))
+    width = int(tree.findtext("size/width", ""))
+    boxes_of = defaultdict(list)
+    for element in tree.iter("object"):
+        if (box := element.find("bndbox")) is None:
+            continue
+        x1, y1, x2, y2 = (float(box.findtext(k, "")) for k in ("xmin", "ymin", "xmax", "ymax"))
+        for name in element.iter("name"):
+            boxes_of[name.text or ""].append([x1 - 1, y1 - 1, x2, y2])
+    return (height, width), dict(boxes_of)

@@ -1,0 +1,132 @@
+"""MDETR's form of grounding data: COCO's, with a caption per image and spans per box.
+
+MDETR published Flickr30k Entities, the mixed set (COCO captions, Visual Genome and GQA, together
+"GoldG" with Flickr) and referring expressions in it. An entry of ``images`` is one pair of image
+and sentence; ``tokens_positive`` of an annotation are its characters of ``caption``. In files for
+evaluation ``tokens_positive_eval`` of an image lists the phrases that are asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.readers.coco import (
+    UNUSABLE_BOX,
+    convert_annotation,
+    faults_of_images,
+    image_record,
+    open_coco,
+)
+from glipv2_d2.data.registration import Record, register
+from glipv2_d2.structures import fields
+
+logger = logging.getLogger(__name__)
+
+BOX_OF_NO_PHRASE = "boxes were of none of the phrases that are asked"
+NO_FOLDER = "images had a data_source without a folder"
+
+# The value of data_source where an entry has none.
+ANY_SOURCE = ""
+
+
+def register_goldg(root: str) -> None:
+    """``flickr30k_{separate,merged}_<split>`` and ``mixed_train``, ``mixed_train_no_coco``.
+
+    Files and folders lie below ``root`` as GLIP's data page has them.
+    """
+    annotations = os.path.join(root, "mdetr_annotations")
+    for split in ("train", "val", "test"):
+        for protocol in ("separate", "merged"):
+            register_grounding(
+                f"flickr30k_{protocol}_{split}",
+                os.path.join(annotations, f"final_flickr_{protocol}GT_{split}.json"),
+                os.path.join(root, "flickr30k", "flickr30k_images", split),
+                evaluator_type="flickr30k",
+            )
+    sources = {
+        "coco": os.path.join(root, "coco", "train2014"),
+        "vg": os.path.join(root, "gqa", "images"),
+    }
+    for name in ("mixed_train", "mixed_train_no_coco"):
+        register_grounding(name, os.path.join(annotations, f"final_{name}.json"), sources)
+
+
+def register_grounding(
+    name: str, json_file: str, image_root: str | Mapping[str, str], **metadata: Any
+) -> None:
+    """Register a file in MDETR's form.
+
+    Args:
+        image_root: the folder of the images, or one for each ``data_source`` of the entries.
+    """
+    roots = {ANY_SOURCE: image_root} if isinstance(image_root, str) else dict(image_root)
+    register(
+        name,
+        functools.partial(read_grounding, json_file, roots, name),
+        source_files=(json_file, *roots.values()),
+        **metadata,
+    )
+
+
+def read_grounding(
+    json_file: str, image_roots: Mapping[str, str], dataset_name: str
+) -> list[Record]:
+    """Records with captions.
+
+    Where the file says what is asked (``tokens_positive_eval``), records have ``phrases``, and a
+    box's ``category_id`` indexes them.
+
+    Args:
+        image_roots: per ``data_source``; that of "" holds for every other one.
+        dataset_name: for the report.
+
+    Raises:
+        ValueError: the file is not in COCO's format.
+    """
+    coco = open_coco(json_file)
+    faults = faults_of_images(coco)
+    records = []
+    for image_id in sorted(coco.imgs):
+        image = coco.imgs[image_id]
+        folder = image_roots.get(image.get("data_source", ANY_SOURCE), image_roots.get(ANY_SOURCE))
+        if folder is None:
+            faults.add(NO_FOLDER, f"{image['file_name']} ({image.get('data_source')!r})")
+            continue
+        record = image_record(image, os.path.join(folder, image["file_name"]))
+        record[fields.CAPTION] = image["caption"]
+        record |= {key: image[key] for key in ("original_img_id", "sentence_id") if key in image}
+        for annotation in coco.imgToAnns.get(image_id, ()):
+            converted = convert_annotation(annotation)
+            if converted is None:
+                faults.add(UNUSABLE_BOX, record["file_name"])
+                continue
+            converted["tokens_positive"] = annotation.get("tokens_positive") or []
+            record["annotations"].append(converted)
+        if "tokens_positive_eval" in image:
+            _ask_phrases(record, image["tokens_positive_eval"], faults)
+        records.append(record)
+    faults.warn(logger, dataset_name)
+    return records
+
+
+def _ask_phrases(record: Record, phrases: list[list[list[int]]], faults: Faults) -> None:
+    """Say what is asked, and number the boxes by it; boxes of other words are left out."""
+    index_of = {_spans(phrase): i for i, phrase in enumerate(phrases)}
+    record[fields.PHRASES] = [list(_spans(phrase)) for phrase in phrases]
+    asked = []
+    for annotation in record["annotations"]:
+        label = index_of.get(_spans(annotation["tokens_positive"]))
+        if label is None:
+            faults.add(BOX_OF_NO_PHRASE, record["file_name"])
+        else:
+            asked.append({**annotation, "category_id": label})
+    record["annotations"] = asked
+
+
+def _spans(tokens_positive: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((begin, end) for begin, end in tokens_positive)

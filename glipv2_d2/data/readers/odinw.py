@@ -1,0 +1,95 @@
+"""ODinW, "object detection in the wild": 13 and 35 small data sets of GLIP's benchmark.
+
+Folders, files, class names and prompts are in ``assets/odinw.json``, taken from the configs of
+microsoft/GLIP. Its names replace those of the annotation files, as GLIP's OVERRIDE_CATEGORY does
+(GLIP spec 18); an entry without a name ("ChessPieces") has that of its supercategory (our choice).
+Of the two sizes of plantdoc, the benchmark of 35 counts 416x416.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from importlib import resources
+from typing import Any
+
+from glipv2_d2.data.readers.coco import read_coco
+from glipv2_d2.data.registration import register
+from glipv2_d2.text.prompts import Decoration
+
+FEW_SHOTS = (1, 3, 5, 10)
+FEW_SHOT_SEEDS = (3, 30, 300)
+
+
+@functools.cache
+def odinw_sets() -> dict[str, dict[str, Any]]:
+    """Per data set ``benchmarks``, ``evaluated_on``, ``classes``, ``splits``, maybe ``prompt``."""
+    text = resources.files("glipv2_d2.data").joinpath("assets/odinw.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def benchmark_names(benchmark: str) -> list[str]:
+    """The registered names that a benchmark is evaluated on.
+
+    >>> len(benchmark_names("odinw_13")), len(benchmark_names("odinw_35"))
+    (13, 35)
+
+    Raises:
+        ValueError: no such benchmark.
+    """
+    names = [
+        f"odinw_{key}_{entry['evaluated_on']}"
+        for key, entry in odinw_sets().items()
+        if benchmark in entry["benchmarks"]
+    ]
+    if not names:
+        raise ValueError(f"there is no benchmark {benchmark!r}; use 'odinw_13' or 'odinw_35'")
+    return names
+
+
+def register_odinw(root: str) -> None:
+    """Register every set below ``root``/odinw.
+
+    Names are ``odinw_<set>_<split>``, splits ``train``, ``val``, ``test``, for some ``minival``,
+    and ``train_<shots>_<seed>``. Where GLIP has a prompt for the set, ``<split>_prompted`` asks
+    with it.
+    """
+    directory = os.path.join(root, "odinw")
+    for key, entry in odinw_sets().items():
+        for split, json_file in _annotation_files(entry["splits"]).items():
+            path = os.path.join(directory, json_file)
+            register_split(f"odinw_{key}_{split}", path, entry["classes"])
+            if "prompt" in entry:
+                decorations = [Decoration(*parts) for parts in entry["prompt"]]
+                register_split(
+                    f"odinw_{key}_{split}_prompted",
+                    path,
+                    entry["classes"],
+                    decorations=decorations,
+                )
+
+
+def _annotation_files(splits: dict[str, str]) -> dict[str, str]:
+    """With those of the few-shot splits, which lie beside that of ``train``."""
+    folder = os.path.dirname(splits["train"])
+    few = {
+        f"train_{shots}_{seed}": f"{folder}/fewshot_train_shot{shots}_seed{seed}.json"
+        for shots in FEW_SHOTS
+        for seed in FEW_SHOT_SEEDS
+    }
+    return {**splits, **few}
+
+
+def register_split(name: str, json_file: str, classes: list[str], **metadata: Any) -> None:
+    """Register one annotation file, which lies among its images, with the table's names."""
+    image_root = os.path.dirname(json_file)
+    # No json_file in the metadata: its categories may be others than these names, so the
+    # evaluator takes the ground truth from the records.
+    register(
+        name,
+        functools.partial(read_coco, json_file, image_root, name, class_names=classes),
+        source_files=(json_file,),
+        evaluator_type="coco",
+        **metadata,
+    )

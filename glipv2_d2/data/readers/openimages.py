@@ -1,0 +1,155 @@
+"""OpenImages' boxes: CSV files with relative coordinates.
+
+The files do not say how large the images are. Their sizes are read from the image files the first
+time and kept in ``image_sizes_<split>.csv`` beside the annotations.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import logging
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+from tqdm import tqdm
+
+from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.registration import Record, register
+
+logger = logging.getLogger(__name__)
+
+NO_IMAGE = "images were missing or broken and were left out"
+UNKNOWN_LABEL = "boxes had a label without a class name and were left out"
+UNUSABLE_ROW = "rows had a coordinate that is no number and were left out"
+
+# Reading a header waits for the disk, not for a core.
+NUM_THREADS = 16
+
+
+def register_openimages(root: str) -> None:
+    """``openimages_{train,validation,test}`` below ``root``/openimages."""
+    directory = os.path.join(root, "openimages")
+    descriptions = os.path.join(directory, "class-descriptions-boxable.csv")
+    for split in ("train", "validation", "test"):
+        boxes = os.path.join(directory, f"{split}-annotations-bbox.csv")
+        image_root = os.path.join(directory, split)
+        name = f"openimages_{split}"
+        register(
+            name,
+            functools.partial(read_openimages, boxes, descriptions, image_root, name),
+            source_files=(boxes, descriptions, image_root),
+            evaluator_type="coco",
+        )
+
+
+def read_openimages(
+    boxes_file: str, descriptions_file: str, image_root: str, dataset_name: str
+) -> list[Record]:
+    """Detection records; a box around a group (``IsGroupOf``) is a crowd.
+
+    Class names are those of ``descriptions_file``, in its order.
+    """
+    index_of, names = read_descriptions(descriptions_file)
+    MetadataCatalog.get(dataset_name).set(thing_classes=names)
+    faults = Faults()
+    rows_of = defaultdict(list)
+    with open(boxes_file, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["LabelName"] in index_of:
+                rows_of[row["ImageID"]].append(row)
+            else:
+                faults.add(UNKNOWN_LABEL, row["LabelName"])
+    split = Path(boxes_file).name.removesuffix("-annotations-bbox.csv")
+    sizes = image_sizes(rows_of, image_root, Path(boxes_file).parent / f"image_sizes_{split}.csv")
+    records = []
+    for image_id, rows in rows_of.items():
+        if image_id not in sizes:
+            faults.add(NO_IMAGE, image_id)
+            continue
+        height, width = sizes[image_id]
+        record: Record = {
+            "file_name": os.path.join(image_root, f"{image_id}.jpg"),
+            "image_id": image_id,
+            "height": height,
+            "width": width,
+            "annotations": [],
+        }
+        for row in rows:
+            try:
+                record["annotations"].append(_annotation(row, index_of, height, width))
+            except ValueError:
+                faults.add(UNUSABLE_ROW, image_id)
+        records.append(record)
+    faults.warn(logger, dataset_name)
+    return records
+
+
+def _annotation(
+    row: dict[str, str], index_of: dict[str, int], height: int, width: int
+) -> dict[str, Any]:
+    x1, x2 = (float(row[key]) * width for key in ("XMin", "XMax"))
+    y1, y2 = (float(row[key]) * height for key in ("YMin", "YMax"))
+    return {
+        "bbox": [x1, y1, x2, y2],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": index_of[row["LabelName"]],
+        "iscrowd": int(row["IsGroupOf"] == "1"),
+    }
+
+
+def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]]:
+    """Label ("/m/011k07") -> class, and the names of the classes. The file has no header."""
+    with open(descriptions_file, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    return {row[0]: i for i, row in enumerate(rows)}, [row[1] for row in rows]
+
+
+def image_sizes(
+    image_ids: Iterable[str], image_root: str, cache: Path
+) -> dict[str, tuple[int, int]]:
+    """The (height, width) of every image that can be opened, kept in ``cache``.
+
+    Where the directory of the cache is read-only, sizes are read anew each time.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    if cache.is_file():
+        with cache.open(encoding="utf-8", newline="") as file:
+            sizes = {row[0]: (int(row[1]), int(row[2])) for row in csv.reader(file)}
+    unknown = [image_id for image_id in image_ids if image_id not in sizes]
+    if not unknown:
+        return sizes
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        paths = [os.path.join(image_root, f"{image_id}.jpg") for image_id in unknown]
+        found = tqdm(pool.map(_size_of, paths), total=len(paths), desc=f"sizes, {image_root}")
+        sizes |= {i: size for i, size in zip(unknown, found, strict=True) if size is not None}
+    try:
+        _write_sizes(sizes, cache)
+    except OSError as error:
+        logger.warning("image sizes are not kept for the next time: %s", error)
+    return sizes
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError:
+        return None
+
+
+def _write_sizes(sizes: dict[str, tuple[int, int]], cache: Path) -> None:
+    """Atomically: several processes may be reading the data set."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=cache.parent, encoding="utf-8", newline="", delete=False
+    ) as file:
+        csv.writer(file).writerows((i, height, width) for i, (height, width) in sizes.items())
+    os.replace(file.name, cache)

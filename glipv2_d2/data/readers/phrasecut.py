@@ -1,0 +1,90 @@
+"""PhraseCut: a phrase, and the boxes and polygons of everything in the image that it means.
+
+Files ``refer_{train,val,test,miniv}.json`` of the data set's own release, whose images and
+``image_data.json`` are Visual Genome's; or MDETR's ``finetune_phrasecut_*.json``, GLIP's source.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.readers.coco import convert_segmentation
+from glipv2_d2.data.readers.grounding import register_grounding
+from glipv2_d2.data.readers.visual_genome import UNKNOWN_IMAGE, read_image_data
+from glipv2_d2.data.registration import Record, register
+from glipv2_d2.structures import fields
+
+logger = logging.getLogger(__name__)
+
+EMPTY_PHRASE = "phrases were empty and were left out"
+
+
+def register_phrasecut(root: str) -> None:
+    """``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_{train,val,test}``."""
+    image_data = os.path.join(root, "visual_genome", "image_data.json")
+    for split in ("train", "val", "test", "miniv"):
+        name = f"phrasecut_{split}"
+        json_file = os.path.join(root, "phrasecut", f"refer_{split}.json")
+        register(
+            name,
+            functools.partial(read_phrasecut, json_file, image_data, name),
+            source_files=(json_file, image_data),
+            evaluator_type="phrasecut",
+        )
+    for split in ("train", "val", "test"):
+        register_grounding(
+            f"phrasecut_mdetr_{split}",
+            os.path.join(root, "mdetr_annotations", f"finetune_phrasecut_{split}.json"),
+            os.path.join(root, "gqa", "images"),
+            evaluator_type="phrasecut",
+        )
+
+
+def read_phrasecut(json_file: str, image_data: str, dataset_name: str) -> list[Record]:
+    """One record per phrase, which is its caption and its only phrase.
+
+    ``image_id`` is the file's ``task_id``: an image has many phrases.
+    """
+    images = read_image_data(image_data, with_coco=True)
+    with open(json_file, encoding="utf-8") as file:
+        tasks = json.load(file)
+    faults = Faults()
+    records = []
+    for task in tasks:
+        image = images.get(task["image_id"])
+        phrase = task["phrase"].strip()
+        if image is None:
+            faults.add(UNKNOWN_IMAGE, task["image_id"])
+        elif not phrase:
+            faults.add(EMPTY_PHRASE, task["task_id"])
+        else:
+            records.append(
+                {
+                    **image,
+                    "image_id": task["task_id"],
+                    fields.CAPTION: phrase,
+                    fields.PHRASES: [[(0, len(phrase))]],
+                    "annotations": _annotations(task),
+                }
+            )
+    faults.warn(logger, dataset_name)
+    return records
+
+
+def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
+    annotations = []
+    for box, polygons in zip(task["instance_boxes"], task["Polygons"], strict=True):
+        annotation = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        # [[x, y], ...] -> [x, y, ...]
+        flat = [[number for point in polygon for number in point] for polygon in polygons]
+        if segmentation := convert_segmentation(flat):
+            annotation["segmentation"] = segmentation
+        annotations.append(annotation)
+    return annotations

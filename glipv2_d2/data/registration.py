@@ -1,0 +1,29 @@
+"""Putting a data set into Detectron2's catalogs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+Record = dict[str, Any]
+
+
+def register(
+    name: str, read: Callable[[], list[Record]], *, source_files: Sequence[str], **metadata: Any
+) -> None:
+    """Register a data set, unless its name is taken already.
+
+    Args:
+        read: gives the records. It runs when the data set is first asked for.
+        source_files: annotation files and image directories that must be there. Where one is
+            missing, the loaders say so with the way to prepare the data set.
+        metadata: such as ``evaluator_type``, which chooses the evaluator; ``pack_captions``, to
+            mix other captions of the data set into a training prompt; ``decorations``, per class
+            what a prompt says for it.
+    """
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, read)
+    MetadataCatalog.get(name).set(source_files=tuple(source_files), **metadata)

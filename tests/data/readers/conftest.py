@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import MetadataCatalog
+
+
+@pytest.fixture
+def write_json(tmp_path: Path) -> Callable[[str, Any], str]:
+    def write(name: str, content: Any) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def dataset_name() -> Iterator[str]:
+    """A name whose metadata are forgotten after the test."""
+    yield "read_here"
+    MetadataCatalog.pop("read_here", None)

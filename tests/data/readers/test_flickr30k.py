@@ -1,0 +1,48 @@
+"""Flickr30k Entities' own sentences and boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glipv2_d2.data.readers.flickr30k import read_entities
+
+XML = """<annotation><filename>1000.jpg</filename>
+<size><width>30</width><height>40</height><depth>3</depth></size>
+<object><name>7</name><name>8</name>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox></object>
+<object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>
+</annotation>"""
+SENTENCES = """[/EN#7/people Two guys] with [/EN#9/scene a street] .
+[/EN#0/notvisual It] shows [/EN#8/people men] .
+"""
+
+
+@pytest.fixture
+def split_file(tmp_path: Path) -> str:
+    (tmp_path / "Sentences").mkdir()
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Sentences" / "1000.txt").write_text(SENTENCES)
+    (tmp_path / "Annotations" / "1000.xml").write_text(XML)
+    (tmp_path / "val.txt").write_text("1000\n2000\n")
+    return str(tmp_path / "val.txt")
+
+
+def test_each_sentence_is_a_record_with_the_phrases_that_have_boxes(split_file: str) -> None:
+    records = read_entities(split_file, "images", "set")
+    assert [r["caption"] for r in records] == ["Two guys with a street .", "It shows men ."]
+    assert [r["phrases"] for r in records] == [[[(0, 8)]], [[(9, 12)]]]
+    assert {r["file_name"] for r in records} == {"images/1000.jpg"}
+    assert len({r["image_id"] for r in records}) == 2
+
+
+def test_boxes_count_from_one_and_include_their_last_pixel(split_file: str) -> None:
+    record = read_entities(split_file, "images", "set")[0]
+    assert (record["height"], record["width"]) == (40, 30)
+    assert [a["bbox"] for a in record["annotations"]] == [[0, 1, 10, 20]]
+
+
+def test_an_image_without_files_is_named(split_file: str, caplog: pytest.LogCaptureFixture) -> None:
+    read_entities(split_file, "images", "set")
+    assert "2000" in caplog.text

@@ -1,0 +1,116 @@
+"""Data sets that a YAML file describes by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.tiny_coco import NAMES, write_coco
+
+from glipv2_d2.data.build import build_test_loader, build_train_loader
+from glipv2_d2.data.custom import register_custom
+from glipv2_d2.engine.setup import load_config
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def test_a_coco_folder_trains_and_is_evaluated_through_the_yaml_alone(tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path / "mine")
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"""
+DATASETS:
+  CUSTOM:
+    - {{name: mine_train, json: {annotations}, images: {images}}}
+  TRAIN: ("mine_train",)
+  TEST: ("mine_train",)
+SOLVER:
+  IMS_PER_BATCH: 2
+DATALOADER:
+  NUM_WORKERS: 0
+"""
+    )
+    cfg = load_config(config)
+    batch = next(iter(build_train_loader(cfg)))
+    assert all(x["classes"] == list(NAMES) for x in batch)
+    assert len(list(build_test_loader(cfg, "mine_train"))) == 4
+    assert MetadataCatalog.get("mine_train").evaluator_type == "coco"
+    # What a run writes beside its results can be read again.
+    written = tmp_path / "written.yaml"
+    written.write_text(cfg.dump())
+    assert load_config(written).DATASETS == cfg.DATASETS
+
+
+def test_captions_with_boxes_train_through_the_config_alone(cfg: CfgNode, tmp_path: Path) -> None:
+    _, images = write_coco(tmp_path / "pictures")
+    pairs = [
+        {
+            "image": f"{i}.png",
+            "caption": caption,
+            "boxes": [[4, 6, 24, 22]],
+            "spans": [[[0, 5]]],
+        }
+        for i, caption in enumerate(["a cat here", "a dog there", "a bus now"])
+    ]
+    lines = tmp_path / "captions.jsonl"
+    lines.write_text("\n".join(map(json.dumps, pairs)))
+    cfg.DATASETS.CUSTOM = [
+        {"name": "pairs", "format": "captions", "json": str(lines), "images": str(images)}
+    ]
+    cfg.DATASETS.TRAIN = ("pairs",)
+    cfg.DATALOADER.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 1.0
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    batch = next(iter(build_train_loader(cfg)))
+    assert any(x["prompt"].text != x["caption"] for x in batch)
+    for x in batch:
+        [phrase] = x["prompt"].phrases
+        assert phrase == x["caption"][:5]
+        assert x["instances"].gt_classes.tolist() == [0]
+
+
+def test_the_same_entry_may_come_again() -> None:
+    entry = {"name": "again", "json": "a.json", "images": "a"}
+    register_custom([entry])
+    register_custom([dict(entry)])
+    assert "again" in DatasetCatalog
+
+
+def test_a_name_means_one_data_set() -> None:
+    register_custom([{"name": "taken", "json": "a.json", "images": "a"}])
+    with pytest.raises(ValueError, match="'taken'.*another name"):
+        register_custom([{"name": "taken", "json": "b.json", "images": "b"}])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("mine.json", "no table of keys"),
+        ({"name": "x", "json": "a.json"}, "images"),
+        ({"name": "x", "json": "a.json", "images": "a", "image": "b"}, "'image'"),
+        ({"name": "x", "json": "", "images": "a"}, "each with a text"),
+        ({"name": "x", "json": "a.json", "images": "a", "format": "voc"}, "'voc'.*coco"),
+        ({"name": "x", "format": "webdataset", "json": "a"}, "shards"),
+    ],
+)
+def test_a_wrong_entry_is_told_with_its_remedy(entry: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        register_custom([entry])
+
+
+def test_a_missing_file_is_named(cfg: CfgNode) -> None:
+    cfg.DATASETS.CUSTOM = [{"name": "gone", "json": "gone.json", "images": "gone"}]
+    cfg.DATASETS.TRAIN = ("gone",)
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        build_train_loader(cfg)
