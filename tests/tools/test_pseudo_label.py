@@ -1,0 +1,100 @@
+"""From captions to boxes to a training step, by the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import check_dataset
+import pseudo_label
+import pytest
+import torch
+import train_net
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import build_model
+from helpers.caption_data import write_images
+from helpers.models import tiny_cfg
+
+from glipv2_d2.checkpoint import save_weights
+
+CAPTIONS = ["a dog on the sofa", "two cats near a red car", "it rains", "a man rides the horse"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A tiny model that is sure of everything, and four captioned images of which one is broken."""
+    cfg = tiny_cfg(
+        *("OUTPUT_DIR", str(tmp_path / "trained"), "DATALOADER.NUM_WORKERS", 0, "SEED", 1),
+        *("MODEL.GROUNDING.PRIOR_PROB", 0.9, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 5),
+        *("INPUT.MIN_SIZE_TRAIN", (48,), "DATASETS.TEST", ()),
+        *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()),
+    )
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    save_weights(build_model(cfg), tmp_path / "weights.pth")
+    images = write_images(tmp_path / "set", 5)
+    (images / "4.png").write_bytes(b"no image")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(5)],
+        "annotations": [
+            {"image_id": i, "caption": caption} for i, caption in enumerate([*CAPTIONS, "a tree"])
+        ],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    before = set(DatasetCatalog.list())
+    yield tmp_path
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def label(folder: Path) -> Callable[..., int]:
+    def run(*arguments: str) -> int:
+        return pseudo_label.main(
+            [
+                *("--config-file", str(folder / "config.yaml")),
+                *("--weights", str(folder / "weights.pth")),
+                *("--captions", str(folder / "captions.json")),
+                *("--images", str(folder / "set" / "images")),
+                *("--output", str(folder / "labelled")),
+                *arguments,
+            ]
+        )
+
+    return run
+
+
+def test_what_two_processes_label_is_sound_and_trains(
+    label: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label("--num-processes", "2", "--shard-size", "2") == 0
+    printed = capsys.readouterr().out
+    assert "3 of 5 captions have boxes, 15 in all" in printed
+    assert "left out: 1 images could not be read, first: 4.png" in printed
+    lines = (folder / "labelled" / "labels.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == ["0.png", "1.png", "3.png"]
+
+    # The config that it tells is all that training needs.
+    student = folder / "student.yaml"
+    student.write_text(f"_BASE_: config.yaml\n{printed.partition('to train on it:')[2]}")
+    assert check_dataset.main(["--config-file", str(student)]) == 0
+    train_net.main(default_argument_parser().parse_args(["--config-file", str(student)]))
+    [metrics] = (folder / "trained" / "metrics.json").read_text().splitlines()
+    assert json.loads(metrics)["total_loss"] > 0
+
+
+def test_nothing_over_the_threshold_has_its_own_exit_status(
+    label: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label("--threshold", "0.99") == pseudo_label.NOTHING_LABELLED
+    assert "3 captions had no box over the threshold" in capsys.readouterr().out
+
+
+def test_a_wrong_call_has_its_own_exit_status(
+    label: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label("--weights", "no.pth") == pseudo_label.NOT_DONE
+    assert "no.pth" in capsys.readouterr().err
