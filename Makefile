@@ -1,6 +1,7 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling
+# make benchmark  what each stage of GLIP-T costs here, beside the least it could (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
 # else a published wheel (tools/get_detectron2.py).
@@ -15,7 +16,7 @@ UNFINISHED := .venv/.unfinished
 CONSTRAINTS := requirements/constraints.txt
 REQUIREMENTS := $(filter-out $(CONSTRAINTS),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test format check lint types layers spelling
+.PHONY: setup demo test benchmark format check lint types layers spelling
 
 setup: $(READY)
 
@@ -25,6 +26,9 @@ demo: $(READY)
 # One thread per process: small tests leave a second thread idle.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+benchmark: $(READY)
+	$(BIN)/python tools/benchmark.py --config-file configs/glip/glip_swin_t.yaml
 
 format: $(READY)
 	$(BIN)/ruff check --fix-only .

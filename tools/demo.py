@@ -31,6 +31,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.images import read_image
 from glipv2_d2.predictor import Prediction, Predictor
 from glipv2_d2.visualization import draw_prediction
@@ -289,4 +290,5 @@ def report(findings: Findings, args: argparse.Namespace, console: Console) -> No
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -1,8 +1,9 @@
 """Modulated deformable convolution without a compiled Detectron2 operator.
 
 On CUDA torchvision's kernel runs. On CPU the samples are gathered by ``embedding_bag`` (four
-weighted rows each) and multiplied by the weights in one matrix product: several times faster than
-torchvision's CPU kernel, most of all in the backward pass, and equal to it.
+weighted rows each) and multiplied by the weights in matrix products: several times faster than
+torchvision's CPU kernel, most of all in the backward pass, and equal to it. Channels-last maps come
+in and go out without a copy.
 
 Shapes: x (N, C, H, W); offsets (N, 2 K, Ho, Wo), for tap k the pair (dy, dx) at channels 2k, 2k+1;
 modulation (N, K, Ho, Wo); weight (Co, C, k, k); K = k * k taps, row-major.
@@ -10,12 +11,17 @@ modulation (N, K, Ho, Wo); weight (Co, C, k, k); K = k * k taps, row-major.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
+
+# Samples that are gathered at a time where no gradient is asked for: at 256 channels 9 MB, which
+# stay in the cache until they are multiplied and never become a tensor of the whole image.
+_BAND_SAMPLES = 9216
 
 
 def modulated_deform_conv(
@@ -51,48 +57,98 @@ def _gather_and_multiply(
 ) -> Tensor:
     num_images, channels, height, width = x.shape
     num_taps, out_height, out_width = modulation.shape[-3:]
-    rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
-    table = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (N H W, C)
-    samples = F.embedding_bag(rows, table, mode="sum", per_sample_weights=row_weights)
-    samples = samples.view(-1, num_taps * channels)  # (N Ho Wo, K C)
-    kernel = weight.permute(2, 3, 1, 0).reshape(num_taps * channels, -1)  # (K C, Co)
-    out = torch.addmm(bias, samples, kernel)
-    return out.view(num_images, out_height, out_width, -1).permute(0, 3, 1, 2)
+    kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
+    pixels = x.permute(0, 2, 3, 1)
+
+    if torch.is_grad_enabled():
+        # In one piece: every band would bring a gradient of the whole image.
+        rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
+        samples = _gather(pixels.reshape(-1, channels), rows, row_weights)
+        out = torch.addmm(bias, samples.view(-1, num_taps * channels), kernel)
+        return out.view(num_images, out_height, out_width, -1).permute(0, 3, 1, 2)
+
+    out = x.new_empty(num_images, out_height, out_width, len(bias))
+    band_height = max(1, _BAND_SAMPLES // (num_taps * out_width))
+    for image in range(num_images):
+        table = pixels[image].reshape(-1, channels)
+        for top in range(0, out_height, band_height):
+            band = slice(top, top + band_height)
+            rows, row_weights = _bilinear_rows(
+                offsets[image : image + 1, :, band],
+                modulation[image : image + 1, :, band],
+                (height, width),
+                stride,
+                first_row=top,
+            )
+            samples = _gather(table, rows, row_weights).view(-1, num_taps * channels)
+            torch.addmm(bias, samples, kernel, out=out[image, band].flatten(0, 1))
+    return out.permute(0, 3, 1, 2)
+
+
+def _gather(table: Tensor, rows: Tensor, row_weights: Tensor) -> Tensor:
+    """Weighted sums of four rows each: (R, C), (S, 4), (S, 4) -> (S, C)."""
+    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=row_weights)
 
 
 def _bilinear_rows(
-    offsets: Tensor, modulation: Tensor, size: tuple[int, int], stride: int
+    offsets: Tensor,
+    modulation: Tensor,
+    size: tuple[int, int],
+    stride: int,
+    first_row: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The four pixels around each sample and their weights.
 
+    Args:
+        offsets, modulation: of any rows of the output, ``first_row`` the first.
+        size: (H, W) of the image.
+
     Returns:
-        rows: (N Ho Wo K, 4) int64 indices of a (N H W)-row table; any row where the weight is 0.
+        rows: (N Ho Wo K, 4) indices of a (N H W)-row table; any row where the weight is 0.
         weights: (N Ho Wo K, 4), bilinear times modulation, 0 outside the image.
     """
     height, width = size
     num_images, num_taps, out_height, out_width = modulation.shape
     kernel_size, device = math.isqrt(num_taps), offsets.device
-    tap = torch.arange(num_taps, device=device)
-    pixel_y = torch.arange(out_height, device=device)[:, None, None] * stride
-    pixel_x = torch.arange(out_width, device=device)[:, None] * stride
+    # All in the type of the offsets: an operation on mixed types converts a whole copy first.
+    numbers = functools.partial(torch.arange, dtype=offsets.dtype, device=device)
+    tap = numbers(kernel_size) - kernel_size // 2
+    pixel_y = (numbers(out_height)[:, None, None] + first_row) * stride
+    pixel_x = numbers(out_width)[:, None] * stride
     # (N, Ho, Wo, K) each
-    delta = offsets.view(num_images, num_taps, 2, out_height, out_width).permute(0, 3, 4, 1, 2)
-    y = delta[..., 0] + (pixel_y + tap // kernel_size - kernel_size // 2)
-    x = delta[..., 1] + (pixel_x + tap % kernel_size - kernel_size // 2)
-    top, left = y.detach().floor(), x.detach().floor()
-    below, right = y - top, x - left
-    weights = torch.stack(
-        [(1 - below) * (1 - right), (1 - below) * right, below * (1 - right), below * right], dim=-1
-    )
+    delta = offsets.unflatten(1, (num_taps, 2)).permute(0, 3, 4, 1, 2)
+    y = delta[..., 0] + (pixel_y + tap.repeat_interleave(kernel_size))
+    x = delta[..., 1] + (pixel_x + tap.repeat(kernel_size))
+    upper, lower, top, bottom = _neighbours(y, height)
+    before, after, left, right = _neighbours(x, width)
+    modulation = modulation.permute(0, 2, 3, 1)
+    upper, lower = upper * modulation, lower * modulation
+    weights = torch.stack([upper * before, upper * after, lower * before, lower * after], dim=-1)
+    image = torch.arange(num_images, device=device, dtype=torch.int32).view(-1, 1, 1, 1)
+    top, bottom = (image * height + top) * width, (image * height + bottom) * width
+    rows = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1)
+    return rows.view(-1, 4), weights.view(-1, 4)
+
+
+def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pixels on both sides of places on one axis.
+
+    Returns:
+        the weights of the lower and the upper neighbour, 0 where it lies outside; both neighbours'
+        int32 indices, which are in range also then.
+    """
+    low = place.detach().floor()
+    high_weight = place - low
     # Far offsets could leave the range of integers: one pixel outside is as outside as any.
-    top, left = top.clamp(-2, height).long(), left.clamp(-2, width).long()
-    ys = torch.stack([top, top, top + 1, top + 1], dim=-1)
-    xs = torch.stack([left, left + 1, left, left + 1], dim=-1)
-    inside = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
-    weights = weights * modulation.permute(0, 2, 3, 1)[..., None] * inside
-    image = torch.arange(num_images, device=device).view(-1, 1, 1, 1, 1) * (height * width)
-    rows = image + ys.clamp(0, height - 1) * width + xs.clamp(0, width - 1)
-    return rows.view(-1, 4), weights.reshape(-1, 4)
+    low = low.clamp(-2, size)
+    low_inside, high_inside = (low >= 0) & (low < size), (low >= -1) & (low < size - 1)
+    index = low.int()
+    return (
+        (1 - high_weight).where(low_inside, 0.0),
+        high_weight.where(high_inside, 0.0),
+        index.clamp(0, size - 1),
+        (index + 1).clamp(0, size - 1),
+    )
 
 
 class ModulatedDeformConv(nn.Module):
@@ -103,7 +159,9 @@ class ModulatedDeformConv(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        # In memory as the samples come, so that the CPU multiplies without a copy of the weights.
+        self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         bound = 1 / math.sqrt(in_channels * kernel_size**2)
         nn.init.uniform_(self.weight, -bound, bound)

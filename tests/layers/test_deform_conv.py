@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from glipv2_d2.layers import deform_conv
 from glipv2_d2.layers.deform_conv import ModulatedDeformConv, modulated_deform_conv
 
 
@@ -43,6 +44,27 @@ def test_cpu_path_equals_torchvisions_kernel(
     torch.testing.assert_close(
         modulated_deform_conv(*inputs, stride=stride), expected, atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("band_samples", [1, 100, 10_000])
+def test_bands_of_rows_equal_the_whole(
+    stride: int, band_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = random_inputs(size=(9, 7), stride=stride)
+    monkeypatch.setattr(deform_conv, "_BAND_SAMPLES", band_samples)
+    whole = modulated_deform_conv(*inputs, stride=stride)
+    with torch.no_grad():
+        in_bands = modulated_deform_conv(*inputs, stride=stride)
+    torch.testing.assert_close(in_bands, whole)
+
+
+def test_channels_last_maps_stay_channels_last() -> None:
+    x, *others = random_inputs(size=(5, 6))
+    expected = modulated_deform_conv(x, *others)
+    out = modulated_deform_conv(x.to(memory_format=torch.channels_last), *others)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, expected)
 
 
 def test_zero_offsets_and_full_modulation_are_a_plain_convolution() -> None:

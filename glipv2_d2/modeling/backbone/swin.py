@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+import functools
+from typing import Any, Self
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import SwinTransformer
+from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 
@@ -16,12 +21,69 @@ from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 _OUT_STAGES = (1, 2, 3)
 
 
+class FusedWindowAttention(WindowAttention):
+    """Detectron2's window attention, with the same numbers from one fused operation.
+
+    Only where no gradient is asked for: the fused operations have none for the position bias.
+    """
+
+    @classmethod
+    def like(cls, attention: WindowAttention) -> FusedWindowAttention:
+        """One with the sizes and the weights of ``attention``."""
+        fused = cls(attention.dim, attention.window_size, attention.num_heads)
+        fused.load_state_dict(attention.state_dict())
+        return fused
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend within windows of A positions each.
+
+        Args:
+            x: (N W, A, C), the W windows of each image one after the other.
+            mask: (W, A, A), added to the scores of an image's windows.
+
+        Returns:
+            The shape of ``x``.
+        """
+        if torch.is_grad_enabled():
+            return super().forward(x, mask)
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=2)
+        bias = self.relative_position_bias_table[self.relative_position_index]  # (A, A, H)
+        bias = bias.permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(len(x) // len(mask), 1, 1, 1)
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=bias.to(query.dtype).expand(len(x), -1, -1, -1),
+        )
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
 class Swin(SwinTransformer):
     """Detectron2's Swin Transformer with outputs p1, p2, p3 of strides 8, 16, 32.
 
     Frozen stages stay in eval mode, as in GLIP; in Detectron2's class ``train()`` wakes their drop
     path up again.
     """
+
+    def __init__(self, *, activation_checkpointing: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            activation_checkpointing: recompute each block in the backward pass.
+            kwargs: Detectron2's.
+        """
+        super().__init__(**kwargs)
+        for layer in self.layers:
+            for block in layer.blocks:
+                block.attn = FusedWindowAttention.like(block.attn)
+                if activation_checkpointing:
+                    # Detectron2's use_checkpoint leaves torch to choose use_reentrant.
+                    block.forward = functools.partial(
+                        checkpoint, block.forward, use_reentrant=False
+                    )
+        # Again: the new parts do not know yet whether their stage is frozen.
+        self._freeze_stages()
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -43,5 +105,6 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
         drop_path_rate=swin.DROP_PATH_RATE,
         out_indices=_OUT_STAGES,
         frozen_stages=swin.FROZEN_STAGES,
+        activation_checkpointing=cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING,
     )
     return build_grounding_fpn(cfg, bottom_up)

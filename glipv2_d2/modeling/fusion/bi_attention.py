@@ -10,11 +10,13 @@ are few tokens, the same numbers come cheaper by regrouping the products (exact 
 - text -> image  softmax(S) V Wo = softmax(S) (V Wo): values are projected out before the sum;
 - image -> text  A^T (x Wv) = (A^T x) Wv: positions are summed before they are projected.
 
-No activation of P x H d ever exists.
+No activation of P x H d ever exists. Without gradients the P x H T scores never exist at once
+either: positions come in bands, and the softmax over positions is carried from one to the next.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +27,45 @@ from glipv2_d2.structures import LanguageFeatures
 
 # The reference clamps the scores so that fp16 does not overflow.
 MAX_SCORE = 50000.0
+
+
+# Scores that are worked on at a time where no gradient is asked for. On a CPU they stay in the
+# cache (8 MB); on a GPU the products still fill the card.
+MAX_BAND_SCORES = {"cpu": 2**21, "cuda": 2**26}
+
+
+@dataclass(frozen=True)
+class AbsorbedWords:
+    """The words of N prompts with the projections of the positions folded in.
+
+    Attributes:
+        key: (N, C, H T).
+        constant: (N, 1, H T), the query bias's part of the scores.
+        value: (N, H T, C).
+        mask: (N, 1, 1, T) bool, the valid tokens.
+    """
+
+    key: Tensor
+    constant: Tensor
+    value: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class PositionsRead:
+    """What the words have read of the positions so far, before it is divided by the weights' sum.
+
+    Attributes:
+        max_scores: (N, 1, H, T), the best of each word: weights are exp(score - max_score).
+        sums: (N, H T), of the weights.
+        kept_sums: (N, H T), of those that dropout left.
+        features: (N, H T, C), sums of the positions' features.
+    """
+
+    max_scores: Tensor
+    sums: Tensor
+    kept_sums: Tensor
+    features: Tensor
 
 
 def _linear(in_dim: int, out_dim: int) -> nn.Linear:
@@ -66,26 +107,42 @@ class _AbsorbedAttention(nn.Module):
         self.language_value = _linear(language_dim, attention_dim)
         self.visual_out = _linear(attention_dim, visual_dim)
 
-    def _scores(self, visual: Tensor, language: Tensor) -> Tensor:
-        """(N, P, H, T), in at least fp32."""
-        num_images, num_tokens = language.shape[:2]
+    def _absorb(self, language: Tensor, mask: Tensor) -> AbsorbedWords:
         key = self._split_heads(self.language_key(language)) * self.head_dim**-0.5  # (N, T, H, d)
         query_weight = self.visual_query.weight.view(self.num_heads, self.head_dim, -1)  # (H, d, C)
         query_bias = self.visual_query.bias.view(self.num_heads, self.head_dim)
-        absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)  # (N, C, H T)
-        constant = torch.einsum("nthd,hd->nht", key, query_bias).reshape(num_images, 1, -1)
-        dtype = absorbed_key.dtype
-        scores = torch.baddbmm(constant.to(dtype), visual.to(dtype), absorbed_key)
-        scores = scores.to(torch.promote_types(dtype, torch.float32))
-        return scores.clamp(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, num_tokens))
-
-    def _read_words(self, scores: Tensor, language: Tensor, mask: Tensor) -> Tensor:
-        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
-        attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
         value = self._split_heads(self.language_value(language))
         out_weight = self.visual_out.weight.view(-1, self.num_heads, self.head_dim)  # (C, H, d)
-        absorbed_value = torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2)
-        return attention.flatten(2).to(value.dtype) @ absorbed_value + self.visual_out.bias
+        absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)
+        constant = torch.einsum("nthd,hd->nht", key, query_bias).flatten(1)[:, None]
+        return AbsorbedWords(
+            key=absorbed_key,
+            constant=constant.to(absorbed_key.dtype),
+            value=torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2),
+            mask=mask[:, None, None],
+        )
+
+    def _scores(self, visual: Tensor, words: AbsorbedWords) -> Tensor:
+        """(N, P, H, T), in at least fp32."""
+        scores = torch.baddbmm(words.constant, visual.to(words.key.dtype), words.key)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.clamp(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, -1))
+
+    def _read_words(self, scores: Tensor, words: AbsorbedWords) -> Tensor:
+        scores = scores.masked_fill(~words.mask, torch.finfo(scores.dtype).min)
+        attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        return attention.flatten(2).to(words.value.dtype) @ words.value + self.visual_out.bias
+
+    def _bands(self, visual: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
+        """The positions in parts that have a limited number of scores each.
+
+        With gradients there is one part: all scores are kept for the backward pass anyway.
+        """
+        limit = MAX_BAND_SCORES.get(visual.device.type)
+        if torch.is_grad_enabled() or limit is None:
+            return (visual,)
+        scores_per_position = len(visual) * self.num_heads * num_tokens
+        return visual.split(max(1, limit // scores_per_position), dim=1)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
@@ -105,7 +162,12 @@ class WordAttention(_AbsorbedAttention):
         Returns:
             (N, P, C).
         """
-        return self._read_words(self._scores(visual, language), language, mask)
+        words = self._absorb(language, mask)
+        updates = [
+            self._read_words(self._scores(band, words), words)
+            for band in self._bands(visual, language.shape[1])
+        ]
+        return torch.cat(updates, dim=1)
 
 
 class BiAttention(_AbsorbedAttention):
@@ -127,65 +189,58 @@ class BiAttention(_AbsorbedAttention):
         Returns:
             (N, P, C) and (N, T, D).
         """
-        scores = self._scores(visual, language)
-        return self._read_words(scores, language, mask), self._read_positions(scores, visual)
+        words = self._absorb(language, mask)
+        updates, reading = [], None
+        for band in self._bands(visual, language.shape[1]):
+            scores = self._scores(band, words)
+            updates.append(self._read_words(scores, words))
+            reading = self._read_positions(scores, band, reading)
+        assert reading is not None
+        return torch.cat(updates, dim=1), self._project(reading)
 
-    def _read_positions(self, scores: Tensor, visual: Tensor) -> Tensor:
-        num_tokens = scores.shape[-1]
-        attention = F.dropout(scores.softmax(dim=1), self.dropout, self.training)
-        read = attention.flatten(2).transpose(1, 2) @ visual.to(attention.dtype)  # (N, H T, C)
-        read = read.unflatten(1, (self.num_heads, num_tokens))
+    def _read_positions(
+        self, scores: Tensor, visual: Tensor, reading: PositionsRead | None
+    ) -> PositionsRead:
+        """Let the words read further positions: a softmax over positions that come in parts."""
+        max_scores = scores.detach().amax(dim=1, keepdim=True)
+        if reading is not None:
+            max_scores = torch.maximum(max_scores, reading.max_scores)
+        weights = (scores - max_scores).exp_()
+        kept = F.dropout(weights, self.dropout, self.training)
+        sums = weights.sum(dim=1).flatten(1)
+        further = PositionsRead(
+            max_scores,
+            sums=sums,
+            kept_sums=kept.sum(dim=1).flatten(1) if self.training else sums,
+            features=kept.flatten(2).transpose(1, 2) @ visual.to(kept.dtype),
+        )
+        if reading is None:
+            return further
+        fading = (reading.max_scores - max_scores).exp().flatten(1)
+        return PositionsRead(
+            max_scores,
+            sums=further.sums + fading * reading.sums,
+            kept_sums=further.kept_sums + fading * reading.kept_sums,
+            features=further.features + fading[..., None] * reading.features,
+        )
+
+    def _project(self, reading: PositionsRead) -> Tensor:
+        mean = (reading.features / reading.sums[..., None]).unflatten(1, (self.num_heads, -1))
         value_weight = self.visual_value.weight.view(self.num_heads, self.head_dim, -1)
         value_bias = self.visual_value.bias.view(self.num_heads, self.head_dim)
-        value = torch.einsum("nhtc,hdc->nthd", read, value_weight)
+        value = torch.einsum("nhtc,hdc->nthd", mean, value_weight)
         # The bias is read as often as a word's weights sum to: once, unless dropout changed it.
-        weight_sums = attention.sum(dim=1).transpose(1, 2)  # (N, T, H)
-        value = value + weight_sums[..., None].to(value.dtype) * value_bias
+        kept = (reading.kept_sums / reading.sums).unflatten(1, (self.num_heads, -1))
+        value = value + kept.transpose(1, 2)[..., None].to(value.dtype) * value_bias
         return self.language_out(value.flatten(2))
 
 
-class BiAttentionFusion(nn.Module):
-    """Image and text read each other, on top of their *normalised* selves.
+class WordFusion(nn.Module):
+    """The image reads the text, on top of its *normalised* self; the text stays as it is.
 
-    As in the reference, the residual starts from the layer-normed tensors, not from the inputs
+    As in the reference, the residual starts from the layer-normed tensor, not from the input
     (GLIP spec 7.7). A learned factor per channel scales what was read.
     """
-
-    def __init__(
-        self,
-        *,
-        visual_dim: int,
-        language_dim: int,
-        attention: nn.Module,
-        layer_scale: float,
-    ) -> None:
-        """
-        Args:
-            visual_dim, language_dim: C and D.
-            attention: called as :class:`BiAttention` is.
-            layer_scale: what the learned factors start at.
-        """
-        super().__init__()
-        self.norm_visual = nn.LayerNorm(visual_dim)
-        self.norm_language = nn.LayerNorm(language_dim)
-        self.attention = attention
-        self.gamma_visual = nn.Parameter(torch.full((visual_dim,), layer_scale))
-        self.gamma_language = nn.Parameter(torch.full((language_dim,), layer_scale))
-
-    def forward(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[list[Tensor], LanguageFeatures]:
-        """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
-        visual = self.norm_visual(flatten_levels(features))
-        hidden = self.norm_language(language.hidden)
-        visual_update, language_update = self.attention(visual, hidden, language.mask)
-        visual = visual + self.gamma_visual * visual_update
-        hidden = hidden + self.gamma_language * language_update
-        return unflatten_levels(visual, features), LanguageFeatures(hidden, language.mask)
-
-
-class WordFusion(nn.Module):
-    """The image reads the text, on top of its normalised self; the text stays as it is."""
 
     def __init__(
         self,
@@ -211,14 +266,52 @@ class WordFusion(nn.Module):
         self, features: list[Tensor], language: LanguageFeatures
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
-        visual = self.norm_visual(flatten_levels(features))
-        update = self.attention(visual, self.norm_language(language.hidden), language.mask)
+        visual, hidden = self._normalise(features, language)
+        update = self.attention(visual, hidden, language.mask)
         return unflatten_levels(visual + self.gamma_visual * update, features), language
+
+    def _normalise(
+        self, features: list[Tensor], language: LanguageFeatures
+    ) -> tuple[Tensor, Tensor]:
+        return self.norm_visual(flatten_levels(features)), self.norm_language(language.hidden)
+
+
+class BiAttentionFusion(WordFusion):
+    """Image and text read each other, both on top of their normalised selves."""
+
+    def __init__(
+        self,
+        *,
+        visual_dim: int,
+        language_dim: int,
+        attention: nn.Module,
+        layer_scale: float,
+    ) -> None:
+        """Arguments as of :class:`WordFusion`; ``attention`` is called as :class:`BiAttention`."""
+        super().__init__(
+            visual_dim=visual_dim,
+            language_dim=language_dim,
+            attention=attention,
+            layer_scale=layer_scale,
+        )
+        self.gamma_language = nn.Parameter(torch.full((language_dim,), layer_scale))
+
+    def forward(
+        self, features: list[Tensor], language: LanguageFeatures
+    ) -> tuple[list[Tensor], LanguageFeatures]:
+        """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
+        visual, hidden = self._normalise(features, language)
+        visual_update, language_update = self.attention(visual, hidden, language.mask)
+        visual = visual + self.gamma_visual * visual_update
+        hidden = hidden + self.gamma_language * language_update
+        return unflatten_levels(visual, features), LanguageFeatures(hidden, language.mask)
 
 
 def flatten_levels(features: list[Tensor]) -> Tensor:
     """Per level (N, C, H_i, W_i) -> (N, P, C), levels one after the other, row-major."""
-    return torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
+    # Transposed before they are joined: the result is contiguous, and channels-last levels, as
+    # unflatten_levels gives them, are copied in one piece each.
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
 
 
 def unflatten_levels(flat: Tensor, like: list[Tensor]) -> list[Tensor]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
-from detectron2.modeling.backbone.swin import SwinTransformer
+from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
 
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.modeling.backbone import GroundingFPN
+from glipv2_d2.modeling.backbone.swin import FusedWindowAttention
 
 
 def tiny_config(frozen_stages: int = -1) -> CfgNode:
@@ -44,6 +46,45 @@ def test_the_first_stage_has_no_norm_since_its_output_is_not_used() -> None:
     names = tiny_swin_fpn().bottom_up.state_dict()
     assert {"norm1.weight", "norm2.weight", "norm3.weight"} <= names.keys()
     assert "norm0.weight" not in names
+
+
+@pytest.mark.parametrize("num_masks", [0, 3])
+def test_fused_window_attention_is_detectron2s(num_masks: int) -> None:
+    torch.manual_seed(0)
+    plain = WindowAttention(8, (4, 4), num_heads=2)
+    torch.nn.init.normal_(plain.relative_position_bias_table)
+    # Two images of three windows each.
+    windows = torch.randn(6, 16, 8)
+    mask = torch.randn(num_masks, 16, 16) if num_masks else None
+    with torch.no_grad():
+        fused = FusedWindowAttention.like(plain)(windows, mask)
+    torch.testing.assert_close(fused, plain(windows, mask), atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_reach_the_position_bias() -> None:
+    swin = tiny_swin_fpn().bottom_up
+    swin(torch.randn(1, 3, 64, 64))["p3"].sum().backward()
+    for name, parameter in swin.layers[0].named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    cfg = tiny_config()
+    image, gradients, recomputed = torch.randn(1, 3, 64, 64), [], 0
+    for checkpointing in (False, True):
+        cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = checkpointing
+        torch.manual_seed(0)
+        swin = build_backbone(cfg).train().bottom_up
+        calls = []
+        block = swin.layers[2].blocks[0]
+        block.attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)  # drop path
+        sum(features.square().sum() for features in swin(image).values()).backward()
+        gradients.append([parameter.grad for parameter in swin.parameters()])
+        recomputed += len(calls) - 1
+    assert recomputed == 1
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
 
 
 def test_nothing_is_frozen_by_default() -> None:

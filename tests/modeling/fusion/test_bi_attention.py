@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glipv2_d2.modeling.fusion import bi_attention
 from glipv2_d2.modeling.fusion.bi_attention import (
     BiAttention,
     BiAttentionFusion,
@@ -58,6 +59,21 @@ def test_absorbed_form_equals_the_textbook() -> None:
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("band_scores", [1, 3 * 2 * 4 * 5, 10_000])
+def test_bands_of_positions_equal_all_at_once(
+    band_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention, (visual, language, mask) = make_attention().double(), random_inputs()
+    # Scores far apart: the best position of a word comes early for some and late for others.
+    visual, language = visual.double() * 30, language.double()
+    whole = attention(visual, language, mask)
+    monkeypatch.setattr(bi_attention, "MAX_BAND_SCORES", {"cpu": band_scores})
+    with torch.no_grad():
+        in_bands = attention(visual, language, mask)
+    for ours, expected in zip(in_bands, whole, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_gradients_of_the_absorbed_form_equal_the_textbooks() -> None:
     attention, inputs = make_attention(), random_inputs()
     parameters = list(attention.parameters())
@@ -104,6 +120,12 @@ def test_unflatten_is_the_inverse_of_flatten() -> None:
     levels = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 2, 3)]
     for ours, level in zip(unflatten_levels(flatten_levels(levels), levels), levels, strict=True):
         assert torch.equal(ours, level)
+
+
+def test_unflattened_levels_are_channels_last_and_flatten_without_a_change_of_layout() -> None:
+    levels = unflatten_levels(torch.randn(1, 20, 3), [torch.empty(1, 3, 4, 5)])
+    assert levels[0].is_contiguous(memory_format=torch.channels_last)
+    assert flatten_levels(levels).is_contiguous()
 
 
 def test_fusion_without_scale_returns_the_normalised_inputs() -> None:

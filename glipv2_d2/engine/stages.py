@@ -1,0 +1,212 @@
+"""What each stage of a model costs, and what it would cost at least on this machine.
+
+A *stage* is a named part of a run. Stages may lie in one another; what is reported of a stage is
+its own share, without the stages inside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Amounts = dict[str, float]
+"""Quantities by name, such as ``{"wall_s": 0.1, "cpu_s": 0.2}``."""
+
+
+class Meter(Protocol):
+    """Something that runs on and is read at the borders of stages."""
+
+    def read(self) -> Any: ...
+
+    def between(self, start: Any, end: Any) -> Amounts:
+        """What went by between two readings; only asked after the run."""
+
+
+class HostClock:
+    """Seconds on the wall, and seconds that all threads of this process computed.
+
+    On a machine that others use as well, the second says more about the work done.
+    """
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def between(self, start: tuple[float, float], end: tuple[float, float]) -> Amounts:
+        return {"wall_s": end[0] - start[0], "cpu_s": end[1] - start[1]}
+
+
+class CudaClock:
+    """Seconds of the current CUDA stream, without waiting for it during the run."""
+
+    def read(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: torch.cuda.Event, end: torch.cuda.Event) -> Amounts:
+        end.synchronize()
+        return {"wall_s": start.elapsed_time(end) / 1000}
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts matrix products and convolutions: their FLOPs, and the bytes that they touch.
+
+    Bytes are those of every operand and result, once per product. Other operations count nothing:
+    what remains is the least that a stage has to do in the order of its products.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._amounts = {"product_flops": 0.0, "convolution_flops": 0.0, "bytes": 0.0}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            kind = "convolution" if "convolution" in func._overloadpacket.__name__ else "product"
+            self._amounts[f"{kind}_flops"] += formula(*args, **kwargs, out_val=out)
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            self._amounts["bytes"] += sum(x.numel() * x.element_size() for x in tensors)
+        return out
+
+    def read(self) -> Amounts:
+        return dict(self._amounts)
+
+    def between(self, start: Amounts, end: Amounts) -> Amounts:
+        return {name: end[name] - start[name] for name in start}
+
+
+@dataclass(eq=False)
+class _Span:
+    stage: str
+    parent: _Span | None
+    start: Any
+    end: Any = None
+
+
+class StageRecorder:
+    """Reads a meter at the borders of stages. Use as a context: leaving it removes all hooks."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._spans: list[_Span] = []
+        self._open: _Span | None = None
+        self._watched: list[tuple[Any, str, Callable[..., Any] | None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for owner, method, previous in reversed(self._watched):
+            if previous is None:
+                delattr(owner, method)
+            else:
+                setattr(owner, method, previous)
+        self._watched.clear()
+
+    def watch(self, stage: str, owner: object, method: str = "forward") -> None:
+        """Count every call of ``owner.method`` to a stage: a method, or a part that is called."""
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.span(stage):
+                return original(*args, **kwargs)
+
+        self._watched.append((owner, method, vars(owner).get(method)))
+        setattr(owner, method, watched)
+
+    @contextmanager
+    def span(self, stage: str) -> Iterator[None]:
+        """Count what happens in the block to a stage."""
+        span = _Span(stage, self._open, self.meter.read())
+        self._spans.append(span)
+        self._open = span
+        try:
+            yield
+        finally:
+            span.end = self.meter.read()
+            self._open = span.parent
+
+    def take(self) -> dict[str, Amounts]:
+        """The own share of every stage since the last call, in the order of first entry."""
+        shares: dict[str, Amounts] = {}
+        for span in self._spans:
+            amounts = self.meter.between(span.start, span.end)
+            _add(shares.setdefault(span.stage, {}), amounts, 1)
+            if span.parent is not None:
+                _add(shares[span.parent.stage], amounts, -1)
+        self._spans.clear()
+        return shares
+
+
+def _add(total: Amounts, amounts: Amounts, sign: int) -> None:
+    for name, value in amounts.items():
+        total[name] = total.get(name, 0.0) + sign * value
+
+
+def machine_tasks(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], float]]:
+    """Calls that keep the machine busy with one thing each and return how much of it they did.
+
+    ``product`` and ``convolution`` return FLOPs, ``copy`` the bytes it read and wrote. Their sizes
+    are those of a DyConv on the finest level of an 800 x 1333 image, so that their rates are ones
+    that a model can hope for.
+    """
+    rows, depth, channels, height, width = 4096, 2304, 256, 100, 168
+    a = torch.randn(rows, depth, device=device, dtype=dtype)
+    b = torch.randn(depth, channels, device=device, dtype=dtype)
+    image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
+    image = image.to(memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.to(memory_format=torch.channels_last)
+    source = torch.zeros(32 * 2**20, device=device, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    out = torch.empty(rows, channels, device=device, dtype=dtype)
+
+    def product() -> float:
+        torch.mm(a, b, out=out)
+        return 2.0 * rows * depth * channels
+
+    def convolution() -> float:
+        F.conv2d(image, kernel, padding=1)
+        return 2.0 * height * width * depth * channels
+
+    def copy() -> float:
+        target.copy_(source)
+        return 2.0 * source.numel()
+
+    return {"product": product, "convolution": convolution, "copy": copy}
+
+
+def floor_seconds(amounts: Amounts, rates: Amounts) -> float:
+    """The time of a stage's products and convolutions at the rates of the machine, plus its bytes'.
+
+    Args:
+        amounts: of a :class:`ProductCounter`.
+        rates: per second, under the names of :func:`machine_tasks`.
+    """
+    return (
+        amounts["product_flops"] / rates["product"]
+        + amounts["convolution_flops"] / rates["convolution"]
+        + amounts["bytes"] / rates["copy"]
+    )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import benchmark
+import pytest
+import torch
+from helpers.models import tiny_cfg, tiny_model
+from rich.console import Console
+
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention
+
+SMALL = ["--image-size", "64", "96", "--num-classes", "3", "--warmup", "1", "--repeats", "2"]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_cfg().dump())
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _this_process_keeps_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(benchmark, "machine_tasks", lambda *_: dict.fromkeys(RATES, lambda: 1.0))
+
+
+RATES = ("product", "convolution", "copy")
+
+
+def measured(tmp_path: Path, *arguments: str) -> dict:
+    path = tmp_path / "result.json"
+    assert benchmark.main([*arguments, *SMALL, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_inference_is_measured_by_stage(config_file: str, tmp_path: Path) -> None:
+    report = measured(tmp_path, "--config-file", config_file)
+    stages = {"preprocess", "text", "backbone", "FPN", "fusion", "language layers", "DyConv"}
+    assert stages | {"heads", "post-processing, losses", "other"} == report["stages"].keys()
+    shares = sum(stage["product_flops"] for stage in report["stages"].values())
+    assert 0 < shares == report["total"]["product_flops"]
+    assert report["peak_bytes"] > 0
+    assert report["rates"].keys() == set(RATES)
+
+
+def test_a_training_step_has_a_backward_pass_and_an_update(
+    config_file: str, tmp_path: Path
+) -> None:
+    report = measured(tmp_path, "--config-file", config_file, "--train", "--checkpointing")
+    assert {"backward", "optimizer"} <= report["stages"].keys()
+    forward = sum(report["stages"][stage]["product_flops"] for stage in ("backbone", "fusion"))
+    assert report["stages"]["backward"]["product_flops"] > forward > 0
+
+
+def test_two_results_are_compared_stage_by_stage(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(tmp_path, "--config-file", config_file)
+    path = str(tmp_path / "result.json")
+    capsys.readouterr()
+    assert benchmark.main(["--compare", path, path]) == 0
+    table = capsys.readouterr().out
+    assert "DyConv" in table
+    assert "1.00" in table
+
+
+def attentions(dropout: float = 0.0) -> tuple[BiAttention, benchmark.TextbookBiAttention]:
+    torch.manual_seed(0)
+    absorbed = BiAttention(
+        visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=dropout
+    )
+    for linear in absorbed.children():
+        torch.nn.init.normal_(linear.bias)
+    return absorbed, benchmark.TextbookBiAttention(absorbed)
+
+
+def test_the_textbook_fusion_computes_what_the_model_does() -> None:
+    absorbed, textbook = attentions()
+    inputs = (
+        torch.randn(2, 13, 6, requires_grad=True),
+        torch.randn(2, 5, 10, requires_grad=True),
+    )
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    leaves = [*inputs, *absorbed.parameters()]
+    outputs = [attention(*inputs, mask) for attention in (absorbed, textbook)]
+    gradients = [
+        torch.autograd.grad(sum(out.square().sum() for out in output), leaves) for output in outputs
+    ]
+    for ours, expected in zip(outputs[0], outputs[1], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_textbook_fusion_takes_the_place_of_the_models() -> None:
+    model = tiny_model()
+    benchmark.use_textbook_fusion(model)
+    kinds = {type(block.fusion.attention) for block in model.fused_head.blocks}
+    assert kinds == {benchmark.TextbookBiAttention}
+
+
+def test_a_head_without_fusion_has_no_textbook_form() -> None:
+    model = tiny_model("MODEL.FUSED_HEAD.NAME", "DynamicHead")
+    with pytest.raises(ValueError, match="not DynamicHead"):
+        benchmark.use_textbook_fusion(model)
+
+
+@pytest.mark.parametrize("count", [1, 80, 81, 1203])
+def test_as_many_names_are_asked_as_wanted(count: int) -> None:
+    names = benchmark.class_names(count)
+    assert len(names) == len(set(names)) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-classes", "5000"], "--num-classes is 5000; 1 to 1203"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--image-size", "8", "800"], r"--image-size is \(8, 800\)"),
+    ],
+)
+def test_impossible_settings_are_named(
+    config_file: str, arguments: list[str], message: str
+) -> None:
+    args = benchmark.get_parser().parse_args(["--config-file", config_file, *arguments])
+    with pytest.raises(ValueError, match=message):
+        benchmark.run(args, Console(file=io.StringIO()))
+
+
+def test_a_file_that_is_no_result_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"images": []}')
+    assert benchmark.main(["--compare", str(path), str(path)]) == 2
+    assert "other.json is no result of --json" in capsys.readouterr().err
