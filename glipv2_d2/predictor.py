@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import BoxMode, Instances
 
-from glipv2_d2.checkpoint import GLIPv2Checkpointer
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.tuning import load_model
 from glipv2_d2.images import IMAGE_SOURCES, ChannelOrder, ImageSource, load_image
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.language import Span
@@ -95,6 +94,7 @@ class Predictor:
         config: str | Path | CfgNode,
         weights: str | Path | None = None,
         *,
+        delta: str | Path | None = None,
         device: str | torch.device | None = None,
         opts: Sequence[Any] = (),
     ) -> None:
@@ -103,17 +103,17 @@ class Predictor:
         Args:
             config: a YAML file or a config.
             weights: a checkpoint of ours or a released GLIP file; default ``MODEL.WEIGHTS``.
+            delta: what a fine-tuning changed in these weights; default ``MODEL.TUNING.DELTA``.
             device: default ``MODEL.DEVICE``, or the CPU where that is CUDA and there is none.
             opts: config keys and values in turn, as on Detectron2's command lines.
 
         Raises:
             FileNotFoundError, ValueError: the config or the weights cannot be used.
         """
-        self.cfg = _prepare_config(config, weights, device, opts)
+        self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the boxes")
-        self.model = build_model(self.cfg)
-        GLIPv2Checkpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+        self.model = load_model(self.cfg)
         self.model.eval()
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
@@ -219,6 +219,7 @@ class Predictor:
 def _prepare_config(
     config: str | Path | CfgNode,
     weights: str | Path | None,
+    delta: str | Path | None,
     device: str | torch.device | None,
     opts: Sequence[Any],
 ) -> CfgNode:
@@ -232,6 +233,8 @@ def _prepare_config(
         cfg.defrost()
     if weights is not None:
         cfg.MODEL.WEIGHTS = str(weights)
+    if delta is not None:
+        cfg.MODEL.TUNING.DELTA = str(delta)
     if device is not None:
         cfg.MODEL.DEVICE = str(device)
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

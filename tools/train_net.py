@@ -2,6 +2,9 @@
 """Train or evaluate the model of a config.
 
 python tools/train_net.py --config-file configs/... [--resume | --eval-only] [KEY VALUE ...]
+
+On several GPUs: --num-gpus 8, or torchrun --nproc-per-node 8 tools/train_net.py ..., on several
+machines with torchrun's --nnodes 4 --rdzv-backend c10d --rdzv-endpoint HOST:PORT on each of them.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
+from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.trainer import Trainer
+from glipv2_d2.engine.tuning import resume_or_load
 
 # The tokenizer runs inside loader processes that are forked after its first use.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,10 +40,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Results of ``MODEL.WEIGHTS``, or with ``resume`` of the last checkpoint."""
+    """Results of ``MODEL.WEIGHTS`` and ``MODEL.TUNING.DELTA``, or of the last checkpoint."""
     model = Trainer.build_model(cfg)
-    checkpointer = GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, resume=resume)
     return Trainer.test(cfg, model)
 
 
@@ -51,16 +56,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
-    if arguments.num_gpus > max(1, torch.cuda.device_count()):
-        raise ValueError(
-            f"--num-gpus is {arguments.num_gpus}, this machine has {torch.cuda.device_count()}"
-        )
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    launch(main, default_argument_parser().parse_args())

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 # Registers the model's parts, which configs name.
 import glipv2_d2.modeling  # noqa: F401
 from glipv2_d2.config import add_glipv2_config
+from glipv2_d2.data.custom import register_custom
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
     """Detectron2's and our defaults, then a file, then single keys.
 
-    Where CUDA is asked for but absent, the model goes to the CPU.
+    Where CUDA is asked for but absent, the model goes to the CPU. The config's own data sets
+    (``DATASETS.CUSTOM``) are known by name from here on.
 
     Args:
         path: a YAML file; "" for the defaults.
@@ -44,6 +46,7 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
         logger.warning("CUDA is not available: MODEL.DEVICE is cpu, not %s", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    register_custom(cfg.DATASETS.CUSTOM)
     return cfg
 
 

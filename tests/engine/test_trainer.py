@@ -117,3 +117,72 @@ def test_half_precision_is_left_to_cuda(cfg: CfgNode, monkeypatch: pytest.Monkey
     cfg.SOLVER.AMP.ENABLED = True
     cfg.SOLVER.MAX_ITER = 1
     assert set(train(cfg).values) == {0}
+
+
+def follow_metric(cfg: CfgNode, **solver: object) -> None:
+    """Evaluate after every step; the stand-in's AP never changes, so the first is the best."""
+    cfg.TEST.EVAL_PERIOD = 1
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    for key, value in solver.items():
+        setattr(cfg.SOLVER, key, value)
+
+
+def test_training_stops_when_the_metric_does_not_improve(cfg: CfgNode) -> None:
+    follow_metric(cfg, EARLY_STOP_PATIENCE=2)
+    # The step that it ends with, the third, does not reach the record's hook.
+    assert set(train(cfg).values) == {0, 1}
+
+
+def test_training_that_follows_a_metric_ends_with_the_best_weights(cfg: CfgNode) -> None:
+    follow_metric(cfg, EARLY_STOP_PATIENCE=2)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    after_first_step = {}
+
+    class KeepFirst(HookBase):
+        def after_step(self) -> None:
+            # The metric's hook stands before this one, so that the last step does not come here.
+            if self.trainer.iter == 0:
+                weights = self.trainer.model.state_dict()
+                after_first_step.update({name: v.clone() for name, v in weights.items()})
+
+    trainer.register_hooks([KeepFirst()])
+    trainer.train()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, after_first_step[name]), name
+
+
+def test_plateaus_lower_the_rate_also_after_an_interruption(cfg: CfgNode, tmp_path: Path) -> None:
+    follow_metric(cfg, LR_SCHEDULER_NAME="WarmupPlateauLR", PLATEAU_PATIENCE=1, WARMUP_ITERS=2)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 4
+    torch.manual_seed(0)
+    whole = train(cfg)
+    rates = [whole.values[i][1] for i in range(8)]
+    base, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA
+    # The evaluations after steps 1 and 2 are no best, one more than the patience.
+    assert rates[2:4] == pytest.approx([base, base * decay])
+    assert rates[7] == pytest.approx(base * decay**3)
+
+    cfg.OUTPUT_DIR = str(tmp_path / "interrupted")
+    torch.manual_seed(0)
+    train(cfg, stop_before=6)
+    resumed = train(cfg, resume=True)
+    assert resumed.values == {i: whole.values[i] for i in (4, 5, 6, 7)}
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_named(cfg: CfgNode) -> None:
+    follow_metric(cfg, BEST_METRIC="bbox/mAP")
+    with pytest.raises(ValueError, match=r"'bbox/mAP'.*bbox/AP"):
+        train(cfg)
+
+
+def test_rules_without_a_metric_are_refused_before_training(cfg: CfgNode) -> None:
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 2
+    with pytest.raises(ValueError, match=r"SOLVER\.BEST_METRIC.*empty"):
+        Trainer(cfg)
+
+
+def test_a_metric_without_evaluations_is_refused_before_training(cfg: CfgNode) -> None:
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    with pytest.raises(ValueError, match=r"TEST\.EVAL_PERIOD"):
+        Trainer(cfg)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,14 @@ import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase, default_argument_parser
+from helpers.models import tiny_cfg, tiny_model
 from helpers.stand_in import configure
 from helpers.tiny_coco import write_coco
+from helpers.torchrun import torchrun
+from helpers.two_processes import NOTHING_RANDOM
 
+from glipv2_d2.checkpoint import save_weights
+from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.trainer import Trainer
 
@@ -51,7 +57,7 @@ def _call(function: Callable[..., object], *args: object) -> None:
 
 
 def run(*arguments: str) -> None:
-    train_net.main(default_argument_parser().parse_args(list(arguments)))
+    launch(train_net.main, default_argument_parser().parse_args(list(arguments)))
 
 
 def run_and_die(*arguments: str) -> None:
@@ -72,21 +78,86 @@ def config_file(tmp_path: Path) -> Iterator[str]:
     MetadataCatalog.remove("command_coco")
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+@pytest.fixture
+def all_losses_config_file(tmp_path: Path) -> str:
+    """Of a tiny GLIPv2 that is random wherever it can be, on data that the config brings along."""
+    annotations, images = write_coco(tmp_path / "all_losses")
+    data = {"name": "all_losses_coco", "json": str(annotations), "images": str(images)}
+    cfg = tiny_cfg(
+        *("SEED", 3, "MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0),
+        *("DATASETS.CUSTOM", [data], "DATASETS.TRAIN", ("all_losses_coco",)),
+        *("DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0),
+        *("INPUT.MIN_SIZE_TRAIN", (48, 64), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2),
+        *("SOLVER.MAX_ITER", 7, "SOLVER.STEPS", (6,), "SOLVER.WARMUP_ITERS", 3),
+        *("SOLVER.EMA_DECAY", 0.9, "SOLVER.CHECKPOINT_PERIOD", 3),
+    )
+    path = tmp_path / "all_losses.yaml"
+    path.write_text(cfg.dump())
+    return str(path)
 
 
+def final(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Where two checkpoints are not the same to the last bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [place]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in differences(a[key], b[key], f"{place}/{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [found for i, pair in pairs for found in differences(*pair, f"{place}/{i}")]
+    return [] if a == b else [place]
+
+
+@pytest.mark.parametrize("config", ["config_file", "all_losses_config_file"])
 def test_a_run_that_was_killed_and_resumed_ends_where_the_whole_one_does(
-    config_file: str, tmp_path: Path
+    config: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    path = request.getfixturevalue(config)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert in_child(run, "--config-file", config_file, "OUTPUT_DIR", str(whole)) == 0
-    arguments = ("--config-file", config_file, "--resume", "OUTPUT_DIR", str(killed))
+    assert in_child(run, "--config-file", path, "OUTPUT_DIR", str(whole)) == 0
+    arguments = ("--config-file", path, "--resume", "OUTPUT_DIR", str(killed))
     assert in_child(run_and_die, *arguments) == -signal.SIGKILL
     assert (killed / "last_checkpoint").read_text() == "model_0000002.pth"
     assert in_child(run, *arguments) == 0
-    expected = weights(whole)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(killed).items())
+    checkpoint = final(killed)
+    # Weights, average, and the trainer's: optimizer, schedule, iteration, seed.
+    assert checkpoint.keys() >= {"model", "model_ema", "trainer"}
+    assert differences(checkpoint, final(whole)) == []
+
+
+def test_two_processes_of_torchrun_learn_what_one_process_learns(
+    all_losses_config_file: str, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.pth"
+    save_weights(tiny_model("MODEL.INTER_IMAGE.WEIGHT", 1.0), start)
+    arguments = (
+        *("--config-file", all_losses_config_file, "MODEL.WEIGHTS", str(start)),
+        *map(str, NOTHING_RANDOM),
+        *("MODEL.LANGUAGE_BACKBONE.FREEZE", "True", "MODEL.MLM.WEIGHT", "0.0"),
+        # The same images in a pass, all padded to 64 x 64.
+        *("DATALOADER.ASPECT_RATIO_GROUPING", "False"),
+        *("INPUT.MIN_SIZE_TRAIN", "(60,)", "INPUT.RANDOM_FLIP", "none"),
+        *("DATALOADER.PROMPT.SHUFFLE", "False", "DATALOADER.PROMPT.FULL_NEGATIVES_PROB", "1.0"),
+        # AdamW makes large steps of gradients that are nothing but rounding.
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER", "2"),
+        "OUTPUT_DIR",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert in_child(run, *arguments, str(one)) == 0
+    torchrun(run, *arguments, str(two))
+    before, expected, shared = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (start, one / "model_final.pth", two / "model_final.pth")
+    )
+    moved = {name for name, value in expected.items() if not torch.equal(value, before[name])}
+    assert moved
+    for name in moved:
+        error = (shared[name] - expected[name]).norm()
+        assert error <= 1e-3 * (expected[name] - before[name]).norm() + 1e-6, name
 
 
 def test_evaluation_alone_writes_results(config_file: str, tmp_path: Path) -> None:

@@ -74,8 +74,28 @@ def build_auto_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
     model = build_auto_backbone(
         name=spec.NAME, pretrained=spec.PRETRAINED, out_features=spec.OUT_FEATURES
     )
+    if cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
+        checkpoint_activations(model)
     bottom_up = TransformersBackbone(model=model, in_channels=input_shape.channels)
     return build_grounding_fpn(cfg, bottom_up)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let transformers recompute a model's layers in the backward pass.
+
+    Raises:
+        ValueError: transformers cannot do it for this model.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"MODEL.BACKBONE.ACTIVATION_CHECKPOINTING: transformers {transformers.__version__} "
+            f"has none for {type(model).__name__}; set it to False"
+        )
+    # The second name is that of older versions.
+    for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(model, method):
+            getattr(model, method)({"use_reentrant": False})
+            return
 
 
 def build_auto_backbone(*, name: str, pretrained: bool, out_features: Sequence[str]) -> nn.Module:

@@ -89,7 +89,32 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
         out_indices=spec.OUT_INDICES,
         in_channels=input_shape.channels,
     )
+    if cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
+        checkpoint_activations(features)
     return build_grounding_fpn(cfg, TimmBackbone(features=features, freeze_bn=spec.FREEZE_BN))
+
+
+def checkpoint_activations(features: nn.Module) -> None:
+    """Let timm recompute the parts of a model in the backward pass.
+
+    Batch norm that is not frozen sees every batch twice then.
+
+    Args:
+        features: of :func:`build_timm_features`.
+
+    Raises:
+        ValueError: timm cannot do it for this model.
+    """
+    # Some of timm's wrappers that give features leave it to the model inside.
+    for owner in (features, getattr(features, "model", None)):
+        switch: Any = getattr(owner, "set_grad_checkpointing", None)
+        if switch is not None:
+            switch(True)
+            return
+    raise ValueError(
+        f"MODEL.BACKBONE.ACTIVATION_CHECKPOINTING: timm {timm.__version__} has none for this "
+        "MODEL.TIMM.NAME; set it to False"
+    )
 
 
 def build_timm_features(

@@ -31,6 +31,31 @@ def tiny_config(name: str) -> CfgNode:
     return cfg
 
 
+def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    cfg = tiny_config(saved(SWIN, tmp_path))
+    image, gradients = torch.randn(1, 3, 64, 64), []
+    for checkpointing in (False, True):
+        cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = checkpointing
+        torch.manual_seed(0)
+        backbone = build_backbone(cfg).train().bottom_up
+        calls: list[int] = []
+        layer = next(m for m in backbone.modules() if type(m).__name__ == "SwinLayer")
+        first_part = next(layer.children())
+        first_part.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)  # drop path
+        sum(features.square().sum() for features in backbone(image).values()).backward()
+        gradients.append([p.grad for p in backbone.parameters()])
+    assert len(calls) > 1
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_a_model_that_transformers_cannot_checkpoint_is_named(tmp_path: Path) -> None:
+    cfg = tiny_config(saved(CONVNEXT, tmp_path))
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = True
+    with pytest.raises(ValueError, match=r"ACTIVATION_CHECKPOINTING.*ConvNextBackbone"):
+        build_backbone(cfg)
+
+
 @pytest.mark.parametrize("config", [SWIN, CONVNEXT], ids=["swin", "convnext"])
 def test_the_config_builds_it_under_the_fpn(config: PretrainedConfig, tmp_path: Path) -> None:
     backbone = build_backbone(tiny_config(saved(config, tmp_path))).eval()

@@ -12,7 +12,11 @@ from detectron2.modeling import build_backbone
 from torch import Tensor
 
 from glipv2_d2 import add_glipv2_config
-from glipv2_d2.modeling.backbone.timm_backbone import TimmBackbone, build_timm_features
+from glipv2_d2.modeling.backbone.timm_backbone import (
+    TimmBackbone,
+    build_timm_features,
+    checkpoint_activations,
+)
 
 MODEL = "mobilenetv3_small_050"
 OUT_INDICES = (2, 3, 4)
@@ -53,6 +57,34 @@ def test_the_config_builds_it_under_the_fpn() -> None:
         (1, 8, 4, 4),
         (1, 8, 2, 2),
     ]
+
+
+@pytest.mark.parametrize("name", [MODEL, "vit_tiny_patch16_224"], ids=["list", "getter"])
+def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
+    features = build_timm_features(name=name, weights="", out_indices=(1, 2)).train()
+    for norm in features.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()
+    image = torch.randn(1, 3, 224, 224)
+
+    def gradients() -> list[Tensor]:
+        loss = sum(level.square().mean() for level in features(image))
+        parameters = [p for p in features.parameters() if p.requires_grad]
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    calls: list[int] = []
+    part = features.blocks[1] if name == MODEL else features.model.blocks[0]
+    next(part.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+    plain = gradients()
+    assert len(calls) == 1
+    checkpoint_activations(features)
+    torch.testing.assert_close(gradients(), plain)
+    assert len(calls) == 3
+
+
+def test_a_model_that_timm_cannot_checkpoint_is_named() -> None:
+    with pytest.raises(ValueError, match=r"ACTIVATION_CHECKPOINTING: timm"):
+        checkpoint_activations(torch.nn.Identity())
 
 
 def test_features_are_named_by_their_stride() -> None:

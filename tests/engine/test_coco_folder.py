@@ -1,0 +1,103 @@
+"""The usual forms of a folder in COCO's format are known; others are told what was looked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glipv2_d2.engine.coco_folder import open_coco_folder
+
+FISH = {"id": 1, "name": "fish", "supercategory": "creatures"}
+
+
+def write_split(annotations: Path, images: Path, categories: list[dict[str, Any]] | None = None):
+    for folder in (annotations.parent, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    coco = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 9, "width": 9}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+        "categories": categories or [FISH],
+    }
+    annotations.write_text(json.dumps(coco))
+    (images / "1.jpg").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("{valid}/_annotations.coco.json", "{valid}"),  # Roboflow
+        ("annotations/instances_{val}2017.json", "{val}2017"),  # COCO
+        ("annotations/instances_{val}2017.json", "images/{val}2017"),
+        ("annotations/{val}.json", "images/{val}"),
+        ("annotations/instances_{val}.json", "images"),
+        ("{val}.json", "{val}"),
+        ("{valid}/labels.json", "{valid}/images"),
+    ],
+)
+def test_a_usual_form_is_found(tmp_path: Path, annotations: str, images: str) -> None:
+    for names in ({"val": "train", "valid": "train"}, {"val": "val", "valid": "valid"}):
+        write_split(tmp_path / annotations.format(**names), tmp_path / images.format(**names))
+    folder = open_coco_folder(tmp_path)
+    names = {"val": "val", "valid": "valid"}
+    assert folder.valid.annotations == tmp_path / annotations.format(**names)
+    assert folder.valid.images == tmp_path / images.format(**names)
+    assert folder.test is None
+
+
+def roboflow(root: Path, **categories: list[dict[str, Any]]) -> Path:
+    for split in ("train", "valid", "test"):
+        path = root / split / "_annotations.coco.json"
+        write_split(path, root / split, categories.get(split))
+    return root
+
+
+def test_a_test_split_is_found_where_there_is_one(tmp_path: Path) -> None:
+    assert open_coco_folder(roboflow(tmp_path)).test is not None
+
+
+def test_the_name_of_a_group_is_no_class(tmp_path: Path) -> None:
+    group = {"id": 0, "name": "creatures", "supercategory": "none"}
+    splits = {split: [group, FISH] for split in ("train", "valid", "test")}
+    assert open_coco_folder(roboflow(tmp_path, **splits)).train.class_names == ["fish"]
+
+
+def test_an_error_lists_what_was_looked_for(tmp_path: Path) -> None:
+    write_split(tmp_path / "train/_annotations.coco.json", tmp_path / "train")
+    with pytest.raises(FileNotFoundError) as caught:
+        open_coco_folder(tmp_path)
+    for pattern in ("'valid'", "val/_annotations.coco.json", "annotations/instances_val.json"):
+        assert pattern in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_coco_folder(tmp_path / "nowhere")
+
+
+def test_images_that_are_not_there_are_named_with_the_places(tmp_path: Path) -> None:
+    (roboflow(tmp_path) / "train/1.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"(?s)'1\.jpg'.*images/train"):
+        open_coco_folder(tmp_path)
+
+
+def test_splits_with_other_classes_are_refused(tmp_path: Path) -> None:
+    other = [{"id": 1, "name": "bird", "supercategory": "creatures"}]
+    with pytest.raises(ValueError, match=r"(?s)bird.*fish"):
+        open_coco_folder(roboflow(tmp_path, valid=other))
+
+
+def test_two_candidates_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_split(tmp_path / f"train/{name}.json", tmp_path / "train")
+    with pytest.raises(ValueError, match=r"a\.json.*b\.json"):
+        open_coco_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}'])
+def test_a_file_in_another_format_is_named(tmp_path: Path, text: str) -> None:
+    (roboflow(tmp_path) / "train/_annotations.coco.json").write_text(text)
+    with pytest.raises(ValueError, match=r"train/_annotations\.coco\.json"):
+        open_coco_folder(tmp_path)
