@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from glipv2_d2.checkpoint import read_checkpoint, save_state
+from glipv2_d2.modeling.meta_arch import GLIPv2
 
 AVERAGE = "model_ema"
 
 
 def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, with ``use_ema`` the averaged ones where there is an average.
+    """The weights that detection needs, with ``use_ema`` the averaged ones.
+
+    Heads that only a loss reads are left out; who trains on starts them anew.
 
     Raises:
         ValueError: the run kept no average.
@@ -29,7 +32,8 @@ def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, to
             raise ValueError(f"the checkpoint has no {AVERAGE}: it was trained with EMA_DECAY 0")
         # The average may hold parts that files leave out; what a file has is what it had.
         weights.update({k: v for k, v in checkpoint[AVERAGE].items() if k in weights})
-    return weights
+    optional = GLIPv2.checkpoint_optional_prefixes
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(optional)}
 
 
 def main() -> None:

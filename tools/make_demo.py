@@ -112,7 +112,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=ROOT / "output" / "demo", metavar="DIR", help=help_default
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.3, metavar="T", help="least score, " + help_default
+        "--threshold", type=float, default=0.45, metavar="T", help="least score, " + help_default
     )
     return parser
 

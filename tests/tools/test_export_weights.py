@@ -20,6 +20,11 @@ def test_without_the_average_the_weights_are_the_last_ones() -> None:
     assert select_weights(CHECKPOINT, use_ema=False)["kept"].tolist() == [0, 0]
 
 
+def test_heads_that_only_a_loss_reads_are_left_out() -> None:
+    model = {"kept": torch.zeros(2), "masked_language.dense.weight": torch.ones(1)}
+    assert select_weights({"model": model}, use_ema=False).keys() == {"kept"}
+
+
 def test_a_run_without_an_average_is_an_error() -> None:
     with pytest.raises(ValueError, match="no model_ema: it was trained with EMA_DECAY 0"):
         select_weights({"model": {}}, use_ema=True)

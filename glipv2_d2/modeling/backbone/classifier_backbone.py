@@ -4,8 +4,10 @@ A detector trained on a few hundred names can only learn how those look. An Imag
 knows a thousand more. Its class probabilities at a location, each class standing for the text
 embedding of its name, are a vector in the space of the words that the detector is asked about: the
 convex combination of semantic embeddings of Norouzi et al., "Zero-Shot Learning by Convex
-Combination of Semantic Embeddings" (ICLR 2014, eq. 2), computed densely. The head learns how far to
-trust it. Our choice, not GLIP's.
+Combination of Semantic Embeddings" (ICLR 2014, eq. 2), computed densely. Every level of the pyramid
+carries it as its last channels, so that a score can compare it with the words directly
+(:class:`~glipv2_d2.modeling.heads.region_word.ClassifierRegionWordScore`) and names that no box was
+ever drawn for are found, too. Our choice, not GLIP's.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from glipv2_d2.text.tokenizer import Tokenizer
 # near a thing that the classifier does not know are heard, too (our choice).
 TEMPERATURE = 2.0
 NAMES_PER_PROMPT = 20
+# Cells of stride 32 whose mean the classifier is asked about, per level: about as wide as the
+# things that the level finds with anchors of four strides.
+WINDOW_PER_LEVEL = (1, 1, 3, 7, 15)
 # Strides of the features that are given: c3, c4, and the classifier's last.
 STRIDES = (8, 16, 32)
 
@@ -113,6 +118,45 @@ class ClassifierBackbone(Backbone):
         return embedding.permute(0, 3, 1, 2)
 
 
+class ClassifierFPN(GroundingFPN):
+    """A pyramid whose last D channels are the words that a frozen classifier sees there."""
+
+    bottom_up: ClassifierBackbone
+
+    def __init__(self, *, bottom_up: ClassifierBackbone, **kwargs: Any) -> None:
+        """Arguments as of :class:`GroundingFPN`."""
+        super().__init__(bottom_up=bottom_up, **kwargs)
+        if len(self._out_features) != len(WINDOW_PER_LEVEL):
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES is {list(kwargs['in_features'])}; the classifier's pyramid "
+                "needs c3, c4 and c5"
+            )
+        for name in self._out_features:
+            self._out_feature_channels[name] += bottom_up.class_embeddings.shape[1]
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> {"p<k>": (N, C + D, H / 2^k, W / 2^k)}."""
+        features = self.bottom_up(image)
+        last = features["c5"][:, : self.bottom_up.classifier.num_features]
+        return {
+            name: torch.cat([level, self._words_at(last, level.shape[-2:], window)], dim=1)
+            for (name, level), window in zip(
+                self.merge(features).items(), WINDOW_PER_LEVEL, strict=True
+            )
+        }
+
+    @torch.no_grad()
+    def _words_at(self, last: Tensor, size: torch.Size, window: int) -> Tensor:
+        """(N, D, *size), the words seen in windows of (N, C, h, w) features."""
+        seen = F.avg_pool2d(last, window, stride=1, padding=window // 2, count_include_pad=False)
+        coarser = size[0] < seen.shape[-2]
+        # The classifier is asked at the fewer of the places.
+        if coarser:
+            seen = F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
+        words = self.bottom_up.words_seen(seen)
+        return F.interpolate(words, size=size, mode="bilinear", align_corners=False)
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_classifier_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
     """Build the frozen timm classifier of ``cfg.MODEL.TIMM`` with the FPN of ``cfg.MODEL.FPN``.
@@ -136,7 +180,7 @@ def build_timm_classifier_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
         # Frozen weights that the config fetches again need not be stored.
         checkpoint_excluded=("classifier.",) if cfg.MODEL.TIMM.WEIGHTS else (),
     )
-    return build_grounding_fpn(cfg, bottom_up)
+    return build_grounding_fpn(cfg, bottom_up, ClassifierFPN)
 
 
 @torch.no_grad()

@@ -59,7 +59,10 @@ class GroundingFPN(FPN):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) padded to ``size_divisibility`` -> {"p3": (N, C, H/8, W/8), ...}."""
-        features = self.bottom_up(image)
+        return self.merge(self.bottom_up(image))
+
+    def merge(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The image backbone's features -> the pyramid."""
         coarsest_lateral, *finer_laterals = self.lateral_convs
         coarsest_output, *finer_outputs = self.output_convs
         *finer_names, coarsest_name = self.in_features
@@ -79,10 +82,12 @@ class GroundingFPN(FPN):
         return dict(zip(self._out_features, levels, strict=True))
 
 
-def build_grounding_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
+def build_grounding_fpn(
+    cfg: CfgNode, bottom_up: Backbone, kind: type[GroundingFPN] = GroundingFPN
+) -> GroundingFPN:
     """Put the FPN that ``cfg.MODEL.FPN`` describes on an image backbone."""
     fpn = cfg.MODEL.FPN
-    return GroundingFPN(
+    return kind(
         bottom_up=bottom_up,
         in_features=fpn.IN_FEATURES,
         out_channels=fpn.OUT_CHANNELS,

@@ -7,8 +7,13 @@ from detectron2.layers import ShapeSpec
 from helpers.models import tiny_cfg
 from torch import nn
 
+from glipv2_d2.layers.drop_block import DropBlock
 from glipv2_d2.modeling.backbone import build_timm_classifier_fpn_backbone
-from glipv2_d2.modeling.backbone.classifier_backbone import TEMPERATURE, ClassifierBackbone
+from glipv2_d2.modeling.backbone.classifier_backbone import (
+    TEMPERATURE,
+    ClassifierBackbone,
+    ClassifierFPN,
+)
 
 
 def make_backbone() -> ClassifierBackbone:
@@ -23,6 +28,31 @@ def test_shapes_are_those_it_tells() -> None:
     for name, shape in backbone.output_shape().items():
         size = (64 // shape.stride, 96 // shape.stride)
         assert features[name].shape == (1, shape.channels, *size)
+
+
+def make_pyramid() -> ClassifierFPN:
+    return ClassifierFPN(
+        bottom_up=make_backbone(),
+        in_features=["c3", "c4", "c5"],
+        out_channels=8,
+        drop_block=DropBlock(prob=0.0, block_size=3),
+    ).eval()
+
+
+def test_every_level_carries_the_words_beside_its_channels() -> None:
+    pyramid = make_pyramid()
+    levels = pyramid(torch.randn(1, 3, 96, 64))
+    for name, shape in pyramid.output_shape().items():
+        size = (-(-96 // shape.stride), -(-64 // shape.stride))
+        assert levels[name].shape == (1, shape.channels, *size) == (1, 8 + 7, *size)
+
+
+def test_the_level_of_stride_32_carries_what_is_seen_in_windows_of_three_cells() -> None:
+    pyramid = make_pyramid()
+    image = torch.randn(1, 3, 96, 96)
+    last = pyramid.bottom_up(image)["c5"][:, : pyramid.bottom_up.classifier.num_features]
+    expected = pyramid.bottom_up.words_seen(last.mean(dim=(2, 3), keepdim=True))
+    torch.testing.assert_close(pyramid(image)["p5"][:, 8:, 1, 1], expected[..., 0, 0])
 
 
 def test_words_seen_are_the_probable_classes_names() -> None:

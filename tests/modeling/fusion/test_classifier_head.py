@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from helpers.models import tiny_cfg
+
+from glipv2_d2.modeling.fusion import build_fused_head
+from glipv2_d2.structures import LanguageFeatures
+
+WORD_WIDTH = 12
+VISUAL_DIM = 16
+
+
+def build(channels: int = VISUAL_DIM + WORD_WIDTH) -> torch.nn.Module:
+    torch.manual_seed(0)
+    cfg = tiny_cfg()
+    cfg.MODEL.FUSED_HEAD.NAME = "ClassifierFusedHead"
+    cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 1
+    shapes = {
+        "p3": ShapeSpec(channels=channels, stride=8),
+        "p4": ShapeSpec(channels=channels, stride=16),
+    }
+    return build_fused_head(cfg, shapes, WORD_WIDTH).eval()
+
+
+def inputs() -> tuple[dict[str, torch.Tensor], LanguageFeatures]:
+    channels = VISUAL_DIM + WORD_WIDTH
+    features = {"p3": torch.randn(1, channels, 8, 8), "p4": torch.randn(1, channels, 4, 4)}
+    return features, LanguageFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool())
+
+
+def test_the_last_channels_pass_by() -> None:
+    features, language = inputs()
+    fused, _ = build()(features, language)
+    for name, level in features.items():
+        torch.testing.assert_close(fused[name][:, VISUAL_DIM:], level[:, VISUAL_DIM:])
+
+
+def test_the_last_channels_do_not_change_the_visual_ones() -> None:
+    head = build()
+    features, language = inputs()
+    fused, _ = head(features, language)
+    features["p3"][:, VISUAL_DIM:] += 1
+    again, _ = head(features, language)
+    torch.testing.assert_close(again["p3"][:, :VISUAL_DIM], fused["p3"][:, :VISUAL_DIM])
+
+
+def test_a_pyramid_without_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="build_timm_classifier_fpn_backbone"):
+        build(channels=WORD_WIDTH)
