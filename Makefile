@@ -49,18 +49,19 @@ layers: $(READY)
 spelling: $(READY)
 	$(BIN)/codespell
 
-# A set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next time;
-# after a change of the requirements, .venv is brought up to date in place.
+# A first set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next
+# time. After a change of the requirements, .venv is brought up to date in place; interrupted, that is
+# done again, and never empties a .venv which something else may be running from.
 $(READY): $(REQUIREMENTS) $(CONSTRAINTS) setup.py tools/get_detectron2.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "the tested versions need Python 3.11 or later, this is " + sys.version.split()[0] + \
 	    ": make PYTHON=python3.11")'
 	$(if $(wildcard $(UNFINISHED)),rm -rf .venv)
-	@mkdir -p .venv && touch $(UNFINISHED)
+	@test -d .venv || { mkdir .venv && touch $(UNFINISHED); }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 	    $(addprefix --requirement ,$(REQUIREMENTS))
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python tools/get_detectron2.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@rm $(UNFINISHED)
+	@rm -f $(UNFINISHED)
 	@touch $@
