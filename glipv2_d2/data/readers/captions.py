@@ -141,7 +141,7 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
     for shard in expand_urls(shards):
         if not os.path.isfile(shard):
             raise FileNotFoundError(f"data set {dataset_name!r}: shard {shard!r} does not exist")
-        for sample in group_by_keys(_members(shard, faults)):
+        for sample in group_by_keys(shard_members(shard, faults, (".json",))):
             place = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
             try:
                 record = caption_record(json.loads(sample["json"]), place or "")
@@ -156,18 +156,24 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
     return records
 
 
-def _members(shard: str, faults: Faults) -> Iterator[dict[str, Any]]:
-    """The members of a shard in the form of webdataset; of an image only where it lies."""
+def shard_members(
+    shard: str, faults: Faults, text_suffixes: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    """The members of a tar shard in the form of webdataset; of an image only where it lies.
+
+    Args:
+        faults: where a shard that is cut short is counted.
+        text_suffixes: endings, in small letters, of the members to read beside the images.
+    """
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
+                name = member.name.lower()
                 data: str | bytes
-                if member.name.lower().endswith(IMAGE_SUFFIXES):
+                if member.isfile() and name.endswith(IMAGE_SUFFIXES):
                     data = f"{TarMembers.PREFIX}{shard}/{member.name}"
                     data += f"@{member.offset_data}+{member.size}"
-                elif member.name.endswith(".json"):
+                elif member.isfile() and name.endswith(text_suffixes):
                     data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 else:
                     continue

@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.readers.captions import IMAGE_SUFFIXES, TarMembers
+from glipv2_d2.data.readers.captions import IMAGE_SUFFIXES, shard_members
 
 logger = logging.getLogger(__name__)
 
@@ -110,33 +109,13 @@ def _read_shards(source: str, faults: Faults) -> Iterator[Pair]:
     for shard in expand_urls(source):
         if not os.path.isfile(shard):
             raise FileNotFoundError(f"captions {source!r}: shard {shard!r} does not exist")
-        for sample in group_by_keys(_members(shard, faults)):
+        for sample in group_by_keys(shard_members(shard, faults, (".json", ".txt"))):
             image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
             try:
                 yield _pair(image, _caption_of(sample))
             except (ValueError, KeyError, TypeError) as error:
                 where = f"{shard}/{sample['__key__']}"
                 faults.add(UNUSABLE_SAMPLE, f"{where} ({type(error).__name__}: {error})")
-
-
-def _members(shard: str, faults: Faults) -> Iterator[dict[str, Any]]:
-    """The members of a shard in the form of webdataset; of an image only where it lies."""
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                name = member.name.lower()
-                data: str | bytes
-                if member.isfile() and name.endswith(IMAGE_SUFFIXES):
-                    data = f"{TarMembers.PREFIX}{shard}/{member.name}"
-                    data += f"@{member.offset_data}+{member.size}"
-                elif member.isfile() and name.endswith((".json", ".txt")):
-                    data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                else:
-                    continue
-                yield {"fname": member.name, "data": data, "__url__": shard}
-    except tarfile.ReadError as error:
-        # Cut short: what was read so far is whole.
-        faults.add(UNUSABLE_SAMPLE, f"{shard} ({error})")
 
 
 def _caption_of(sample: dict[str, Any]) -> Any:
