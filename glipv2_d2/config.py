@@ -107,6 +107,9 @@ def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
     # A name in REGION_WORD_REGISTRY: RegionWordScore (GLIP's) or CosineRegionWordScore.
     cfg.MODEL.GROUNDING.REGION_WORD = "RegionWordScore"
+    # Regions are scored against fused words, or against the words as the text encoder gave them:
+    # GLIP's USE_FUSED_FEATURES_DOT_PRODUCT.
+    cfg.MODEL.GROUNDING.FUSED_WORDS = True
     # Logarithm of the temperature that region-word products are divided by, to start from.
     cfg.MODEL.GROUNDING.LOG_SCALE = 0.0
     # Nearest anchors per level that ATSS considers for a ground truth.
@@ -143,6 +146,9 @@ def _add_pretraining_config(cfg: CfgNode) -> None:
     cfg.MODEL.MLM.WEIGHT = 0.0
     # How many of the words are chosen; 80 % of these are masked, 10 % replaced, 10 % left.
     cfg.MODEL.MLM.PROB = 0.15
+    # What the guess is compared with: "own", rows of the head (GLIP), or "tied", the text
+    # encoder's word embeddings.
+    cfg.MODEL.MLM.DECODER = "own"
 
 
 def _add_tuning_config(cfg: CfgNode) -> None:

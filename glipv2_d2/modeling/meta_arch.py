@@ -56,6 +56,7 @@ class GLIPv2(nn.Module):
         pixel_std: Sequence[float],
         inter_image: InterImageHead | None = None,
         masked_language: MaskedLanguageHead | None = None,
+        scores_fused_words: bool = True,
         language_cache_size: int = 0,
         max_detections_per_image: int = -1,
     ) -> None:
@@ -69,6 +70,8 @@ class GLIPv2(nn.Module):
             pixel_mean, pixel_std: per channel of the input, in the order of ``INPUT.FORMAT``.
             inter_image: gives L_inter; None: that loss is left out.
             masked_language: hides words in training and gives L_mlm; None: no word is hidden.
+            scores_fused_words: regions are scored against fused words; else against those that
+                the language backbone gave.
             language_cache_size: prompts whose features are kept at inference; 0: none.
             max_detections_per_image: for an image that was asked several prompts; -1: all.
         """
@@ -81,6 +84,7 @@ class GLIPv2(nn.Module):
         self.masked_language = masked_language
         self.tokenizer = tokenizer
         self.input_prompts = input_prompts
+        self.scores_fused_words = scores_fused_words
         self.language_cache = LanguageCache(language_cache_size)
         self.max_detections_per_image = max_detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -113,6 +117,7 @@ class GLIPv2(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "inter_image": build_inter_image_head(cfg, shapes, width),
             "masked_language": build_masked_language_head(cfg, tokenizer, language_backbone),
+            "scores_fused_words": cfg.MODEL.GROUNDING.FUSED_WORDS,
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
@@ -154,8 +159,9 @@ class GLIPv2(nn.Module):
         fused_features, fused_language = self.fused_head(features, language)
 
         # Score regions against words, and place the boxes:
+        words = fused_language if self.scores_fused_words else language
         targets, losses = self.proposal_generator(
-            images, fused_features, fused_language, tokens, gt_instances
+            images, fused_features, words, tokens, gt_instances
         )
 
         # Contrast regions with the words of all images, and guess the masked words:
@@ -178,9 +184,10 @@ class GLIPv2(nn.Module):
             fused_features, fused_language = self.fused_head(
                 select_images(features, indices), language
             )
+            words = fused_language if self.scores_fused_words else language
             sizes = [images.image_sizes[i] for i in indices]
             detections, _ = self.proposal_generator(
-                ImageList(images.tensor, sizes), fused_features, fused_language, tokens
+                ImageList(images.tensor, sizes), fused_features, words, tokens
             )
             for i, found, prompt in zip(indices, detections, prompts, strict=True):
                 results_per_image[i].append((found, prompt))

@@ -127,6 +127,7 @@ def build_model(golden: Golden, name: str) -> GLIPv2:
     model.masked_language = MaskedLanguageHead(
         language_dim=language_dim,
         masker=WordMasker(mask_token_id=103, vocab_size=vocab_size, prob=0.15),
+        decoder=torch.nn.Linear(language_dim, vocab_size),
         weight=1.0,
     )
     model.masked_language.load_state_dict(

@@ -369,3 +369,21 @@ class SilentRPN(GroundingRPN):
 def test_another_proposal_generator_takes_the_place_by_its_name() -> None:
     model = tiny_model("MODEL.PROPOSAL_GENERATOR.NAME", "SilentRPN")
     assert len(detect(model, {"image": random_image(), "classes": NAMES})[0]) == 0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_regions_are_scored_against_the_words_that_the_config_names(
+    fused: bool, training: bool
+) -> None:
+    model = tiny_model("MODEL.GROUNDING.FUSED_WORDS", fused).train(training)
+    seen = {}
+    model.language_backbone.register_forward_hook(
+        lambda _module, _args, out: seen.update(before=out.hidden)
+    )
+    model.proposal_generator.register_forward_pre_hook(
+        lambda _module, args: seen.update(scored=args[2].hidden)
+    )
+    with torch.no_grad():
+        model([training_input([[5, 5, 50, 60]], [0], classes=["cat", "dog"])])
+    assert torch.equal(seen["scored"], seen["before"]) is not fused

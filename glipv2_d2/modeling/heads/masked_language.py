@@ -20,6 +20,9 @@ from glipv2_d2.structures import LanguageFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_d2.text.word_masking import WordMasker
 
+BERT_STD = 0.02
+"""Standard deviation of BERT's initial weights."""
+
 # Where no word has to be guessed.
 NO_TARGET = -100
 
@@ -31,11 +34,14 @@ class MaskedLanguageHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, language_dim: int, masker: WordMasker, weight: float) -> None:
+    def __init__(
+        self, *, language_dim: int, masker: WordMasker, decoder: nn.Module, weight: float
+    ) -> None:
         """
         Args:
             language_dim: D, width of the fused text.
             masker: hides the words.
+            decoder: (M, D) -> (M, vocabulary) logits.
             weight: factor of the loss.
         """
         super().__init__()
@@ -44,11 +50,9 @@ class MaskedLanguageHead(nn.Module):
         self.dense = nn.Linear(language_dim, language_dim)
         self.activation = nn.GELU()
         self.norm = nn.LayerNorm(language_dim, eps=1e-12)
-        # As in the reference not tied to the word embeddings.
-        self.decoder = nn.Linear(language_dim, masker.vocab_size)
-        for linear in (self.dense, self.decoder):
-            nn.init.normal_(linear.weight, std=0.02)  # as BERT's
-            nn.init.zeros_(linear.bias)
+        self.decoder = decoder
+        nn.init.normal_(self.dense.weight, std=BERT_STD)
+        nn.init.zeros_(self.dense.bias)
 
     @classmethod
     def from_config(
@@ -61,6 +65,7 @@ class MaskedLanguageHead(nn.Module):
                 vocab_size=language_backbone.vocab_size,
                 prob=cfg.MODEL.MLM.PROB,
             ),
+            "decoder": build_word_decoder(cfg.MODEL.MLM.DECODER, language_backbone),
             "weight": cfg.MODEL.MLM.WEIGHT,
         }
 
@@ -99,13 +104,50 @@ class MaskedLanguageHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(hidden))))
 
 
+class TiedDecoder(nn.Module):
+    """Logits against the word embeddings of a text encoder, which keeps them; only a bias is new.
+
+    As BERT ties them, and GLIP does not. In state dicts there is the bias alone.
+    """
+
+    def __init__(self, embeddings: nn.Embedding) -> None:
+        super().__init__()
+        # In a tuple, so that the encoder's weights do not get a second name here.
+        self._embeddings = (embeddings,)
+        self.bias = nn.Parameter(torch.zeros(embeddings.num_embeddings))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., vocabulary)."""
+        return nn.functional.linear(hidden, self._embeddings[0].weight, self.bias)
+
+
+def build_word_decoder(kind: str, language_backbone: Any) -> nn.Module:
+    """What turns D wide vectors into logits of all words.
+
+    Args:
+        kind: "own" (a new linear layer) or "tied" (:class:`TiedDecoder`).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if kind == "tied":
+        return TiedDecoder(language_backbone.word_embeddings)
+    if kind != "own":
+        raise ValueError(f"MODEL.MLM.DECODER is {kind!r}; choose 'own' or 'tied'")
+    decoder = nn.Linear(language_backbone.width, language_backbone.vocab_size)
+    nn.init.normal_(decoder.weight, std=BERT_STD)
+    nn.init.zeros_(decoder.bias)
+    return decoder
+
+
 def build_masked_language_head(
     cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
 ) -> MaskedLanguageHead | None:
     """The head of ``cfg.MODEL.MLM``; None where its weight is 0.
 
     Args:
-        language_backbone: says the width of its features and the size of its vocabulary.
+        language_backbone: says the width of its features and the size of its vocabulary; one with
+            ``word_embeddings`` can lend them.
     """
     if cfg.MODEL.MLM.WEIGHT == 0:
         return None

@@ -125,6 +125,13 @@ class BertLanguageBackbone(nn.Module):
             "checkpoint_excluded": ("bert.",) if language.FREEZE and language.WEIGHTS else (),
         }
 
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """(vocabulary, D) the vectors that words enter with."""
+        embeddings = self.bert.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        return embeddings
+
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.freeze)
 

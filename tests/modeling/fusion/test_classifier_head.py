@@ -10,12 +10,15 @@ from glipv2_d2.structures import LanguageFeatures
 
 WORD_WIDTH = 12
 VISUAL_DIM = 16
+HEADS = ("ClassifierFusedHead", "ClassifierFusedDynamicHead")
 
 
-def build(channels: int = VISUAL_DIM + WORD_WIDTH) -> torch.nn.Module:
+def build(
+    channels: int = VISUAL_DIM + WORD_WIDTH, name: str = "ClassifierFusedHead"
+) -> torch.nn.Module:
     torch.manual_seed(0)
     cfg = tiny_cfg()
-    cfg.MODEL.FUSED_HEAD.NAME = "ClassifierFusedHead"
+    cfg.MODEL.FUSED_HEAD.NAME = name
     cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 1
     shapes = {
         "p3": ShapeSpec(channels=channels, stride=8),
@@ -30,9 +33,10 @@ def inputs() -> tuple[dict[str, torch.Tensor], LanguageFeatures]:
     return features, LanguageFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool())
 
 
-def test_the_last_channels_pass_by() -> None:
+@pytest.mark.parametrize("name", HEADS)
+def test_the_last_channels_pass_by(name: str) -> None:
     features, language = inputs()
-    fused, _ = build()(features, language)
+    fused, _ = build(name=name)(features, language)
     for name, level in features.items():
         torch.testing.assert_close(fused[name][:, VISUAL_DIM:], level[:, VISUAL_DIM:])
 
@@ -49,3 +53,14 @@ def test_the_last_channels_do_not_change_the_visual_ones() -> None:
 def test_a_pyramid_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match="build_timm_classifier_fpn_backbone"):
         build(channels=WORD_WIDTH)
+
+
+def test_words_read_the_image_where_the_head_says_so() -> None:
+    features, language = inputs()
+    _, as_they_came = build()(features, language)
+    assert as_they_came is language
+    head = build(name="ClassifierFusedDynamicHead")
+    _, fused = head(features, language)
+    features["p3"][:, :VISUAL_DIM] += torch.randn(VISUAL_DIM, 8, 8)
+    _, of_another_image = head(features, language)
+    assert not torch.allclose(fused.hidden, of_another_image.hidden)

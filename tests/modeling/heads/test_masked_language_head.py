@@ -5,12 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.heads.masked_language import (
     NO_TARGET,
     MaskedLanguageHead,
+    TiedDecoder,
+    build_word_decoder,
     counted_words,
 )
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
@@ -39,6 +41,7 @@ def head(masker: Callable | None = None) -> MaskedLanguageHead:
     built = MaskedLanguageHead(
         language_dim=6,
         masker=WordMasker(mask_token_id=MASK, vocab_size=VOCAB, prob=0.15),
+        decoder=nn.Linear(6, VOCAB),
         weight=1.0,
     )
     if masker is not None:
@@ -115,3 +118,27 @@ def test_half_precision_text_gives_a_float32_loss(tokens: TokenBatch) -> None:
         loss = head()(half, targets)["loss_mlm"]
     exact = LanguageFeatures(half.hidden.float(), tokens.mask)
     torch.testing.assert_close(loss, head()(exact, targets)["loss_mlm"], rtol=0, atol=0)
+
+
+def test_a_tied_decoder_gives_products_with_the_embeddings_plus_a_bias() -> None:
+    embeddings = nn.Embedding(5, 6)
+    decoder = TiedDecoder(embeddings)
+    nn.init.normal_(decoder.bias)
+    hidden = torch.randn(2, 6)
+    torch.testing.assert_close(decoder(hidden), hidden @ embeddings.weight.T + decoder.bias)
+
+
+def test_a_tied_decoder_follows_the_embeddings_and_has_no_weights_of_them() -> None:
+    embeddings = nn.Embedding(5, 6)
+    decoder = TiedDecoder(embeddings)
+    hidden = torch.randn(2, 6)
+    before = decoder(hidden)
+    with torch.no_grad():
+        embeddings.weight.mul_(2)
+    torch.testing.assert_close(decoder(hidden), 2 * before)
+    assert list(decoder.state_dict()) == ["bias"]
+
+
+def test_an_unknown_decoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="MODEL.MLM.DECODER is 'mine'"):
+        build_word_decoder("mine", None)
