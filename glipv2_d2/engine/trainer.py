@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import random
 import weakref
@@ -22,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
+from glipv2_d2.checkpoint.writing import atomic_open
 from glipv2_d2.data.build import build_test_loader, build_train_loader
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.ema import EMAHook, ExponentialMovingAverage
@@ -45,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 BEST_FILE = "model_best.pth"
 """The weights that were best in SOLVER.BEST_METRIC, in OUTPUT_DIR."""
+
+
+RESULTS_FILE = "results.json"
+"""What the last evaluation gave, in OUTPUT_DIR: {data set: {task: {metric: number}}}."""
 
 
 class Trainer(DefaultTrainer):
@@ -162,6 +168,19 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.data_loader.seed = state_dict["seed"]
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Detectron2's; also writes the results to ``OUTPUT_DIR/results.json``."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = list(cfg.DATASETS.TEST)
+            per_dataset = {names[0]: results} if len(names) == 1 else results
+            with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
+                file.write(json.dumps(per_dataset, indent=1).encode())
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -164,6 +164,8 @@ def test_evaluation_alone_writes_results(config_file: str, tmp_path: Path) -> No
     assert in_child(run, "--config-file", config_file, "--eval-only") == 0
     results = tmp_path / "output/inference/command_coco/coco_instances_results.json"
     assert len(json.loads(results.read_text())) == 4
+    summary = json.loads((tmp_path / "output/results.json").read_text())
+    assert {"AP", "AP50"} <= summary["command_coco"]["bbox"].keys()
 
 
 def test_a_mistyped_key_is_answered_before_anything_runs(config_file: str) -> None:

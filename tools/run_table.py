@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Train and evaluate every row of a table, once per seed, and write the table.
+
+python tools/run_table.py configs/mini/tables/losses.yaml --jobs 2 --threads 1
+
+A table is a YAML file:
+
+    title: What each loss brings
+    config: configs/mini/glipv2_mini_pretrain.yaml     # from the project's root
+    seeds: [1, 2, 3]
+    opts: [SOLVER.MAX_ITER, 500]                       # of all rows
+    rows:
+      - {name: untrained, train: false}                # evaluated as it starts
+      - {name: without L_mlm, opts: [MODEL.MLM.WEIGHT, 0.0]}
+    columns:
+      - {name: seen AP, dataset: mini_stamps_seen, metric: bbox/AP}
+
+"{seed}" in an option is the run's seed. Results of finished runs are kept in the JSON file; a run
+whose config changed since is made anew, and one that was stopped resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from glipv2_d2.checkpoint.writing import atomic_open
+from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.trainer import RESULTS_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_NET = ROOT / "tools" / "train_net.py"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        row, seed: which cell of the table it fills.
+        train: False: evaluate what the config starts with.
+        opts: config keys and values in turn, all of them strings.
+        key: changes with the config that the run has.
+    """
+
+    row: str
+    seed: int
+    train: bool
+    opts: tuple[str, ...]
+    key: str
+
+
+def main() -> None:
+    args = parse_args()
+    table = read_table(args.table)
+    results_file = args.results or Path("output") / "tables" / f"{args.table.stem}.json"
+    results = read_results(results_file)
+    all_runs = list(runs(table))
+    waiting = [run for run in all_runs if run.key not in results]
+    output = args.output or Path("output") / "tables" / args.table.stem
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(execute, table, run, output, args.threads): run for run in waiting}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            run = futures[future]
+            results[run.key] = {"row": run.row, "seed": run.seed, "results": future.result()}
+            write_text(results_file, json.dumps(results, indent=1))
+    text = markdown(table, all_runs, results)
+    write_text(results_file.with_suffix(".md"), text)
+    print(text)
+    print(f"results in {results_file}, the table in {results_file.with_suffix('.md')}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", type=Path, help="the YAML file")
+    parser.add_argument("--results", type=Path, help="default: output/tables/<table>.json")
+    parser.add_argument("--output", type=Path, help="of the runs; default: output/tables/<table>")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    return parser.parse_args()
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The content of a table's file.
+
+    Raises:
+        SystemExit: it lacks something, which the message names.
+    """
+    table = yaml.safe_load(path.read_text(encoding="utf8"))
+    missing = {"title", "config", "seeds", "rows", "columns"} - set(table)
+    if missing:
+        raise SystemExit(f"{path} has no {sorted(missing)}; see tools/run_table.py --help")
+    return table
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(path) as file:
+        file.write(text.encode())
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+
+
+def runs(table: Mapping[str, Any]) -> Iterator[Run]:
+    """Every row with every seed, first all rows with the first seed."""
+    datasets = dict.fromkeys(column["dataset"] for column in table["columns"])
+    for seed in table["seeds"]:
+        for row in table["rows"]:
+            opts = [*table.get("opts", ()), *row.get("opts", ()), "SEED", seed]
+            opts += ["DATASETS.TEST", tuple(datasets)]
+            texts = tuple(str(opt).replace("{seed}", str(seed)) for opt in opts)
+            train = row.get("train", True)
+            config = load_config(str(ROOT / table["config"]), list(texts)).dump()
+            key = hashlib.sha256(f"{train}\n{config}".encode()).hexdigest()[:16]
+            yield Run(row["name"], seed, train, texts, key)
+
+
+def execute(table: Mapping[str, Any], run: Run, output: Path, threads: int) -> dict[str, Any]:
+    """The results of a run per data set.
+
+    Raises:
+        SystemExit: the run failed; names its log.
+    """
+    folder = output / run.key
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(TRAIN_NET), "--config-file", str(ROOT / table["config"])]
+    command += ["--resume"] if run.train else ["--eval-only"]
+    command += [*run.opts, "OUTPUT_DIR", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with (folder / "command.log").open("a", encoding="utf8") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{run.row!r}, seed {run.seed}, failed: see {folder / 'command.log'}")
+    return json.loads((folder / RESULTS_FILE).read_text(encoding="utf8"))
+
+
+def markdown(table: Mapping[str, Any], all_runs: Sequence[Run], results: Mapping[str, Any]) -> str:
+    """Mean and spread (lowest to highest) over the seeds that are done."""
+    names = [column["name"] for column in table["columns"]]
+    lines = [f"{table['title']}", "", "| " + " | ".join(["", *names, "seeds"]) + " |"]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for row in table["rows"]:
+        found = [
+            results[run.key]["results"]
+            for run in all_runs
+            if run.row == row["name"] and run.key in results
+        ]
+        cells = [cell([value(r, column) for r in found]) for column in table["columns"]]
+        lines.append("| " + " | ".join([row["name"], *cells, str(len(found))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def value(results: Mapping[str, Any], column: Mapping[str, Any]) -> float:
+    """The number of a column, such as bbox/AP of a data set."""
+    found: Any = results[column["dataset"]]
+    for part in column["metric"].split("/"):
+        found = found[part]
+    return float(found)
+
+
+def cell(values: list[float]) -> str:
+    """Mean and range.
+
+    >>> cell([1.0, 2.0]), cell([1.0]), cell([])
+    ('1.5 (1.0-2.0)', '1.0', '-')
+    """
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}-{max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()
