@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
+from detectron2.modeling.backbone.swin import Mlp, SwinTransformer, WindowAttention
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +19,37 @@ from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 # Detectron2 counts from stage 0 (stride 4). That one's output is not used, so it gets no norm:
 # GLIP's files have none either (GLIP spec 3).
 _OUT_STAGES = (1, 2, 3)
+
+# Numbers of a band's largest tensor where no gradient is asked for: what lies between two products
+# then stays in the cache of a CPU (8 MB), and the peak memory is that of a band.
+_MAX_BAND_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
+
+
+def bands(x: Tensor, numbers_per_row: int) -> tuple[Tensor, ...]:
+    """The rows of ``x`` in parts whose largest tensor has a limited size."""
+    limit = _MAX_BAND_NUMBERS.get(x.device.type)
+    return (x,) if limit is None else x.split(max(1, limit // numbers_per_row))
+
+
+class BandedMlp(Mlp):
+    """Detectron2's feed-forward network; without gradients it takes positions band by band."""
+
+    @classmethod
+    def like(cls, mlp: Mlp) -> BandedMlp:
+        """One with the sizes and the weights of ``mlp``."""
+        banded = cls(mlp.fc1.in_features, mlp.fc1.out_features, drop=mlp.drop.p)
+        banded.load_state_dict(mlp.state_dict())
+        return banded
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, P, C) -> the same shape."""
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        parts = [
+            super(BandedMlp, self).forward(band)
+            for band in bands(x.flatten(0, 1), self.fc1.out_features)
+        ]
+        return torch.cat(parts).view_as(x)
 
 
 class FusedWindowAttention(WindowAttention):
@@ -46,16 +77,26 @@ class FusedWindowAttention(WindowAttention):
         """
         if torch.is_grad_enabled():
             return super().forward(x, mask)
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=2)
         bias = self.relative_position_bias_table[self.relative_position_index]  # (A, A, H)
         bias = bias.permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(x) // len(mask), 1, 1, 1)
+        attended, start = [], 0
+        for band in bands(x, x.shape[1] * 3 * self.dim):
+            band_bias = bias
+            if mask is not None:
+                windows = torch.arange(start, start + len(band), device=x.device) % len(mask)
+                band_bias = bias + mask[windows, None]
+            attended.append(self._attend(band, band_bias))
+            start += len(band)
+        return torch.cat(attended)
+
+    def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """(W, A, C) windows with a bias of (1 or W, H, A, A) -> the shape of ``windows``."""
+        query, key, value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=2)
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            attn_mask=bias.to(query.dtype).expand(len(x), -1, -1, -1),
+            attn_mask=bias.to(query.dtype).expand(len(windows), -1, -1, -1),
         )
         return self.proj(attended.transpose(1, 2).flatten(2))
 
@@ -77,6 +118,7 @@ class Swin(SwinTransformer):
         for layer in self.layers:
             for block in layer.blocks:
                 block.attn = FusedWindowAttention.like(block.attn)
+                block.mlp = BandedMlp.like(block.mlp)
                 if activation_checkpointing:
                     # Detectron2's use_checkpoint leaves torch to choose use_reentrant.
                     block.forward = functools.partial(

@@ -33,6 +33,10 @@ MAX_SCORE = 50000.0
 # cache (8 MB); on a GPU the products still fill the card.
 MAX_BAND_SCORES = {"cpu": 2**21, "cuda": 2**26}
 
+# On a CPU torch's softmax takes rows that are shorter than a vector one number at a time, which
+# costs ten times as much as a few padded tokens.
+MIN_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class AbsorbedWords:
@@ -131,7 +135,8 @@ class _AbsorbedAttention(nn.Module):
     def _read_words(self, scores: Tensor, words: AbsorbedWords) -> Tensor:
         scores = scores.masked_fill(~words.mask, torch.finfo(scores.dtype).min)
         attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
-        return attention.flatten(2).to(words.value.dtype) @ words.value + self.visual_out.bias
+        bias = self.visual_out.bias.to(words.value.dtype)
+        return torch.baddbmm(bias, attention.flatten(2).to(words.value.dtype), words.value)
 
     def _bands(self, visual: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
         """The positions in parts that have a limited number of scores each.
@@ -162,10 +167,10 @@ class WordAttention(_AbsorbedAttention):
         Returns:
             (N, P, C).
         """
-        words = self._absorb(language, mask)
+        words = self._absorb(*pad_words(language, mask))
         updates = [
             self._read_words(self._scores(band, words), words)
-            for band in self._bands(visual, language.shape[1])
+            for band in self._bands(visual, words.mask.shape[-1])
         ]
         return torch.cat(updates, dim=1)
 
@@ -189,14 +194,14 @@ class BiAttention(_AbsorbedAttention):
         Returns:
             (N, P, C) and (N, T, D).
         """
-        words = self._absorb(language, mask)
+        words = self._absorb(*pad_words(language, mask))
         updates, reading = [], None
-        for band in self._bands(visual, language.shape[1]):
+        for band in self._bands(visual, words.mask.shape[-1]):
             scores = self._scores(band, words)
             updates.append(self._read_words(scores, words))
             reading = self._read_positions(scores, band, reading)
         assert reading is not None
-        return torch.cat(updates, dim=1), self._project(reading)
+        return torch.cat(updates, dim=1), self._project(reading)[:, : language.shape[1]]
 
     def _read_positions(
         self, scores: Tensor, visual: Tensor, reading: PositionsRead | None
@@ -268,7 +273,8 @@ class WordFusion(nn.Module):
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
         visual, hidden = self._normalise(features, language)
         update = self.attention(visual, hidden, language.mask)
-        return unflatten_levels(visual + self.gamma_visual * update, features), language
+        visual = torch.addcmul(visual, self.gamma_visual, update)
+        return unflatten_levels(visual, features), language
 
     def _normalise(
         self, features: list[Tensor], language: LanguageFeatures
@@ -302,9 +308,15 @@ class BiAttentionFusion(WordFusion):
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
         visual, hidden = self._normalise(features, language)
         visual_update, language_update = self.attention(visual, hidden, language.mask)
-        visual = visual + self.gamma_visual * visual_update
-        hidden = hidden + self.gamma_language * language_update
+        visual = torch.addcmul(visual, self.gamma_visual, visual_update)
+        hidden = torch.addcmul(hidden, self.gamma_language, language_update)
         return unflatten_levels(visual, features), LanguageFeatures(hidden, language.mask)
+
+
+def pad_words(language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, T, D) features and (N, T) mask with padded tokens up to ``MIN_TOKENS``."""
+    missing = max(0, MIN_TOKENS - language.shape[1])
+    return F.pad(language, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
 
 def flatten_levels(features: list[Tensor]) -> Tensor:

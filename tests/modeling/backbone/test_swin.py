@@ -7,7 +7,7 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
 
 from glipv2_d2 import add_glipv2_config
-from glipv2_d2.modeling.backbone import GroundingFPN
+from glipv2_d2.modeling.backbone import GroundingFPN, swin
 from glipv2_d2.modeling.backbone.swin import FusedWindowAttention
 
 
@@ -59,6 +59,20 @@ def test_fused_window_attention_is_detectron2s(num_masks: int) -> None:
     with torch.no_grad():
         fused = FusedWindowAttention.like(plain)(windows, mask)
     torch.testing.assert_close(fused, plain(windows, mask), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [1, 500, 10**9], ids=["a row each", "uneven", "one"])
+def test_bands_without_gradients_equal_the_whole(
+    numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bottom_up = tiny_swin_fpn().bottom_up.eval()
+    images = torch.randn(2, 3, 64, 96)
+    whole = bottom_up(images)  # with gradients nothing is taken apart
+    monkeypatch.setitem(swin._MAX_BAND_NUMBERS, "cpu", numbers)
+    with torch.no_grad():
+        banded = bottom_up(images)
+    for name, level in whole.items():
+        torch.testing.assert_close(banded[name], level, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_position_bias() -> None:
