@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train and evaluate every row of a table, once per seed, and write the table.
 
-python tools/run_table.py configs/mini/tables/losses.yaml --jobs 2 --threads 1
+python tools/run_table.py docs/tables/losses.yaml --jobs 2 --threads 1
 
 A table is a YAML file:
 
@@ -15,8 +15,9 @@ A table is a YAML file:
     columns:
       - {name: seen AP, dataset: mini_stamps_seen, metric: bbox/AP}
 
-"{seed}" in an option is the run's seed. Results of finished runs are kept in the JSON file; a run
-whose config changed since is made anew, and one that was stopped resumes from its checkpoint.
+"{seed}" in an option is the run's seed. Results of finished runs are kept in a JSON file beside the
+table; a run whose config changed since is made anew, and one that was stopped resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from glipv2_d2.checkpoint.writing import atomic_open
@@ -66,7 +68,7 @@ class Run:
 def main() -> None:
     args = parse_args()
     table = read_table(args.table)
-    results_file = args.results or Path("output") / "tables" / f"{args.table.stem}.json"
+    results_file = args.results or args.table.with_suffix(".json")
     results = read_results(results_file)
     all_runs = list(runs(table))
     waiting = [run for run in all_runs if run.key not in results]
@@ -75,7 +77,8 @@ def main() -> None:
         futures = {pool.submit(execute, table, run, output, args.threads): run for run in waiting}
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             run = futures[future]
-            results[run.key] = {"row": run.row, "seed": run.seed, "results": future.result()}
+            values = {place(c): value(future.result(), c) for c in table["columns"]}
+            results[run.key] = {"row": run.row, "seed": run.seed, "values": values}
             write_text(results_file, json.dumps(results, indent=1))
     text = markdown(table, all_runs, results)
     write_text(results_file.with_suffix(".md"), text)
@@ -88,7 +91,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", type=Path, help="the YAML file")
-    parser.add_argument("--results", type=Path, help="default: output/tables/<table>.json")
+    parser.add_argument("--results", type=Path, help="default: <table>.json beside the table")
     parser.add_argument("--output", type=Path, help="of the runs; default: output/tables/<table>")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
@@ -127,9 +130,22 @@ def runs(table: Mapping[str, Any]) -> Iterator[Run]:
             opts += ["DATASETS.TEST", tuple(datasets)]
             texts = tuple(str(opt).replace("{seed}", str(seed)) for opt in opts)
             train = row.get("train", True)
-            config = load_config(str(ROOT / table["config"]), list(texts)).dump()
-            key = hashlib.sha256(f"{train}\n{config}".encode()).hexdigest()[:16]
+            chosen = choices(load_config(str(ROOT / table["config"]), list(texts)), load_config())
+            key = hashlib.sha256(json.dumps([train, chosen]).encode()).hexdigest()[:16]
             yield Run(row["name"], seed, train, texts, key)
+
+
+def choices(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
+    """What a config has otherwise than the defaults; keys that are added later change nothing."""
+    chosen = {}
+    for name, value in sorted(cfg.items()):
+        if isinstance(value, CfgNode):
+            inner = choices(value, defaults.get(name, CfgNode()))
+            if inner:
+                chosen[name] = inner
+        elif name not in defaults or value != defaults[name]:
+            chosen[name] = value
+    return chosen
 
 
 def execute(table: Mapping[str, Any], run: Run, output: Path, threads: int) -> dict[str, Any]:
@@ -158,13 +174,18 @@ def markdown(table: Mapping[str, Any], all_runs: Sequence[Run], results: Mapping
     lines.append("|---" * (len(names) + 2) + "|")
     for row in table["rows"]:
         found = [
-            results[run.key]["results"]
+            results[run.key]["values"]
             for run in all_runs
             if run.row == row["name"] and run.key in results
         ]
-        cells = [cell([value(r, column) for r in found]) for column in table["columns"]]
+        cells = [cell([values[place(c)] for values in found]) for c in table["columns"]]
         lines.append("| " + " | ".join([row["name"], *cells, str(len(found))]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def place(column: Mapping[str, Any]) -> str:
+    """Data set and metric of a column."""
+    return f"{column['dataset']}/{column['metric']}"
 
 
 def value(results: Mapping[str, Any], column: Mapping[str, Any]) -> float:

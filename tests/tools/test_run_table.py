@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import run_table
 import yaml
+from detectron2.config import CfgNode
 
 # Stands for train_net.py: the AP is ten times the learning rate plus the seed.
 TRAIN_NET = """
@@ -101,3 +102,10 @@ def test_a_table_without_columns_is_refused(run) -> None:
     del content["columns"]
     with pytest.raises(SystemExit, match="columns"):
         run(content)
+
+
+def test_a_run_is_known_by_what_it_has_otherwise_than_the_defaults() -> None:
+    defaults = CfgNode({"A": 1, "B": {"C": 2, "D": 3}})
+    cfg = CfgNode({"A": 1, "B": {"C": 5, "D": 3}, "E": 4})
+    assert run_table.choices(cfg, defaults) == {"B": {"C": 5}, "E": 4}
+    assert run_table.choices(defaults, CfgNode({**defaults, "NEW": 0})) == {}

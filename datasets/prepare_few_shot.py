@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Cut few-shot training splits out of an annotation file in COCO's format.
+
+python datasets/prepare_few_shot.py datasets/my/train.json --shots 1 3 5 10
+
+Each class is seen in at least so many images, chosen by the seed (GLIP's rule and seeds). Writes
+<file>_<shots>shot_<seed>.json beside the file; the images stay where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.engine.few_shot import SEEDS, SHOTS, few_shot_subset
+
+
+def main() -> None:
+    args = parse_args()
+    coco = json.loads(args.json.read_text(encoding="utf8"))
+    held_out = {image["id"] for image in coco["images"][: args.skip_first]}
+    coco["images"] = [image for image in coco["images"] if image["id"] not in held_out]
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] not in held_out]
+    for shots in args.shots:
+        for seed in args.seeds:
+            subset = few_shot_subset(coco, shots=shots, seed=seed)
+            path = args.json.with_name(f"{args.json.stem}_{shots}shot_{seed}.json")
+            with atomic_open(path) as file:
+                file.write(json.dumps(subset).encode())
+            print(f"{path}: {len(subset['images'])} images")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json", type=Path, help="the annotation file")
+    parser.add_argument("--shots", type=int, nargs="+", default=SHOTS, help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: %(default)s")
+    parser.add_argument(
+        "--skip-first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first images, for a file of which they are the test set",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""Aerial trees in COCO's format: an example of a data set from elsewhere to fine-tune on.
+
+    python datasets/prepare_trees.py
+
+takes the annotated photographs that the Python package deepforest carries (MIT licence; fetched
+with pip, 21 MB, not installed), cuts them into tiles, and creates trees/{train,valid} below the
+directory that the environment variable DETECTRON2_DATASETS names (default: datasets), in Roboflow's
+form: images beside _annotations.coco.json. The splits share no photograph; then
+
+    python tools/finetune.py --data datasets/trees --policy full
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from PIL import Image
+
+from glipv2_d2.checkpoint import atomic_open
+
+PACKAGE = "deepforest==2.1.0"
+PHOTOS = {
+    "train": ("2019_YELL_2_528000_4978000_image_crop2", "SOAP_061"),
+    "valid": ("2019_YELL_2_541000_4977000_image_crop", "OSBS_029"),
+}
+NAME = "tree"
+# Sides of a tile and of a box's visible part, in pixels.
+TILE = 400
+MIN_SIDE = 4
+
+
+def main() -> None:
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = args.wheel or download(Path(folder))
+        with zipfile.ZipFile(wheel) as archive:
+            for split, photos in PHOTOS.items():
+                print(write_split(archive, photos, args.output / split))
+
+
+def parse_args() -> argparse.Namespace:
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--wheel", type=Path, help=f"the file of {PACKAGE}, if it is downloaded")
+    parser.add_argument("--output", type=Path, default=root / "trees", help="default: %(default)s")
+    return parser.parse_args()
+
+
+def download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
+    subprocess.run([*command, PACKAGE], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def write_split(archive: zipfile.ZipFile, photos: tuple[str, ...], folder: Path) -> str:
+    """Write the tiles of some photographs that have trees; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coco: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": NAME}],
+    }
+    for photo in photos:
+        with archive.open(f"deepforest/data/{photo}.png") as file:
+            image = Image.open(file).convert("RGB")
+        boxes = read_voc(archive.read(f"deepforest/data/{photo}.xml"))
+        for left in range(0, image.width, TILE):
+            for top in range(0, image.height, TILE):
+                tile = (left, top, min(left + TILE, image.width), min(top + TILE, image.height))
+                add_tile(coco, image, boxes, tile, folder / f"{photo}_{left}_{top}.jpg")
+    path = folder / "_annotations.coco.json"
+    with atomic_open(path) as out:
+        out.write(json.dumps(coco).encode())
+    return f"{path}: {len(coco['images'])} tiles, {len(coco['annotations'])} trees"
+
+
+def read_voc(xml: bytes) -> list[tuple[float, float, float, float]]:
+    """The boxes (XYXY, pixels) of a file in Pascal VOC's format."""
+    return [
+        tuple(float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+        for box in ET.fromstring(xml).iter("bndbox")
+    ]
+
+
+def add_tile(
+    coco: dict[str, list[dict[str, Any]]],
+    image: Image.Image,
+    boxes: list[tuple[float, float, float, float]],
+    tile: tuple[int, int, int, int],
+    path: Path,
+) -> None:
+    """Add a tile and the visible parts of the boxes whose centres it has, if there are any."""
+    left, top, right, bottom = tile
+    visible = []
+    for x1, y1, x2, y2 in boxes:
+        if left <= (x1 + x2) / 2 < right and top <= (y1 + y2) / 2 < bottom:
+            x, y = max(x1, left) - left, max(y1, top) - top
+            width, height = min(x2, right) - left - x, min(y2, bottom) - top - y
+            if min(width, height) >= MIN_SIDE:
+                visible.append([x, y, width, height])
+    if not visible:
+        return
+    image_id = len(coco["images"]) + 1
+    image.crop(tile).save(path, quality=95)
+    size = {"width": right - left, "height": bottom - top}
+    coco["images"].append({"id": image_id, "file_name": path.name, **size})
+    for box in visible:
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": 1,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+        )
+
+
+if __name__ == "__main__":
+    main()
