@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.layers.dropout import dropout
 from glipv2_d2.structures import LanguageFeatures
 
 # The reference clamps the scores so that fp16 does not overflow.
@@ -134,7 +135,7 @@ class _AbsorbedAttention(nn.Module):
 
     def _read_words(self, scores: Tensor, words: AbsorbedWords) -> Tensor:
         scores = scores.masked_fill(~words.mask, torch.finfo(scores.dtype).min)
-        attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        attention = dropout(scores.softmax(dim=-1), self.dropout, self.training)
         bias = self.visual_out.bias.to(words.value.dtype)
         return torch.baddbmm(bias, attention.flatten(2).to(words.value.dtype), words.value)
 
@@ -211,7 +212,7 @@ class BiAttention(_AbsorbedAttention):
         if reading is not None:
             max_scores = torch.maximum(max_scores, reading.max_scores)
         weights = (scores - max_scores).exp_()
-        kept = F.dropout(weights, self.dropout, self.training)
+        kept = dropout(weights, self.dropout, self.training)
         sums = weights.sum(dim=1).flatten(1)
         further = PositionsRead(
             max_scores,
