@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glipv2_d2.data.stream import TrainLoader
+from glipv2_d2.engine.precision import PRECISIONS
 from glipv2_d2.modeling.losses.across_gpus import mean_over_gpus
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What SOLVER.NON_FINITE says -> whether such steps are skipped.
 SKIPS = {"stop": False, "skip": True}
 # More skipped steps in a row are no bad images, but a model that is lost (our choice).
