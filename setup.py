@@ -34,7 +34,8 @@ setup(
     package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
     install_requires=requirements("runtime"),
     extras_require={
-        name: requirements(name) for name in ("dev", "lora", "mini", "phrases", "webdataset")
+        name: requirements(name)
+        for name in ("captions", "dev", "fast-eval", "lora", "mini", "phrases", "webdataset")
     },
     classifiers=[
         "Intended Audience :: Science/Research",

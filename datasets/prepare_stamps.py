@@ -32,7 +32,10 @@ def main() -> None:
     stamps = args.stamps or extract(args.deb or download(args.output), args.output)
     for split in splits(stamps, args):
         file = write_split(split, args.output, workers=args.workers)
-        print(f"{split.name}: {len(split.category_names)} names, annotations in {file}")
+        print(
+            f"{split.name}: {len(split.category_names)} names, annotations in {file}, questions, "
+            "answers and referring phrases beside it"
+        )
 
 
 def parse_args() -> argparse.Namespace:

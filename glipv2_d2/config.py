@@ -15,10 +15,13 @@ def add_glipv2_config(cfg: CfgNode) -> None:
     _add_backbone_config(cfg)
     _add_language_config(cfg)
     _add_head_config(cfg)
+    _add_mask_config(cfg)
     _add_pretraining_config(cfg)
+    _add_text_task_config(cfg)
     _add_tuning_config(cfg)
     _add_data_config(cfg)
     _add_solver_config(cfg)
+    _add_test_config(cfg)
 
 
 def _add_backbone_config(cfg: CfgNode) -> None:
@@ -81,6 +84,10 @@ def _add_language_config(cfg: CfgNode) -> None:
     cfg.MODEL.PROMPT.MAX_TOKENS = 256
     # Names of one prompt at inference; 0: as many as the tokens allow.
     cfg.MODEL.PROMPT.MAX_CLASSES = 0
+    # Orders in which the names of a prompt are asked at inference. 0: once, as the caller lists
+    # them. k: in k orders that the caller's does not change (sorted, then k - 1 random ones), with
+    # the mean of what every location says; k times the cost of all but the image backbone.
+    cfg.MODEL.PROMPT.NUM_ORDERS = 0
 
 
 def _add_head_config(cfg: CfgNode) -> None:
@@ -106,6 +113,7 @@ def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.GROUNDING.ANCHOR_SCALE = 8.0
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
     # A name in REGION_WORD_REGISTRY: RegionWordScore (GLIP's) or CosineRegionWordScore.
+    # Two-stage box predictors read it, PRIOR_PROB and LOG_SCALE, too.
     cfg.MODEL.GROUNDING.REGION_WORD = "RegionWordScore"
     # Regions are scored against fused words, or against the words as the text encoder gave them:
     # GLIP's USE_FUSED_FEATURES_DOT_PRODUCT.
@@ -127,6 +135,22 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Kept per prompt. TEST.DETECTIONS_PER_IMAGE caps an image that was asked several prompts
     # (-1: all).
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
+
+
+def _add_mask_config(cfg: CfgNode) -> None:
+    # Masks of boxes; built where Detectron2's MODEL.MASK_ON is set. Sizes that the released code
+    # leaves open are Mask R-CNN's.
+    cfg.MODEL.ROI_HEADS.NAME = "GroundingROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "HourglassMaskHead"
+    # The maps that boxes are cut from: "fused", or "fpn", as they were before.
+    cfg.MODEL.ROI_MASK_HEAD.MAPS = "fused"
+    # In a row, on ROI_MASK_HEAD.CONV_DIM channels, to which the maps are brought.
+    cfg.MODEL.ROI_MASK_HEAD.NUM_HOURGLASSES = 4
+    # Boxes of an image whose masks are learned: the true ones, then what is found and overlaps one
+    # by ROI_HEADS.IOU_THRESHOLDS; a random choice where there are more.
+    cfg.MODEL.ROI_MASK_HEAD.MAX_REGIONS_PER_IMAGE = 128
+    cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT = 1.0
 
 
 def _add_pretraining_config(cfg: CfgNode) -> None:
@@ -151,11 +175,43 @@ def _add_pretraining_config(cfg: CfgNode) -> None:
     cfg.MODEL.MLM.DECODER = "own"
 
 
+def _add_text_task_config(cfg: CfgNode) -> None:
+    # Answers to questions, from the fused words. Weight of the loss; 0: not built.
+    cfg.MODEL.ANSWER = CfgNode()
+    cfg.MODEL.ANSWER.WEIGHT = 0.0
+    # The answers that there are: a file with one per line (tools/answer_vocabulary.py), or a list.
+    # With neither those in the metadata ("answers") of the data sets.
+    cfg.MODEL.ANSWER.FILE = ""
+    cfg.MODEL.ANSWER.ANSWERS = []
+    # "classes": weights of its own for every answer; "words": answers are matched by their text, so
+    # that lists which were never seen in training can be asked, too.
+    cfg.MODEL.ANSWER.SCORE = "classes"
+    # Where an answer is to be found, it is written as a hidden word behind the question ("mask"),
+    # as it is learned from grounded questions; or in its own words ("words"), for models that have
+    # learned from other texts only where things are.
+    cfg.MODEL.ANSWER.GROUND_BY = "mask"
+
+    # Captions, word by word from left to right. Weight of the loss; 0: not built.
+    cfg.MODEL.CAPTION = CfgNode()
+    cfg.MODEL.CAPTION.WEIGHT = 0.0
+    # "tied" or "own", as MLM.DECODER.
+    cfg.MODEL.CAPTION.DECODER = "tied"
+    # How captions are written. Beams; 1 takes the likeliest word each time.
+    cfg.MODEL.CAPTION.BEAM_SIZE = 5
+    # Tokens (pieces of words) of a caption.
+    cfg.MODEL.CAPTION.MIN_LENGTH = 1
+    cfg.MODEL.CAPTION.MAX_LENGTH = 30
+    # Captions are compared by their log-probability over their length to this power.
+    cfg.MODEL.CAPTION.LENGTH_PENALTY = 1.0
+    # What every caption begins with.
+    cfg.MODEL.CAPTION.PREFIX = ""
+
+
 def _add_tuning_config(cfg: CfgNode) -> None:
     # Fine-tuning of MODEL.WEIGHTS by a policy.
     cfg.MODEL.TUNING = CfgNode()
-    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora. "": train what the
-    # config does not freeze and write no delta.
+    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads. "": train
+    # what the config does not freeze and write no delta.
     cfg.MODEL.TUNING.NAME = ""
     # A delta file, the outcome of a fine-tuning, to be loaded on top of MODEL.WEIGHTS. It brings
     # its policy and settings along.
@@ -202,7 +258,8 @@ def _add_data_config(cfg: CfgNode) -> None:
     # Your own data sets, without code: {name: my_train, json: my/train.json, images: my/train}.
     # Then name them in TRAIN and TEST. An entry may have a format: coco (default), grounding
     # (MDETR's form), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place
-    # of json and images). See datasets/README.md.
+    # of json and images), captioning (COCO's captions), vqa (with two files more, questions and
+    # answers). See datasets/README.md.
     cfg.DATASETS.CUSTOM = []
     # How often an image is seen in a round through the data: [[name, factor], ...], 1 for the
     # others. The name and form of the key are Detectron2's.
@@ -216,6 +273,9 @@ def _add_solver_config(cfg: CfgNode) -> None:
     # Learning rate of the language backbone and of the image backbone below its FPN, as factors.
     cfg.SOLVER.LANGUAGE_LR_FACTOR = 0.1
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # Those of the fused head, and of the heads for answers and captions, which start anew.
+    cfg.SOLVER.FUSION_LR_FACTOR = 1.0
+    cfg.SOLVER.TEXT_HEAD_LR_FACTOR = 1.0
     cfg.SOLVER.BIAS_LR_FACTOR = 2.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
     # None: that of every other weight, as in GLIP.
@@ -244,3 +304,13 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.NON_FINITE = "stop"
     # Exponential moving average of the weights, saved beside them; 0 turns it off.
     cfg.SOLVER.EMA_DECAY = 0.0
+
+
+def _add_test_config(cfg: CfgNode) -> None:
+    # Of evaluation and the Predictor: fp32, or autocast to bf16 or (on CUDA) fp16.
+    cfg.TEST.PRECISION = "fp32"
+    # COCO's AP by the package faster-coco-eval, which is to be installed: several times as fast
+    # and, where we measured, equal to five decimals. Papers count pycocotools' numbers.
+    cfg.TEST.FAST_COCO_EVAL = False
+    # PhraseCut: detections of a phrase with at least this score are part of its region.
+    cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5

@@ -58,7 +58,7 @@ def to_table(report: DatasetReport) -> str:
     head = (
         f"{report.name}: {report.num_images} images, {report.num_boxes} boxes, "
         f"{report.num_classes} classes in {report.num_prompts} prompts, "
-        f"{report.num_captions} captions"
+        f"{report.num_captions} captions, {report.num_questions} questions"
     )
     rows = [
         ("defect" if kind in DEFECTS else "note", kind, count, report.faults.examples[kind][0])
@@ -83,6 +83,7 @@ def to_json(report: DatasetReport) -> dict[str, Any]:
         "num_images": report.num_images,
         "num_boxes": report.num_boxes,
         "num_captions": report.num_captions,
+        "num_questions": report.num_questions,
         "num_classes": report.num_classes,
         "num_prompts": report.num_prompts,
         "num_defects": report.num_defects,

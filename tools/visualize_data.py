@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Pictures of what a config feeds the model: image, prompt, the spans that name things, boxes.
+"""Pictures of what a config feeds the model: image, prompt, the spans that name things, boxes;
+questions with their answers, captions.
 
     python tools/visualize_data.py --config-file configs/... --output DIR [--num 20]
         [--source annotation | dataloader] [KEY VALUE ...]
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from glipv2_d2.data.build import build_train_loader, load_dataset
 from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.sanitize import caption_labels, to_xyxy
+from glipv2_d2.data.text_tasks import asks_words_only
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
@@ -69,6 +71,8 @@ def stored_samples(cfg: CfgNode) -> Iterator[Sample]:
 
 
 def _stored_sample(record: dict[str, Any], names: list[str], separator: str) -> Sample:
+    if asks_words_only(record):
+        return words_sample(record, read_image(record["file_name"], "RGB"))
     annotations = record["annotations"]
     classes: list[int | None]
     if fields.CAPTION in record:
@@ -93,14 +97,30 @@ def _stored_sample(record: dict[str, Any], names: list[str], separator: str) -> 
 def loaded_samples(cfg: CfgNode) -> Iterator[Sample]:
     """Of the training loader, without end."""
     for x in itertools.chain.from_iterable(build_train_loader(cfg)):
+        image = convert_image_to_rgb(x[fields.IMAGE].permute(1, 2, 0), cfg.INPUT.FORMAT)
+        if fields.INSTANCES not in x:
+            yield words_sample(x, image)
+            continue
         instances, prompt = x[fields.INSTANCES], x[fields.PROMPT]
         yield Sample(
             name=Path(x["file_name"]).stem,
-            image=convert_image_to_rgb(x[fields.IMAGE].permute(1, 2, 0), cfg.INPUT.FORMAT),
+            image=image,
             boxes=instances.gt_boxes.tensor.numpy(),
             labels=[prompt.classes.index(c) for c in instances.gt_classes.tolist()],
             prompt=prompt,
         )
+
+
+def words_sample(record: dict[str, Any], image: np.ndarray) -> Sample:
+    """An image with its question and answers, or its captions, in place of boxes."""
+    answers = record.get(fields.ANSWERS, {}).items()
+    texts = [
+        *([record[fields.QUESTION]] if fields.QUESTION in record else []),
+        *(f"{answer} ({score:.1f})" for answer, score in answers),
+        *record.get(fields.TARGET_CAPTIONS, ()),
+    ]
+    prompt = Prompt(" / ".join(texts), (), ())
+    return Sample(Path(record["file_name"]).stem, image, np.zeros((0, 4)), [], prompt)
 
 
 def draw(sample: Sample) -> Image.Image:

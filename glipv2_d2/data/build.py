@@ -22,11 +22,11 @@ from detectron2.data.samplers import (
     TrainingSampler,
 )
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.data.sanitize import sanitize_dataset
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.structures import fields
@@ -126,16 +126,13 @@ def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
 
 
 def _check_paths(name: str) -> None:
-    metadata = MetadataCatalog.get(name)
-    own = (metadata.get("json_file"), metadata.get("image_root"))
-    for path in metadata.get("source_files", own):
-        if path and not PathManager.exists(path):
-            root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-            raise FileNotFoundError(
-                f"data set {name!r}: {path!r} does not exist. Prepare it with the command in "
-                "datasets/README.md, or set the environment variable DETECTRON2_DATASETS to the "
-                f"directory that holds it (now {root!r})"
-            )
+    for path in missing_paths(name):
+        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"data set {name!r}: {path!r} does not exist. Prepare it with the command in "
+            "datasets/README.md, or set the environment variable DETECTRON2_DATASETS to the "
+            f"directory that holds it (now {root!r})"
+        )
 
 
 def _class_names(dataset_names: Sequence[str]) -> dict[str, list[str]]:

@@ -10,18 +10,27 @@ from __future__ import annotations
 import os
 
 from glipv2_d2.data.readers.coco import register_coco
+from glipv2_d2.data.readers.coco_captions import register_captioning, register_coco_captions
 from glipv2_d2.data.readers.flickr30k import register_flickr30k_entities
-from glipv2_d2.data.readers.grounding import register_goldg
+from glipv2_d2.data.readers.gqa import register_gqa
+from glipv2_d2.data.readers.grounding import register_described_boxes, register_goldg
 from glipv2_d2.data.readers.lvis import register_lvis_minival
 from glipv2_d2.data.readers.objects365 import register_objects365
 from glipv2_d2.data.readers.odinw import register_odinw
 from glipv2_d2.data.readers.openimages import register_openimages
 from glipv2_d2.data.readers.phrasecut import register_phrasecut
-from glipv2_d2.data.readers.refcoco import register_refcoco
+from glipv2_d2.data.readers.refcoco import register_refcoco, register_referring
 from glipv2_d2.data.readers.visual_genome import register_visual_genome
+from glipv2_d2.data.readers.vqa import register_listed_questions, register_vqav2
+from glipv2_d2.data.registration import register_first
+from glipv2_d2.data.scenes.language import question_type
 
 STAMPS_SPLITS = ("train", "seen", "seen_new_cutouts", "novel")
-DRAWN_SPLITS = ("train", "val")
+STAMPS_TEST_SPLITS = STAMPS_SPLITS[1:]
+NUM_FIRST = 200
+DRAWN_SPLITS = ("train", "val", "base", "novel")
+TRAINED_SPLITS = ("train", "base")
+EASY_VQA_SPLITS = ("train", "test")
 
 
 def register_builtin(root: str) -> None:
@@ -36,18 +45,56 @@ def register_builtin(root: str) -> None:
     register_goldg(root)
     register_refcoco(root)
     register_phrasecut(root)
+    register_vqav2(root)
+    register_gqa(root)
+    register_easy_vqa(root)
+    register_coco_captions(root)
 
 
 def register_mini(root: str) -> None:
-    """``mini_stamps_<split>`` and ``mini_drawn_<split>``."""
+    """``mini_stamps_<split>`` and ``mini_drawn_<split>``, and both for other tasks.
+
+    ``..._captions`` asks the phrases of the captions, ``..._referring`` phrases that tell two
+    things of one name apart, ``..._vqa`` questions; ``..._captioning`` has the captions to be said.
+    ``mini_stamps_<split>_200`` and ``..._captions_200`` are the first images of a test split, for
+    tables of many runs.
+    """
     for kind, splits in (("stamps", STAMPS_SPLITS), ("drawn", DRAWN_SPLITS)):
         for split in splits:
             directory = os.path.join(root, kind)
-            register_coco(
-                f"mini_{kind}_{split}",
-                os.path.join(directory, f"{split}.json"),
-                os.path.join(directory, split),
+            files = (os.path.join(directory, f"{split}.json"), os.path.join(directory, split))
+            register_coco(f"mini_{kind}_{split}", *files)
+            register_described_boxes(f"mini_{kind}_{split}_captions", *files)
+            register_captioning(f"mini_{kind}_{split}_captioning", *files)
+            register_referring(
+                f"mini_{kind}_{split}_referring",
+                os.path.join(directory, f"{split}_referring.json"),
+                files[1],
+                is_train=split in TRAINED_SPLITS,
             )
+            register_listed_questions(
+                f"mini_{kind}_{split}_vqa",
+                *files,
+                os.path.join(directory, f"{split}_questions.json"),
+                os.path.join(directory, f"{split}_answers.json"),
+                question_type,
+            )
+    for split in STAMPS_TEST_SPLITS:
+        for task in ("", "_captions"):
+            register_first(f"mini_stamps_{split}{task}", NUM_FIRST)
+
+
+def register_easy_vqa(root: str) -> None:
+    """``easy_vqa_{train,test}``, as ``datasets/prepare_easy_vqa.py`` lays it out."""
+    folder = os.path.join(root, "easy_vqa")
+    for split in EASY_VQA_SPLITS:
+        register_listed_questions(
+            f"easy_vqa_{split}",
+            os.path.join(folder, f"{split}.json"),
+            os.path.join(folder, split),
+            os.path.join(folder, f"{split}_questions.json"),
+            os.path.join(folder, f"{split}_answers.json"),
+        )
 
 
 register_builtin(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

@@ -20,6 +20,7 @@ from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.registration import Record
 from glipv2_d2.data.sanitize import CLIP_TOLERANCE, spans_are_within, to_xyxy
+from glipv2_d2.data.text_tasks import asks_words_only, place_of, task_faults
 from glipv2_d2.structures import fields
 from glipv2_d2.text.prompts import class_prompts, clean_name
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -30,7 +31,8 @@ DEFECTS = {
     "left-out-by-reader": "entries of the files that the reader left out",
     "no-question": "images without class names and without a caption: there is nothing to ask",
     "no-annotations": "images without a list of annotations: training refuses them",
-    "repeated-id": "records whose image_id another record has: results cannot be told apart",
+    "repeated-id": "records whose image_id (or question_id) another record has: results cannot be "
+    "told apart",
     "empty-name": "class names without words: training refuses them",
     "unreadable-name": "class names of which the tokenizer reads no character",
     "long-name": "class names that are longer than a prompt: they are never asked",
@@ -43,6 +45,9 @@ DEFECTS = {
     "span-outside": "boxes with a span outside of their caption: training drops them",
     "span-cuts-word": "spans that begin or end in a word or at a blank: not those of a phrase",
     "span-not-phrase": "spans whose characters are not the phrase that the annotation names",
+    "empty-question": "questions without words: training and evaluation refuse them",
+    "no-question-id": "questions without question_id: training and evaluation refuse them",
+    "empty-target-caption": "captions to be said, without words: training refuses them",
     "box-without-phrase": "boxes of a caption that say nothing they show: training drops them",
     "image-does-not-open": "images that are missing or broken: training skips them",
     "image-size": "images of another size than recorded: training skips them",
@@ -69,7 +74,8 @@ class DatasetReport:
     """What one data set holds, and what is wrong with it.
 
     Attributes:
-        num_classes: 0 for captions.
+        num_captions: to be grounded, and to be said.
+        num_classes: 0 for captions and questions.
         num_prompts: that its names take at inference.
         faults: keys are those of :data:`DEFECTS` and :data:`NOTES`.
     """
@@ -78,6 +84,7 @@ class DatasetReport:
     num_images: int = 0
     num_boxes: int = 0
     num_captions: int = 0
+    num_questions: int = 0
     num_classes: int = 0
     num_prompts: int = 0
     faults: Faults = field(default_factory=Faults)
@@ -123,6 +130,8 @@ def check_dataset(
     for record in progress(records, desc=f"{name}, annotations"):
         report.num_boxes += len(record.get("annotations") or ())
         report.num_captions += fields.CAPTION in record
+        report.num_captions += len(record.get(fields.TARGET_CAPTIONS, ()))
+        report.num_questions += fields.QUESTION in record
         own = record.get(fields.CLASSES)
         if own is not None and tuple(own) not in own_lists:
             own_lists.add(tuple(own))
@@ -191,8 +200,11 @@ def check_names(names: Sequence[str], limits: NameLimits, faults: Faults) -> int
 
 
 def check_ids(records: Sequence[Record], faults: Faults) -> None:
-    """Results are matched to images by ``image_id``."""
-    counts = Counter(record["image_id"] for record in records if "image_id" in record)
+    """Results are matched to images by ``image_id``, to questions by ``question_id``."""
+    keys = [fields.QUESTION_ID if fields.QUESTION in record else "image_id" for record in records]
+    counts = Counter(
+        record[key] for key, record in zip(keys, records, strict=True) if key in record
+    )
     for image_id, count in counts.items():
         faults.add("repeated-id", image_id, count - 1)
 
@@ -206,6 +218,10 @@ def check_record(
         names: the list that its classes index; empty for captions.
     """
     where = record.get(fields.FILE_NAME)
+    for fault in task_faults(record):
+        faults.add(fault, place_of(record))
+    if asks_words_only(record):
+        return
     if record.get("annotations") is None:
         faults.add("no-annotations", where)
         return

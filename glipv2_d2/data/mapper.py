@@ -17,6 +17,13 @@ from glipv2_d2.data.caption_text import CaptionPacker, is_mirrored, swap_sides
 from glipv2_d2.data.prompt_sampling import sample_classes
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.data.sanitize import caption_labels, fit_caption
+from glipv2_d2.data.text_tasks import (
+    EVALUATION_KEYS,
+    asks_words_only,
+    check_text_task,
+    is_text_task,
+    mirrored,
+)
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.prompts import (
     Decoration,
@@ -142,6 +149,9 @@ class GroundingMapper:
     Where an image is mirrored, "left" and "right" change places in its ``caption``; a caption that
     is packed with others is whole in ``prompt`` only.
 
+    A ``question``, its ``answers`` and ``target_captions`` are mirrored likewise; of the captions,
+    training draws one. A record that asks for words only gets no prompt, classes or instances.
+
     Random numbers come from numpy's global state, as those of Detectron2's augmentations do.
     """
 
@@ -211,7 +221,7 @@ class GroundingMapper:
 
         Raises:
             FileNotFoundError, OSError: the image is missing, or no image.
-            ValueError: nothing says what the image is asked.
+            ValueError: nothing says what the image is asked, or a question or caption is empty.
         """
         record = copy.deepcopy(record)
         image = read_image(record[fields.FILE_NAME], self.image_format)
@@ -221,6 +231,10 @@ class GroundingMapper:
         record[fields.IMAGE] = torch.from_numpy(
             np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         )
+        if is_text_task(record):
+            record = self._ask_for_words(record, transforms)
+        if asks_words_only(record):
+            return record
         if fields.CAPTION not in record:
             record[fields.CLASSES] = self._names_of(record)
         annotations = record.pop("annotations", [])
@@ -240,6 +254,16 @@ class GroundingMapper:
         asked = torch.isin(instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64))
         record[fields.PROMPT] = prompt
         record[fields.INSTANCES] = instances[asked]
+        return record
+
+    def _ask_for_words(self, record: dict[str, Any], transforms: T.TransformList) -> dict[str, Any]:
+        check_text_task(record, is_train=self.is_train)
+        record = {key: value for key, value in record.items() if key not in EVALUATION_KEYS}
+        if is_mirrored(transforms):
+            record = mirrored(record)
+        if self.is_train and fields.TARGET_CAPTIONS in record:
+            captions = record[fields.TARGET_CAPTIONS]
+            record[fields.TARGET_CAPTIONS] = [captions[_generator().integers(len(captions))]]
         return record
 
     def _ask_in_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:

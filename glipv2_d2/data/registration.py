@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 Record = dict[str, Any]
 
@@ -30,6 +31,15 @@ def register(
         return
     DatasetCatalog.register(name, read)
     MetadataCatalog.get(name).set(source_files=tuple(source_files), **metadata)
+
+
+def missing_paths(name: str) -> list[str]:
+    """The annotation files and image directories of a registered data set that are not there."""
+    metadata = MetadataCatalog.get(name)
+    # Detectron2's own data sets have these two.
+    own = (metadata.get("json_file"), metadata.get("image_root"))
+    paths = metadata.get("source_files", own)
+    return [path for path in paths if path and not PathManager.exists(path)]
 
 
 def register_first(name: str, num_images: int) -> None:

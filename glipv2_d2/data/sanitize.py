@@ -13,6 +13,12 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.text_tasks import (
+    asks_words_only,
+    check_text_task,
+    is_text_task,
+    place_of,
+)
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.structures.language import Span
 from glipv2_d2.text.prompts import caption_prompt
@@ -26,6 +32,7 @@ BOXES_WITHOUT_PHRASE = "boxes had no phrase in their caption and were dropped"
 BOXES_OF_NO_CHARACTERS = "boxes had a span outside of their caption and were dropped"
 EMPTY_CAPTIONS = "captions were empty and were left out with their image"
 PHRASES_TOO_LONG = "phrases lay beyond the token limit and were dropped"
+NO_WORD_ANSWERED = "questions had no answer with words and were left out"
 BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
 
 # A box that is out by less is a rounding of the annotation, not worth a word. In pixels.
@@ -49,13 +56,16 @@ def sanitize_dataset(
         class_names: of the data set, for records without ``classes`` or ``caption``.
 
     Raises:
-        ValueError: a record has no annotations, or a class that is not in its list.
+        ValueError: a record has nothing to learn, a class that is not in its list, or a question
+            or caption to be said without words.
     """
     faults = Faults()
     sane = []
     for record in records:
         if fields.CAPTION in record and not record[fields.CAPTION].strip():
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
+        elif record.get(fields.ANSWERS) == {}:
+            faults.add(NO_WORD_ANSWERED, place_of(record))
         else:
             sane.append(_sanitize_record(record, class_names, tokenizer, faults))
     faults.warn(logger, name)
@@ -69,6 +79,10 @@ def _sanitize_record(
     faults: Faults,
 ) -> dict[str, Any]:
     file_name = record.get(fields.FILE_NAME)
+    if is_text_task(record):
+        check_text_task(record, is_train=True)
+    if asks_words_only(record):
+        return record
     if "annotations" not in record:
         raise ValueError(
             f"the training image {file_name!r} has no 'annotations'; an image with nothing to "

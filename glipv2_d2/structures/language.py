@@ -6,7 +6,8 @@ A *label* indexes the spans of one prompt; a *class* indexes the caller's list o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor
 
 Span = tuple[int, int]
 """Characters [start, end) of a prompt's text."""
+
+NEGATIVE = -1
+"""The class of a label that only competes: what it names is not returned."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,18 @@ class Prompt:
     Attributes:
         text: the whole text that the language backbone reads.
         spans: for each label, the character spans that name it (several when a phrase is split).
-        classes: for each label, the caller's class. For a caption, label and class are the same.
+        classes: for each label, the caller's class, or :data:`NEGATIVE`. For a caption, label and
+            class are the same.
         is_class_list: the labels are class names, which mean the same for every image, and the text
             is made of them. The words of a caption or a question mean what its own image shows.
+        is_question: the text is to be answered. It is read as a whole, whatever its labels are.
     """
 
     text: str
     spans: tuple[tuple[Span, ...], ...]
     classes: tuple[int, ...]
     is_class_list: bool = False
+    is_question: bool = False
 
     def __post_init__(self) -> None:
         if len(self.spans) != len(self.classes):
@@ -43,6 +50,11 @@ class Prompt:
     @property
     def num_labels(self) -> int:
         return len(self.spans)
+
+    @property
+    def negative_labels(self) -> list[int]:
+        """The labels that only compete."""
+        return [label for label, class_ in enumerate(self.classes) if class_ == NEGATIVE]
 
     @property
     def phrases(self) -> list[str]:
@@ -63,12 +75,14 @@ class TokenBatch:
         mask: (N, T) bool, True from [CLS] to [SEP]. Separators count as valid (GLIP spec 2).
         positive_maps: for each prompt, (labels, T) bool: the tokens that spell each label.
         prompts: the prompts, in order.
+        causal: a token reads what is left of it and itself, and the image reads no token.
     """
 
     input_ids: Tensor
     mask: Tensor
     positive_maps: tuple[Tensor, ...]
     prompts: tuple[Prompt, ...]
+    causal: bool = False
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -82,11 +96,23 @@ class TokenBatch:
         return is_word
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(
-            self.input_ids.to(device),
-            self.mask.to(device),
-            tuple(positive_map.to(device) for positive_map in self.positive_maps),
-            self.prompts,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            mask=self.mask.to(device),
+            positive_maps=tuple(positive_map.to(device) for positive_map in self.positive_maps),
+        )
+
+    def rows(self, indices: Sequence[int]) -> TokenBatch:
+        """Some of the prompts, with their padding; itself where it is all of them."""
+        if list(indices) == list(range(len(self))):
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids[indices],
+            mask=self.mask[indices],
+            positive_maps=tuple(self.positive_maps[i] for i in indices),
+            prompts=tuple(self.prompts[i] for i in indices),
         )
 
 
@@ -97,7 +123,15 @@ class LanguageFeatures:
     Attributes:
         hidden: (N, T, D). Rows of padding have no meaning.
         mask: (N, T) bool, True on valid tokens.
+        causal: as of :class:`TokenBatch`.
     """
 
     hidden: Tensor
     mask: Tensor
+    causal: bool = False
+
+    def rows(self, indices: Sequence[int]) -> LanguageFeatures:
+        """Those of some of the prompts; itself where it is all of them."""
+        if list(indices) == list(range(len(self.mask))):
+            return self
+        return replace(self, hidden=self.hidden[indices], mask=self.mask[indices])

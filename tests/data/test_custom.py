@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,33 @@ DATALOADER:
     written = tmp_path / "written.yaml"
     written.write_text(cfg.dump())
     assert load_config(written).DATASETS == cfg.DATASETS
+
+
+def test_questions_and_captions_train_through_the_config_alone(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    annotations, images = write_coco(tmp_path / "mine", num_images=1)
+    content = json.loads(annotations.read_text())
+    content["images"][0]["caption"] = "a picture of noise"
+    described, questions, answers = (tmp_path / f"{name}.json" for name in ("d", "q", "a"))
+    described.write_text(json.dumps(content))
+    ids = {"question_id": 1, "image_id": content["images"][0]["id"]}
+    questions.write_text(json.dumps({"questions": [{**ids, "question": "what is it?"}]}))
+    answers.write_text(json.dumps({"annotations": [{**ids, "answers": [{"answer": "noise"}]}]}))
+    entry = {"json": str(described), "images": str(images)}
+    paths = {"questions": str(questions), "answers": str(answers)}
+    cfg.DATASETS.CUSTOM = [
+        {"name": "my_vqa", "format": "vqa", **entry, **paths},
+        {"name": "my_captions", "format": "captioning", **entry},
+    ]
+    cfg.DATASETS.TRAIN = ("my_vqa", "my_captions")
+    x = next(iter(build_test_loader(cfg, "my_captions")))[0]
+    assert x["target_captions"] == ["a picture of noise"]
+    for x in itertools.chain.from_iterable(itertools.islice(build_train_loader(cfg), 3)):
+        expected = {"noise": 1.0} if x["dataset_name"] == "my_vqa" else None
+        assert x.get("answers") == expected
+    assert MetadataCatalog.get("my_vqa").evaluator_type == "vqa"
+    assert MetadataCatalog.get("my_captions").evaluator_type == "captions"
 
 
 def test_captions_with_boxes_train_through_the_config_alone(cfg: CfgNode, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from helpers.masks import MASKS, masked_input
 from helpers.models import tiny_model, training_input
+from helpers.text_tasks import TEXT_TASKS, caption_input, grounded_question_input, question_input
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-ALL_LOSSES = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0)
+ALL_LOSSES = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, *MASKS, *TEXT_TASKS)
 NOTHING_RANDOM = (
     *("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.0, "MODEL.FUSED_HEAD.LANGUAGE_DROPOUT", 0.0),
     *("MODEL.FPN.DROP_BLOCK_PROB", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
@@ -25,20 +27,25 @@ Step = dict[str, dict[str, Tensor]]
 
 def batches() -> dict[str, list[dict[str, Any]]]:
     """Four images each; the second process gets the last two."""
-    detection = training_input(
-        [[5, 5, 50, 60], [20, 10, 40, 30]], [0, 2], classes=["cat", "traffic light", "dog"]
-    )
+    shapes = [[5.0, 5, 50, 5, 50, 60], [20.0, 10, 40, 10, 20, 30]]
+    to_say = {"question": "is it red?", "answers": {"yes": 0.6}, "target_captions": ["two cats"]}
+    detection = masked_input(shapes, [0, 2], classes=["cat", "traffic light", "dog"], **to_say)
+    # Without masks.
     caption = training_input(
         [[8, 20, 60, 60]], [0], caption="a dog on a mat", phrases=[[[0, 5]], [[9, 14]]]
     )
     # Asks for names of the first image, one of them as a negative.
-    elsewhere = training_input(
-        [[10, 2, 58, 40]], [1], classes=["Traffic_Light", "dog", "red car", "person"]
+    elsewhere = masked_input(
+        [[10.0, 2, 58, 2, 10, 40]], [1], classes=["Traffic_Light", "dog", "red car", "person"]
     )
     empty = training_input([], [], classes=["dog", "cow"])
     return {
         "all kinds": [detection, caption, elsewhere, empty],
         "the second process has nothing": [detection, elsewhere, empty, empty],
+        "the second process has words only": [
+            *(detection, grounded_question_input()),
+            *(question_input(answers={"no": 1.0}), caption_input()),
+        ],
     }
 
 

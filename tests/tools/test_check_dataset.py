@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.tiny_coco import write_coco
 from PIL import Image
 
+from glipv2_d2.text.tokenizer import Tokenizer
+
 CAPTION = "a dog on the sofa"
 
 
@@ -150,6 +152,42 @@ def test_a_sound_set_passes(
     printed = capsys.readouterr().out
     assert "checked: 6 images, 6 boxes, 2 classes in 1 prompts, 0 captions" in printed
     assert "nothing wrong" in printed
+
+
+def test_questions_about_one_image_are_told_apart_by_their_own_ids(
+    sound: tuple[Path, Path],
+    tmp_path: Path,
+    check: Callable[..., tuple[int, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    annotations, images = sound
+    ids = [{"question_id": number, "image_id": 0} for number in (1, 2)]
+    questions, answers = tmp_path / "questions.json", tmp_path / "answers.json"
+    questions.write_text(json.dumps({"questions": [{**x, "question": "why?"} for x in ids]}))
+    people = [{"answer": "yes", "answer_id": 1}]
+    answers.write_text(json.dumps({"annotations": [{**x, "answers": people} for x in ids]}))
+    entry = f"format: vqa, json: {annotations}, images: {images}"
+    status, findings = check(f"{entry}, questions: {questions}, answers: {answers}")
+    assert (status, findings) == (0, {})
+    assert "2 questions" in capsys.readouterr().out
+
+
+def test_words_that_are_missing_are_found(
+    sound: tuple[Path, Path], check: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    file_name = str(sound[1] / "0.png")
+    records = [
+        {"file_name": file_name, "question": " ", "question_id": 4},
+        {"file_name": file_name, "question": "why?"},
+        {"file_name": file_name, "target_captions": ["a cat", ""]},
+    ]
+    DatasetCatalog.register("wordless", lambda: records)
+    limits = check_dataset.NameLimits(Tokenizer("bert-base-uncased", 256), ". ", 0)
+    report = check_dataset.check_dataset("wordless", limits, open_images=True)
+    assert report.faults.counts == dict.fromkeys(
+        ("empty-question", "no-question-id", "empty-target-caption"), 1
+    )
+    assert report.faults.examples["empty-question"] == [f"question 4 of image {file_name!r}"]
 
 
 def test_chunks_are_a_note_and_no_defect(

@@ -32,15 +32,23 @@ def images(tmp_path: Path) -> Iterator[Path]:
             {"bbox": [4, 6, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "tokens_positive": []},
         ],
     }
+    words: dict[str, Any] = {
+        "file_name": str(images / "1.png"),
+        "question": "is it red?",
+        "question_id": 1,
+        "answers": {"no": 1.0},
+        "target_captions": ["noise"],
+    }
     DatasetCatalog.register("drawn_captions", lambda: [caption])
+    DatasetCatalog.register("drawn_words", lambda: [words])
     yield images
-    for name in ("drawn_coco", "drawn_captions"):
+    for name in ("drawn_coco", "drawn_captions", "drawn_words"):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
 
 
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-@pytest.mark.parametrize("dataset", ["drawn_coco", "drawn_captions"])
+@pytest.mark.parametrize("dataset", ["drawn_coco", "drawn_captions", "drawn_words"])
 def test_pictures_of_every_kind_of_data(
     source: str, dataset: str, images: Path, tmp_path: Path
 ) -> None:

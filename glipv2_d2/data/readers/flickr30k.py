@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -28,7 +29,22 @@ logger = logging.getLogger(__name__)
 
 NO_ANNOTATION = "images had no readable sentences or boxes and were left out"
 
-_MARKED = re.compile(r"\[/EN#(?P<entity>\d+)\S* (?P<phrase>[^\]]*)\]")
+_MARKED = re.compile(r"\[/EN#(?P<entity>\d+)/?(?P<kinds>\S*) (?P<phrase>[^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A marked phrase of a sentence.
+
+    Attributes:
+        entity: the number of what it names, which the boxes have, too.
+        kinds: of things: people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
+        span: its characters.
+    """
+
+    entity: str
+    kinds: tuple[str, ...]
+    span: Span
 
 
 def register_flickr30k_entities(root: str) -> None:
@@ -68,8 +84,8 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
         for number, line in enumerate(lines.splitlines()):
             if not line.strip():
                 continue
-            caption, entities = read_sentence(line)
-            asked = [(entity, span) for entity, span in entities if boxes_of.get(entity)]
+            caption, mentions = read_sentence(line)
+            asked = [mention for mention in mentions if boxes_of.get(mention.entity)]
             records.append(
                 {
                     "file_name": os.path.join(image_root, f"{image_name}.jpg"),
@@ -80,16 +96,17 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
                     "original_img_id": image_name,
                     "sentence_id": number,
                     fields.CAPTION: caption,
-                    fields.PHRASES: [[span] for _, span in asked],
+                    fields.PHRASES: [[mention.span] for mention in asked],
+                    fields.PHRASE_TYPES: [mention.kinds for mention in asked],
                     "annotations": [
                         {
                             "bbox": box,
                             "bbox_mode": BoxMode.XYXY_ABS,
                             "category_id": label,
-                            "tokens_positive": [list(span)],
+                            "tokens_positive": [list(mention.span)],
                         }
-                        for label, (entity, span) in enumerate(asked)
-                        for box in boxes_of[entity]
+                        for label, mention in enumerate(asked)
+                        for box in boxes_of[mention.entity]
                     ],
                 }
             )
@@ -97,21 +114,23 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
     return records
 
 
-def read_sentence(line: str) -> tuple[str, list[tuple[str, Span]]]:
-    """A marked sentence -> its plain text, and the entity number and span of each phrase.
+def read_sentence(line: str) -> tuple[str, list[Mention]]:
+    """A marked sentence -> its plain text, and its marked phrases.
 
-    >>> read_sentence("[/EN#1/people A man] with [/EN#2/other a hat] .")
-    ('A man with a hat .', [('1', (0, 5)), ('2', (11, 16))])
+    >>> text, [man] = read_sentence("[/EN#1/people A man] with a hat .")
+    >>> text, man.kinds, man.span
+    ('A man with a hat .', ('people',), (0, 5))
     """
     line = line.strip()
-    text, entities, position = "", [], 0
+    text, mentions, position = "", [], 0
     for match in _MARKED.finditer(line):
         text += line[position : match.start()]
         begin = len(text)
         text += match["phrase"]
-        entities.append((match["entity"], (begin, len(text))))
+        kinds = tuple(filter(None, match["kinds"].split("/")))
+        mentions.append(Mention(match["entity"], kinds, (begin, len(text))))
         position = match.end()
-    return text + line[position:], entities
+    return text + line[position:], mentions
 
 
 def read_boxes(xml_file: Path) -> tuple[tuple[int, int], dict[str, list[list[float]]]]:

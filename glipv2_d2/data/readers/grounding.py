@@ -23,11 +23,13 @@ from glipv2_d2.data.readers.coco import (
     open_coco,
 )
 from glipv2_d2.data.registration import Record, register
+from glipv2_d2.data.sanitize import caption_labels
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
 BOX_OF_NO_PHRASE = "boxes were of none of the phrases that are asked"
+NOTHING_ASKED = "captions had no phrase with a box and were left out"
 NO_FOLDER = "images had a data_source without a folder"
 
 # The value of data_source where an entry has none.
@@ -71,6 +73,62 @@ def register_grounding(
         source_files=(json_file, *roots.values()),
         **metadata,
     )
+
+
+def register_described_boxes(name: str, json_file: str, image_root: str) -> None:
+    """Register a file in MDETR's form whose phrases with boxes are all asked in evaluation."""
+    register(
+        name,
+        functools.partial(read_described_boxes, json_file, image_root, name),
+        source_files=(json_file, image_root),
+        evaluator_type="flickr30k",
+    )
+
+
+def read_described_boxes(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
+    """Records in which every phrase that has a box is asked; captions without any are left out.
+
+    For files that do not say what is asked, such as those of composed scenes.
+    """
+    faults = Faults()
+    asked = []
+    for record in read_grounding(json_file, {ANY_SOURCE: image_root}, dataset_name):
+        phrases, labels = caption_labels(record)
+        if not phrases:
+            faults.add(NOTHING_ASKED, record["file_name"])
+            continue
+        record[fields.PHRASES] = phrases
+        record["annotations"] = [
+            {**annotation, "category_id": label}
+            for annotation, label in zip(record["annotations"], labels, strict=True)
+            if label is not None
+        ]
+        asked.append(record)
+    faults.warn(logger, dataset_name)
+    return asked
+
+
+def read_referring(
+    json_file: str, image_root: str, dataset_name: str, *, is_train: bool
+) -> list[Record]:
+    """Records whose caption is an expression or phrase that all of their boxes show.
+
+    Args:
+        dataset_name: for the report.
+        is_train: boxes show what ``tokens_positive`` says, those without show the whole
+            expression. Else the whole expression is the one phrase that is asked.
+    """
+    records = read_grounding(json_file, {ANY_SOURCE: image_root}, dataset_name)
+    for record in records:
+        whole = (0, len(record[fields.CAPTION]))
+        for annotation in record["annotations"]:
+            if is_train:
+                annotation["tokens_positive"] = annotation["tokens_positive"] or [list(whole)]
+            else:
+                annotation["category_id"] = 0
+        if not is_train:
+            record[fields.PHRASES] = [[whole]]
+    return records
 
 
 def read_grounding(

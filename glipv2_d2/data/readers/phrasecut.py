@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.readers.coco import convert_segmentation
-from glipv2_d2.data.readers.grounding import register_grounding
+from glipv2_d2.data.readers.grounding import read_referring
 from glipv2_d2.data.readers.visual_genome import UNKNOWN_IMAGE, read_image_data
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
@@ -38,11 +38,16 @@ def register_phrasecut(root: str) -> None:
             source_files=(json_file, image_data),
             evaluator_type="phrasecut",
         )
+    image_root = os.path.join(root, "gqa", "images")
     for split in ("train", "val", "test"):
-        register_grounding(
-            f"phrasecut_mdetr_{split}",
-            os.path.join(root, "mdetr_annotations", f"finetune_phrasecut_{split}.json"),
-            os.path.join(root, "gqa", "images"),
+        name = f"phrasecut_mdetr_{split}"
+        json_file = os.path.join(root, "mdetr_annotations", f"finetune_phrasecut_{split}.json")
+        register(
+            name,
+            functools.partial(
+                read_referring, json_file, image_root, name, is_train=split == "train"
+            ),
+            source_files=(json_file, image_root),
             evaluator_type="phrasecut",
         )
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import os
 
-from glipv2_d2.data.readers.grounding import ANY_SOURCE, read_grounding
-from glipv2_d2.data.registration import Record, register
-from glipv2_d2.structures import fields
+from glipv2_d2.data.readers.grounding import read_referring
+from glipv2_d2.data.registration import register
 
 SPLITS = {
     "refcoco": ("train", "val", "testA", "testB"),
@@ -27,34 +26,14 @@ def register_refcoco(root: str) -> None:
         for split in splits:
             name = f"{dataset}_{split}"
             json_file = os.path.join(root, "mdetr_annotations", f"finetune_{name}.json")
-            register(
-                name,
-                functools.partial(
-                    read_referring, json_file, image_root, name, is_train=split == "train"
-                ),
-                source_files=(json_file, image_root),
-                evaluator_type="refcoco",
-            )
+            register_referring(name, json_file, image_root, is_train=split == "train")
 
 
-def read_referring(
-    json_file: str, image_root: str, dataset_name: str, *, is_train: bool
-) -> list[Record]:
-    """Records whose caption is the expression.
-
-    Args:
-        dataset_name: for the report.
-        is_train: boxes show what ``tokens_positive`` says, those without show the whole
-            expression. Else the whole expression is the one phrase that is asked.
-    """
-    records = read_grounding(json_file, {ANY_SOURCE: image_root}, dataset_name)
-    for record in records:
-        whole = (0, len(record[fields.CAPTION]))
-        for annotation in record["annotations"]:
-            if is_train:
-                annotation["tokens_positive"] = annotation["tokens_positive"] or [list(whole)]
-            else:
-                annotation["category_id"] = 0
-        if not is_train:
-            record[fields.PHRASES] = [[whole]]
-    return records
+def register_referring(name: str, json_file: str, image_root: str, *, is_train: bool) -> None:
+    """Register a file in MDETR's form whose captions are expressions, read for training or not."""
+    register(
+        name,
+        functools.partial(read_referring, json_file, image_root, name, is_train=is_train),
+        source_files=(json_file, image_root),
+        evaluator_type="refcoco",
+    )

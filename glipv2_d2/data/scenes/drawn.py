@@ -81,6 +81,15 @@ SHAPES = {
 }
 
 
+NOVEL_NAMES = frozenset(
+    {
+        *("red circle", "blue circle", "green star", "yellow star"),
+        *("red square", "green square", "blue cross", "yellow cross"),
+    }
+)
+"""Colours and shapes that the others have, in other pairs: to train without, and to ask then."""
+
+
 def drawn_cutouts() -> list[Cutout]:
     """Every shape in every colour: "red circle" ... "yellow cross"."""
     cutouts = []
@@ -92,21 +101,40 @@ def drawn_cutouts() -> list[Cutout]:
     return cutouts
 
 
-def write_drawn(root: Path, *, split: str, num_images: int, size: int, seed: int) -> Path:
+def base_cutouts() -> list[Cutout]:
+    """Those whose names are not novel."""
+    return [cutout for cutout in drawn_cutouts() if cutout.name not in NOVEL_NAMES]
+
+
+def novel_cutouts() -> list[Cutout]:
+    """Those whose names are novel."""
+    return [cutout for cutout in drawn_cutouts() if cutout.name in NOVEL_NAMES]
+
+
+def write_drawn(
+    root: Path,
+    *,
+    split: str,
+    num_images: int,
+    size: int,
+    seed: int,
+    load_cutouts: Callable[[], list[Cutout]] = drawn_cutouts,
+) -> Path:
     """Write square scenes of drawn cut-outs on drawn backgrounds; returns the annotation file.
 
     Args:
         split: name of the files below ``root``.
         size: of a side, in pixels.
         seed: another one gives other scenes.
+        load_cutouts: what is in the scenes; their names are the categories.
     """
-    names = sorted({cutout.name for cutout in drawn_cutouts()})
+    names = sorted({cutout.name for cutout in load_cutouts()})
     scenes = SceneSplit(
         name=split,
         num_images=num_images,
         size=(size, size),
         seed=seed,
         category_names=names,
-        load_cutouts=drawn_cutouts,
+        load_cutouts=load_cutouts,
     )
     return write_split(scenes, root)

@@ -65,6 +65,16 @@ def ask(
     return questions
 
 
+def question_type(question: str) -> str:
+    """The kind of one of these questions: its first words, as VQAv2 names its types.
+
+    >>> question_type("is there a dog in the picture?"), question_type("what is left of the dog?")
+    ('is there', 'what is left of')
+    """
+    beginnings = ("is there", "how many", "what is left of")
+    return next((words for words in beginnings if question.startswith(words)), "other")
+
+
 def with_article(name: str) -> str:
     """One of it.
 

@@ -2,7 +2,8 @@
 
 ``<split>.json`` has COCO's fields (images, annotations with RLE masks, categories), plus MDETR's
 ``caption`` of an image and ``tokens_positive`` of an annotation. ``<split>_questions.json`` and
-``<split>_answers.json`` have VQAv2's fields. Field names are from memory of the published files.
+``<split>_answers.json`` have VQAv2's fields. ``<split>_referring.json`` has a phrase for one of two
+things of a name, in MDETR's form. Field names are from memory of the published files.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from glipv2_d2.data.scenes.backgrounds import load_photos, make_background
 from glipv2_d2.data.scenes.compose import Scene, compose_scene
 from glipv2_d2.data.scenes.cutouts import Cutout
 from glipv2_d2.data.scenes.language import ask, describe
+from glipv2_d2.data.scenes.referring import MIN_AREA_RATIO, MIN_DISTANCE, referring_file
 
 JPEG_QUALITY = 90
 ANSWERS_PER_QUESTION = 10  # VQAv2 has ten people answer; here all agree
@@ -56,19 +58,30 @@ class SceneSplit:
 
 
 def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
-    """Write a split below ``root``; one that is complete with these settings is left as it is.
+    """Write a split below ``root``; what is complete with these settings is left as it is.
 
     The images come first and the annotations last, each renamed into place when whole, so that an
-    annotation file says that its split is complete, and with which settings it was made.
+    annotation file says that its split is complete, and with which settings it was made. The
+    referring phrases follow from the annotations; a split that has none yet gets them.
 
     Returns:
         the annotation file.
     """
     annotation_file = root / f"{split.name}.json"
-    if annotation_file.is_file():
-        if json.loads(annotation_file.read_text(encoding="utf8")).get("info") == _info(split):
-            return annotation_file
-        annotation_file.unlink()
+    if not _is_complete(annotation_file, split):
+        annotation_file.unlink(missing_ok=True)
+        _write_scenes(split, root, workers)
+    _write_referring(annotation_file)
+    return annotation_file
+
+
+def _is_complete(annotation_file: Path, split: SceneSplit) -> bool:
+    if not annotation_file.is_file():
+        return False
+    return json.loads(annotation_file.read_text(encoding="utf8")).get("info") == _info(split)
+
+
+def _write_scenes(split: SceneSplit, root: Path, workers: int) -> None:
     images = root / split.name
     partial = root / f"{split.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +100,20 @@ def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
     partial.rename(images)
     for kind, content in _collect(split, records).items():
         _write_json(root / f"{split.name}{kind}.json", content)
-    return annotation_file
+
+
+def _write_referring(annotation_file: Path) -> None:
+    """Derive the phrases, unless the file has those of these annotations already."""
+    path = annotation_file.with_name(f"{annotation_file.stem}_referring.json")
+    annotations = annotation_file.read_bytes()
+    info = {
+        "annotations_sha256": hashlib.sha256(annotations).hexdigest(),
+        "min_distance": MIN_DISTANCE,
+        "min_area_ratio": MIN_AREA_RATIO,
+    }
+    if path.is_file() and json.loads(path.read_text(encoding="utf8")).get("info") == info:
+        return
+    _write_json(path, {"info": info, **referring_file(json.loads(annotations))})
 
 
 def _info(split: SceneSplit) -> dict[str, Any]:

@@ -15,7 +15,7 @@ XML = """<annotation><filename>1000.jpg</filename>
 <object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>
 </annotation>"""
 SENTENCES = """[/EN#7/people Two guys] with [/EN#9/scene a street] .
-[/EN#0/notvisual It] shows [/EN#8/people men] .
+[/EN#0/notvisual It] shows [/EN#8/people/other men] .
 """
 
 
@@ -35,6 +35,11 @@ def test_each_sentence_is_a_record_with_the_phrases_that_have_boxes(split_file: 
     assert [r["phrases"] for r in records] == [[[(0, 8)]], [[(9, 12)]]]
     assert {r["file_name"] for r in records} == {"images/1000.jpg"}
     assert len({r["image_id"] for r in records}) == 2
+
+
+def test_a_phrase_has_the_kinds_of_thing_that_its_mark_says(split_file: str) -> None:
+    records = read_entities(split_file, "images", "set")
+    assert [r["phrase_types"] for r in records] == [[("people",)], [("people", "other")]]
 
 
 def test_boxes_count_from_one_and_include_their_last_pixel(split_file: str) -> None:

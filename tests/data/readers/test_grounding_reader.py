@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from glipv2_d2.data.readers.grounding import read_grounding
-from glipv2_d2.data.readers.refcoco import read_referring
+from glipv2_d2.data.readers.grounding import (
+    read_described_boxes,
+    read_grounding,
+    read_referring,
+)
 
 Write = Callable[[str, Any], str]
 CAPTION = "a man with a hat"
@@ -72,6 +75,25 @@ def test_in_evaluation_boxes_are_numbered_by_the_phrases_that_are_asked(
     assert record["phrases"] == [[(11, 16)]]
     assert [a["category_id"] for a in record["annotations"]] == [0]
     assert (record["original_img_id"], record["sentence_id"]) == (30, 2)
+
+
+def test_every_phrase_with_a_box_is_asked_where_the_file_names_none(
+    content: dict[str, Any], write_json: Write
+) -> None:
+    boxes = content["annotations"]
+    boxes.append({**boxes[1], "id": 3, "bbox": [5, 6, 7, 8]})  # a second hat
+    boxes.append({**boxes[1], "id": 4, "tokens_positive": []})
+    [record] = read_described_boxes(write_json("a.json", content), "images", "set")
+    assert record["phrases"] == [[(0, 5)], [(11, 16)]]
+    assert [a["category_id"] for a in record["annotations"]] == [0, 1, 1]
+
+
+def test_a_caption_without_boxes_asks_nothing(
+    content: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    content["annotations"] = []
+    assert read_described_boxes(write_json("a.json", content), "images", "set") == []
+    assert "3.jpg" in caplog.text
 
 
 def test_a_referring_expression_is_one_phrase_in_evaluation(

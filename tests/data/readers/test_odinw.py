@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.readers.coco import read_coco
 from glipv2_d2.data.readers.odinw import benchmark_names, odinw_sets, register_split
+from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.build import build_evaluator
 from glipv2_d2.text.prompts import check_names
 
@@ -86,7 +86,7 @@ def test_a_set_can_be_evaluated_again_and_again(
     DatasetCatalog.get(dataset_name)
     for _ in range(2):
         # The second one must not look for the first one's file.
-        evaluator = build_evaluator(get_cfg(), dataset_name, str(tmp_path / "results"))
+        evaluator = build_evaluator(load_config(), dataset_name, str(tmp_path / "results"))
         evaluator.reset()
         evaluator.evaluate()
     DatasetCatalog.remove(dataset_name)

@@ -1,0 +1,75 @@
+"""GQA: questions made from scene graphs, one answer each.
+
+``<split>_balanced_questions.json`` is ``{question_id: {imageId, question, answer, fullAnswer,
+types: {semantic, structural, detailed}}}``; the images are Visual Genome's in one folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+from glipv2_d2.data.registration import Record, register
+from glipv2_d2.data.text_tasks import check_text_task, soft_scores
+from glipv2_d2.structures import fields
+
+SPLITS = ("train", "val", "testdev", "test")
+
+
+def register_gqa(root: str) -> None:
+    """``gqa_balanced_{train,val,testdev,test}`` below ``root``/gqa."""
+    folder = os.path.join(root, "gqa")
+    image_root = os.path.join(folder, "images")
+    for split in SPLITS:
+        questions_file = os.path.join(folder, f"{split}_balanced_questions.json")
+        register(
+            f"gqa_balanced_{split}",
+            functools.partial(read_gqa, questions_file, image_root),
+            source_files=(questions_file, image_root),
+            evaluator_type="vqa",
+            # Of the file that GQA's server takes.
+            result_keys=("questionId", "prediction"),
+        )
+
+
+def read_gqa(questions_file: str, image_root: str) -> list[Record]:
+    """One record per question; ids are texts. Sizes of images are not in the file.
+
+    ``question_type`` is GQA's structural type (verify, query, choose, logical, compare),
+    ``answer_type`` is "open" for those of type query and else "binary", as GQA groups them (from
+    memory).
+
+    Raises:
+        ValueError: the file is not in this form, or a question is empty.
+    """
+    with open(questions_file, encoding="utf-8") as file:
+        try:
+            return [
+                _record(question_id, entry, image_root)
+                for question_id, entry in json.load(file).items()
+            ]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{questions_file!r} is not in GQA's form ({type(error).__name__}: {error}): it "
+                "should be a JSON object of questions by their ids"
+            ) from error
+
+
+def _record(question_id: str, entry: dict[str, Any], image_root: str) -> Record:
+    record = {
+        "file_name": os.path.join(image_root, f"{entry['imageId']}.jpg"),
+        "image_id": entry["imageId"],
+        fields.QUESTION_ID: question_id,
+        fields.QUESTION: entry["question"],
+    }
+    if "answer" in entry:
+        human_answers = [entry["answer"]]
+        record |= {fields.HUMAN_ANSWERS: human_answers, fields.ANSWERS: soft_scores(human_answers)}
+    if "types" in entry:
+        structural = entry["types"]["structural"]
+        record[fields.QUESTION_TYPE] = structural
+        record[fields.ANSWER_TYPE] = "open" if structural == "query" else "binary"
+    check_text_task(record, is_train=False)
+    return record

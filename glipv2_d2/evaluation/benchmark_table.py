@@ -1,0 +1,133 @@
+"""Results of benchmarks as one table, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from glipv2_d2.evaluation.benchmarks import Benchmark
+
+Results = dict[str, dict[str, float | None]]
+"""Task -> metric -> value; None where it is no number."""
+
+HEADERS = ("benchmark", "data set", "result")
+# Data sets of one benchmark that are named one by one although they were not evaluated.
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one data set of a benchmark.
+
+    Attributes:
+        dataset: its registered name.
+        results: of the evaluation; None where there was none.
+        reason: why there was none.
+        failed: it was tried.
+    """
+
+    dataset: str
+    results: Results | None = None
+    reason: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcomes of the data sets of one benchmark, in its order."""
+
+    benchmark: Benchmark
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Average and median of the first metric, of as many data sets as have it."""
+        metric = self.benchmark.metrics[0]
+        values = [
+            value for outcome in self.outcomes if (value := _value(outcome, metric)) is not None
+        ]
+        if not self.benchmark.is_averaged or not values:
+            return {}
+        return {"average": statistics.fmean(values), "median": statistics.median(values)}
+
+
+def to_text(reports: Sequence[Report], tablefmt: str) -> str:
+    """The table in one of tabulate's formats."""
+    rows = [row for report in reports for row in _rows(report)]
+    return tabulate(rows, HEADERS, tablefmt=tablefmt, disable_numparse=True)
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """Everything, per benchmark and data set."""
+    return {
+        report.benchmark.name: {
+            "datasets": {
+                outcome.dataset: {
+                    "results": outcome.results,
+                    "reason": outcome.reason,
+                    "failed": outcome.failed,
+                }
+                for outcome in report.outcomes
+            },
+            "summary": report.summary,
+        }
+        for report in reports
+    }
+
+
+def _rows(report: Report) -> list[tuple[str, str, str]]:
+    name, outcomes = report.benchmark.name, report.outcomes
+    missing = [outcome for outcome in outcomes if outcome.results is None and not outcome.failed]
+    named = outcomes
+    if len(missing) > MAX_NAMED:
+        named = tuple(outcome for outcome in outcomes if outcome not in missing)
+    rows = [
+        (name, outcome.dataset, _numbers(report.benchmark, outcome) or outcome.reason)
+        for outcome in named
+    ]
+    if len(named) < len(outcomes):
+        rows.append((name, f"{len(missing)} others", f"{missing[0].reason}, and so on"))
+    if report.summary:
+        metric = report.benchmark.metrics[0].replace("/", " ")
+        count = sum(outcome.results is not None for outcome in report.outcomes)
+        of = f"{count} of {len(report.outcomes)}" if count < len(report.outcomes) else str(count)
+        numbers = ", ".join(f"{key} {value:.2f}" for key, value in report.summary.items())
+        rows.append((name, f"all ({of})", f"{metric}: {numbers}"))
+    return rows
+
+
+def _numbers(benchmark: Benchmark, outcome: Outcome) -> str:
+    """
+    >>> of = Benchmark("b", (), ("bbox/AP", "bbox/AP50", "segm/AP"))
+    >>> _numbers(of, Outcome("set", {"bbox": {"AP": 12.345, "AP50": 30.0}}))
+    'bbox: AP 12.35, AP50 30.00'
+    """
+    by_task: dict[str, list[str]] = {}
+    for metric in benchmark.metrics:
+        task, name = metric.split("/", 1)
+        value = _value(outcome, metric)
+        if value is not None:
+            by_task.setdefault(task, []).append(f"{name} {value:.2f}")
+    return "; ".join(f"{task}: {', '.join(values)}" for task, values in by_task.items())
+
+
+def _value(outcome: Outcome, metric: str) -> float | None:
+    task, name = metric.split("/", 1)
+    return (outcome.results or {}).get(task, {}).get(name)
+
+
+def without_nan(results: Mapping[str, Mapping[str, float]]) -> Results:
+    """What an evaluator gives, as JSON can hold it.
+
+    >>> without_nan({"bbox": {"AP": 12.5, "APl": float("nan")}})
+    {'bbox': {'AP': 12.5, 'APl': None}}
+    """
+    return {
+        task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        for task, metrics in results.items()
+    }

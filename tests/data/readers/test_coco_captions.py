@@ -1,0 +1,123 @@
+"""Captions to be said: COCO's files and Karpathy's splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from glipv2_d2.data.readers.coco_captions import read_coco_captions, read_karpathy
+
+Write = Callable[[str, Any], str]
+
+
+@pytest.fixture
+def coco() -> dict[str, Any]:
+    image = {"license": 1, "height": 40, "width": 30}
+    return {
+        "images": [
+            {**image, "id": 9, "file_name": "9.jpg"},
+            {**image, "id": 4, "file_name": "4.jpg"},
+        ],
+        "annotations": [
+            {"image_id": 9, "id": 1, "caption": "A cat."},
+            {"image_id": 4, "id": 2, "caption": "A dog\nruns. "},
+            {"image_id": 9, "id": 3, "caption": "The cat sits."},
+        ],
+    }
+
+
+def test_an_image_has_all_of_its_captions(coco: dict[str, Any], write_json: Write) -> None:
+    dog, cat = read_coco_captions(write_json("a.json", coco), "coco/val2014", "set")
+    assert (cat["file_name"], cat["image_id"]) == ("coco/val2014/9.jpg", 9)
+    assert (cat["height"], cat["width"]) == (40, 30)
+    assert cat["target_captions"] == ["A cat.", "The cat sits."]
+    assert dog["target_captions"] == ["A dog runs."]
+    assert "annotations" not in cat
+
+
+def test_a_caption_may_be_in_the_list_of_images(coco: dict[str, Any], write_json: Write) -> None:
+    # As in the files of composed scenes, whose annotations are boxes.
+    for image in coco["images"]:
+        image["caption"] = f"picture {image['id']}"
+    coco["annotations"] = [{"image_id": 4, "id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}]
+    records = read_coco_captions(write_json("a.json", coco), "images", "set")
+    assert [record["target_captions"] for record in records] == [["picture 4"], ["picture 9"]]
+
+
+def test_a_test_set_has_no_captions(coco: dict[str, Any], write_json: Write) -> None:
+    del coco["annotations"]
+    records = read_coco_captions(write_json("a.json", coco), "images", "set")
+    assert [record["target_captions"] for record in records] == [[], []]
+
+
+@pytest.mark.parametrize("caption", [" ", None])
+def test_an_empty_caption_is_left_out_and_named(
+    caption: object, coco: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco["annotations"][2]["caption"] = caption
+    _, cat = read_coco_captions(write_json("a.json", coco), "images", "set")
+    assert cat["target_captions"] == ["A cat."]
+    assert "1 captions had no words" in caplog.text
+    assert "9.jpg" in caplog.text
+
+
+def test_an_image_without_any_caption_is_an_error(coco: dict[str, Any], write_json: Write) -> None:
+    coco["annotations"][1]["caption"] = ""
+    with pytest.raises(ValueError, match=r"a\.json.*1 of 2 images.*'images/4\.jpg'"):
+        read_coco_captions(write_json("a.json", coco), "images", "set")
+
+
+@pytest.fixture
+def karpathy() -> dict[str, Any]:
+    def image(cocoid: int, split: str, folder: str = "val2014") -> dict[str, Any]:
+        return {
+            "filepath": folder,
+            "sentids": [cocoid],
+            "filename": f"COCO_{folder}_{cocoid:012d}.jpg",
+            "imgid": 0,
+            "split": split,
+            "sentences": [
+                {
+                    "tokens": ["a", "cat"],
+                    "raw": "A cat. ",
+                    "imgid": 0,
+                    "sentid": cocoid,
+                }
+            ],
+            "cocoid": cocoid,
+        }
+
+    return {
+        "images": [
+            image(1, "train", "train2014"),
+            image(2, "test"),
+            image(3, "restval"),
+            image(4, "val"),
+        ],
+        "dataset": "coco",
+    }
+
+
+@pytest.mark.parametrize(("split", "ids"), [("train", [1, 3]), ("val", [4]), ("test", [2])])
+def test_restval_is_trained_on(
+    split: str, ids: list[int], karpathy: dict[str, Any], write_json: Write
+) -> None:
+    records = read_karpathy(write_json("dataset_coco.json", karpathy), "coco", split)
+    assert [record["image_id"] for record in records] == ids
+
+
+def test_sentences_are_as_they_were_written(karpathy: dict[str, Any], write_json: Write) -> None:
+    [record] = read_karpathy(write_json("dataset_coco.json", karpathy), "coco", "test")
+    assert record == {
+        "file_name": "coco/val2014/COCO_val2014_000000000002.jpg",
+        "image_id": 2,
+        "target_captions": ["A cat."],
+    }
+
+
+@pytest.mark.parametrize("content", [[], {"images": [{"split": "test", "filename": "1.jpg"}]}])
+def test_a_file_of_another_form_is_named(content: Any, write_json: Write) -> None:
+    with pytest.raises(ValueError, match=r"dataset_coco\.json.*Karpathy"):
+        read_karpathy(write_json("dataset_coco.json", content), "coco", "test")

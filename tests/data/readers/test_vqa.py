@@ -1,0 +1,248 @@
+"""Questions and answers in VQAv2's form, GQA's form, and easy-VQA's package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import prepare_easy_vqa
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from glipv2_d2.data.builtin import register_easy_vqa
+from glipv2_d2.data.readers.gqa import read_gqa
+from glipv2_d2.data.readers.vqa import coco_image, read_questions
+
+Write = Callable[[str, Any], str]
+
+PEOPLE = ["net", "net", "Net.", "netting", "mesh", "net", "net", "net", "net", "net"]
+
+
+def questions() -> dict[str, Any]:
+    return {
+        "info": {"version": "2.0"},
+        "task_type": "Open-Ended",
+        "data_type": "mscoco",
+        "data_subtype": "train2014",
+        "questions": [
+            {"image_id": 458752, "question": "What is this?", "question_id": 458752000},
+            {"image_id": 458752, "question": "Is it red?", "question_id": 458752001},
+        ],
+    }
+
+
+def annotation(question_id: int, people: list[str], answer_type: str) -> dict[str, Any]:
+    return {
+        "question_type": "what is this" if answer_type == "other" else "is it",
+        "multiple_choice_answer": people[0],
+        "answers": [
+            {"answer": answer, "answer_confidence": "yes", "answer_id": i}
+            for i, answer in enumerate(people, start=1)
+        ],
+        "image_id": 458752,
+        "answer_type": answer_type,
+        "question_id": question_id,
+    }
+
+
+def answers() -> dict[str, Any]:
+    # The order of the two files differs.
+    return {
+        "annotations": [
+            annotation(458752001, ["no"] * 10, "yes/no"),
+            annotation(458752000, PEOPLE, "other"),
+        ]
+    }
+
+
+def image_of(image_id: int) -> dict[str, Any]:
+    return coco_image("coco/train2014", "train2014", image_id)
+
+
+@pytest.fixture
+def read(write_json: Write) -> Callable[..., list[dict[str, Any]]]:
+    def read_both(
+        questions: dict[str, Any],
+        answers: dict[str, Any] | None,
+        image_of: Callable[[Any], dict[str, Any]] = image_of,
+    ) -> list[dict[str, Any]]:
+        answers_file = None if answers is None else write_json("annotations.json", answers)
+        return read_questions(write_json("questions.json", questions), answers_file, image_of)
+
+    return read_both
+
+
+def test_answers_are_matched_to_their_questions(read: Callable[..., Any]) -> None:
+    first, second = read(questions(), answers())
+    assert first["file_name"] == "coco/train2014/COCO_train2014_000000458752.jpg"
+    assert (first["image_id"], first["question_id"]) == (458752, 458752000)
+    assert first["question"] == "What is this?"
+    assert first["human_answers"] == PEOPLE
+    assert first["answers"] == {"net": 1.0, "netting": 1 / 3, "mesh": 1 / 3}
+    assert (first["answer_type"], first["question_type"]) == ("other", "what is this")
+    assert second["answers"] == {"no": 1.0}
+    assert "annotations" not in first
+
+
+def test_a_test_set_has_no_answers(read: Callable[..., Any]) -> None:
+    for record in read(questions(), None):
+        assert not {"answers", "human_answers", "answer_type"} & record.keys()
+
+
+def test_files_of_different_questions_are_named(read: Callable[..., Any]) -> None:
+    other = answers()
+    other["annotations"][1]["question_id"] = 99
+    with pytest.raises(
+        ValueError,
+        match=r"questions\.json.*annotations\.json.*1 have no answer \(458752000\), 1 answers.*99",
+    ):
+        read(questions(), other)
+
+
+def test_a_question_that_is_there_twice_is_named(read: Callable[..., Any]) -> None:
+    twice = questions()
+    twice["questions"][1]["question_id"] = 458752000
+    with pytest.raises(ValueError, match="more than once: 458752000"):
+        read(twice, None)
+
+
+def test_a_question_without_words_is_named(read: Callable[..., Any]) -> None:
+    empty = questions()
+    empty["questions"][1]["question"] = " "
+    with pytest.raises(ValueError, match=r"question 458752001 of image 'coco.*no words"):
+        read(empty, answers())
+
+
+def test_answers_about_another_image_are_named(read: Callable[..., Any]) -> None:
+    moved = answers()
+    moved["annotations"][1]["image_id"] = 7
+    with pytest.raises(ValueError, match="question 458752000 is about the image 7 there"):
+        read(questions(), moved)
+
+
+def test_an_empty_list_of_answers_is_named(read: Callable[..., Any]) -> None:
+    empty = answers()
+    empty["annotations"][0]["answers"] = []
+    with pytest.raises(ValueError, match=r"annotations\.json.*458752001 has an empty list"):
+        read(questions(), empty)
+
+
+def test_a_question_about_an_unlisted_image_is_named(read: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="question 458752000 is about the image 458752"):
+        read(questions(), None, {}.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([], "not in VQAv2's form"), ({"questions": [{"question_id": 1}]}, "number 0.*'image_id'")],
+)
+def test_a_file_of_another_form_is_named(
+    content: Any, message: str, read: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(content, None)
+
+
+GQA = {
+    "02930152": {
+        "semantic": [],
+        "entailed": [],
+        "equivalent": ["02930152"],
+        "question": "Is the sky dark?",
+        "imageId": "2354786",
+        "isBalanced": True,
+        "groups": {"global": None, "local": "06-sky_dark"},
+        "answer": "yes",
+        "semanticStr": "",
+        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
+        "types": {"detailed": "verifyAttr", "semantic": "attr", "structural": "verify"},
+        "fullAnswer": "Yes, the sky is dark.",
+    },
+    "07333408": {
+        "question": "What is on the white wall?",
+        "imageId": "2375429",
+        "answer": "pipe",
+        "types": {"detailed": "relS", "semantic": "rel", "structural": "query"},
+        "fullAnswer": "The pipe is on the wall.",
+    },
+}
+
+
+def test_gqa_has_one_answer_each(write_json: Write) -> None:
+    first, second = read_gqa(write_json("val_balanced_questions.json", GQA), "gqa/images")
+    assert first["file_name"] == "gqa/images/2354786.jpg"
+    assert (first["question_id"], first["image_id"]) == ("02930152", "2354786")
+    assert (first["human_answers"], first["answers"]) == (["yes"], {"yes": 1.0})
+    assert (first["question_type"], first["answer_type"]) == ("verify", "binary")
+    assert (second["question_type"], second["answer_type"]) == ("query", "open")
+
+
+def test_gqas_test_set_has_no_answers(write_json: Write) -> None:
+    bare = {"1": {"question": "What is it?", "imageId": "n5"}}
+    [record] = read_gqa(write_json("test_balanced_questions.json", bare), "gqa/images")
+    assert not {"answers", "human_answers", "question_type"} & record.keys()
+
+
+@pytest.mark.parametrize("content", [[], {"1": {"question": "What?"}}, {"1": []}])
+def test_a_gqa_file_of_another_form_is_named(content: Any, write_json: Write) -> None:
+    with pytest.raises(ValueError, match=r"gqa\.json.*GQA's form"):
+        read_gqa(write_json("gqa.json", content), "gqa/images")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for easy-VQA's package: one image a split, in its functions' forms."""
+    paths = {}
+    for number, split in enumerate(("train", "test")):
+        paths[split] = {number: str(tmp_path / f"{number}.png")}
+        Image.new("RGB", (64, 64), "red").save(paths[split][number])
+    texts = ["what shape is in the image?", "what color is the shape?", "is there a red shape?"]
+    found = (texts, ["circle", "red", "yes"])
+    module = SimpleNamespace(
+        get_train_questions=lambda: (*found, [0, 0, 0]),
+        get_test_questions=lambda: (*found, [1, 1, 1]),
+        get_train_image_paths=lambda: paths["train"],
+        get_test_image_paths=lambda: paths["test"],
+    )
+    monkeypatch.setitem(sys.modules, "easy_vqa", module)
+
+
+def test_easy_vqa_is_laid_out_as_it_is_read(
+    package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    prepare_easy_vqa.main(["--output", str(tmp_path / "easy_vqa")])
+    assert "test: 1 images" in capsys.readouterr().out
+    for name in ("easy_vqa_train", "easy_vqa_test"):
+        monkeypatch.delitem(DatasetCatalog.data, name)
+        monkeypatch.delitem(MetadataCatalog.data, name)
+    register_easy_vqa(str(tmp_path))
+    records = DatasetCatalog.get("easy_vqa_test")
+    assert [record["answers"] for record in records] == [
+        {"circle": 1.0},
+        {"red": 1.0},
+        {"yes": 1.0},
+    ]
+    assert [r["question_type"] for r in records] == ["shape", "color", "presence"]
+    assert [r["answer_type"] for r in records] == ["other", "other", "yes/no"]
+    assert records[0]["image_id"] == 1
+    assert (records[0]["height"], records[0]["width"]) == (64, 64)
+    with Image.open(records[0]["file_name"]) as image:
+        assert image.size == (64, 64)
+    assert "annotations" not in records[0]
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    with pytest.raises(SystemExit, match="pip install easy-vqa"):
+        prepare_easy_vqa.main(["--output", str(tmp_path)])
+
+
+def test_files_of_easy_vqa_have_vqav2s_fields() -> None:
+    [answer] = prepare_easy_vqa.answers_file(["teal"], [4])["annotations"]
+    assert answer.keys() == annotation(1, ["no"], "yes/no").keys()
+    [question] = prepare_easy_vqa.questions_file(["what?"], [4])["questions"]
+    assert question.keys() == questions()["questions"][0].keys()

@@ -1,0 +1,87 @@
+"""Records that ask for words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glipv2_d2.data.text_tasks import check_text_task, mirrored, soft_scores
+
+QUESTION = {
+    "file_name": "1.jpg",
+    "dataset_name": "asked",
+    "question": "is it red?",
+    "question_id": 5,
+    "answers": {"yes": 1.0},
+}
+CAPTIONS = {"file_name": "1.jpg", "target_captions": ["a cat", "a dog"]}
+
+
+@given(st.lists(st.sampled_from(("yes", "no", "maybe")), min_size=1, max_size=10))
+def test_an_answer_is_worth_a_third_for_each_person_who_gave_it(people: list[str]) -> None:
+    scores = soft_scores(people)
+    for answer, count in Counter(people).items():
+        assert scores[answer] == min(1.0, count / min(3, len(people)))
+    assert scores.keys() == set(people)
+
+
+def test_spellings_of_one_answer_are_counted_together() -> None:
+    assert soft_scores(["Two dogs", "2 dogs", "the two dogs.", "3"]) == {"2 dogs": 1.0, "3": 1 / 3}
+
+
+def test_answers_without_words_are_worth_nothing() -> None:
+    assert soft_scores(["", " "]) == {}
+
+
+def test_sides_change_places_in_all_words() -> None:
+    record = {
+        "question": "Is the left cat right of the dog?",
+        "answers": {"left": 1.0, "right": 0.3, "no": 0.3},
+        "target_captions": ["a cat on the left", "a bright cat"],
+        "image_id": 3,
+    }
+    assert mirrored(record) == {
+        "question": "Is the right cat left of the dog?",
+        "answers": {"right": 1.0, "left": 0.3, "no": 0.3},
+        "target_captions": ["a cat on the right", "a bright cat"],
+        "image_id": 3,
+    }
+    assert mirrored(mirrored(record)) == record
+
+
+@pytest.mark.parametrize("record", [QUESTION, CAPTIONS])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_sound_records_pass(is_train: bool, record: dict[str, Any]) -> None:
+    check_text_task(record, is_train=is_train)
+
+
+def without(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return {other: value for other, value in record.items() if other != key}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**QUESTION, "question": " "}, r"'asked', question 5 of image '1\.jpg': .*no words"),
+        ({**QUESTION, "question": None}, "question 5 .*no words"),
+        (without(QUESTION, "question_id"), "no question_id"),
+        ({**CAPTIONS, "target_captions": ["a cat", ""]}, r"image '1\.jpg': .*no words"),
+    ],
+)
+@pytest.mark.parametrize("is_train", [True, False])
+def test_what_has_no_words_is_named(is_train: bool, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_text_task(record, is_train=is_train)
+
+
+@pytest.mark.parametrize(
+    "record", [without(QUESTION, "answers"), {**CAPTIONS, "target_captions": []}]
+)
+def test_a_test_set_can_be_evaluated_and_not_trained_on(record: dict[str, Any]) -> None:
+    check_text_task(record, is_train=False)
+    with pytest.raises(ValueError, match=r"1\.jpg.*test set"):
+        check_text_task(record, is_train=True)

@@ -1,0 +1,180 @@
+"""What the mapper makes of records that ask for words, and loaders of mixtures with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from helpers.tiny_coco import NAMES
+from PIL import Image
+
+from glipv2_d2.data.build import build_test_loader, build_train_loader
+from glipv2_d2.data.mapper import GroundingMapper
+
+CAPTIONS = ["a dog left of a cat", "two animals", "a cat, a dog"]
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> str:
+    """White on its left half."""
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    pixels[:, :50] = 255
+    Image.fromarray(pixels).save(tmp_path / "left.png")
+    return str(tmp_path / "left.png")
+
+
+@pytest.fixture
+def question(image_file: str) -> dict[str, Any]:
+    return {
+        "file_name": image_file,
+        "image_id": 7,
+        "question_id": 70,
+        "question": "what is on the left side?",
+        "human_answers": ["white", "white", "left"],
+        "answers": {"white": 2 / 3, "left": 1 / 3},
+        "answer_type": "other",
+        "question_type": "what is",
+    }
+
+
+@pytest.fixture
+def described(image_file: str) -> dict[str, Any]:
+    return {"file_name": image_file, "image_id": 7, "target_captions": CAPTIONS}
+
+
+def make_mapper(cfg: CfgNode, *, is_train: bool = True) -> GroundingMapper:
+    return GroundingMapper(cfg, is_train=is_train, class_names={"tiny_coco": NAMES})
+
+
+def is_flipped(x: dict[str, Any]) -> bool:
+    return bool(x["image"][0, 0, 0] == 0)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_question_comes_with_its_image_and_nothing_to_find(
+    is_train: bool, cfg: CfgNode, question: dict[str, Any]
+) -> None:
+    cfg.INPUT.RANDOM_FLIP = "none"
+    x = make_mapper(cfg, is_train=is_train)(question)
+    assert x["image"].dtype == torch.uint8
+    assert (x["height"], x["width"]) == (50, 100)
+    assert (x["question"], x["question_id"]) == (question["question"], 70)
+    assert x["answers"] == question["answers"]
+    assert not {"prompt", "instances", "classes", "caption"} & x.keys()
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_what_only_evaluators_read_stays_behind(
+    is_train: bool, cfg: CfgNode, question: dict[str, Any]
+) -> None:
+    x = make_mapper(cfg, is_train=is_train)(question)
+    assert not {"human_answers", "answer_type", "question_type"} & x.keys()
+
+
+def test_question_and_answers_follow_the_flip(cfg: CfgNode, question: dict[str, Any]) -> None:
+    mapper = make_mapper(cfg)
+    seen = {is_flipped(x): x for x in (mapper(question) for _ in range(20))}
+    assert seen[False]["question"] == "what is on the left side?"
+    assert seen[False]["answers"] == {"white": 2 / 3, "left": 1 / 3}
+    assert seen[True]["question"] == "what is on the right side?"
+    assert seen[True]["answers"] == {"white": 2 / 3, "right": 1 / 3}
+
+
+def test_training_learns_one_caption_at_a_time_and_in_time_all(
+    cfg: CfgNode, described: dict[str, Any]
+) -> None:
+    mapper = make_mapper(cfg)
+    seen = set()
+    for _ in range(60):
+        x = mapper(described)
+        [caption] = x["target_captions"]
+        seen.add((is_flipped(x), caption))
+    mirrored = ["a dog right of a cat", *CAPTIONS[1:]]
+    assert seen == {*itertools.product([False], CAPTIONS), *itertools.product([True], mirrored)}
+
+
+def test_evaluation_keeps_all_captions(cfg: CfgNode, described: dict[str, Any]) -> None:
+    assert make_mapper(cfg, is_train=False)(described)["target_captions"] == CAPTIONS
+
+
+def test_a_question_beside_boxes_keeps_both(cfg: CfgNode, question: dict[str, Any]) -> None:
+    box = {"bbox": [0, 0, 50, 50], "bbox_mode": 0, "category_id": 1}
+    x = make_mapper(cfg)({**question, "annotations": [box]})
+    assert len(x["instances"]) == 1
+    assert 1 in x["prompt"].classes
+    assert x["answers"]
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_empty_question_is_named(is_train: bool, cfg: CfgNode, question: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"question 70 of image '.*left\.png'.*no words"):
+        make_mapper(cfg, is_train=is_train)({**question, "question": ""})
+
+
+@pytest.fixture
+def mixture(
+    cfg: CfgNode,
+    question: dict[str, Any],
+    described: dict[str, Any],
+    register: Callable[..., str],
+) -> CfgNode:
+    asked = [{**question, "question_id": i} for i in range(3)]
+    cfg.DATASETS.TRAIN = (
+        "tiny_coco",
+        register("asked", lambda: asked),
+        register("described", lambda: [described]),
+    )
+    return cfg
+
+
+def test_one_loader_mixes_boxes_questions_and_captions(mixture: CfgNode) -> None:
+    mixture.DATALOADER.ASPECT_RATIO_GROUPING = True
+    kinds = set()
+    for batch in itertools.islice(build_train_loader(mixture), 20):
+        for x in batch:
+            kind = x["dataset_name"]
+            assert ("instances" in x) == (kind == "tiny_coco")
+            assert ("question" in x) == (kind == "asked")
+            assert ("target_captions" in x) == (kind == "described")
+            kinds.add(kind)
+    assert kinds == {"tiny_coco", "asked", "described"}
+
+
+def test_questions_may_be_repeated_as_other_data(mixture: CfgNode) -> None:
+    mixture.DATASETS.TRAIN_REPEAT_FACTOR = [["asked", 4]]
+    loader = build_train_loader(mixture)
+    drawn = list(itertools.islice(loader.make_sampler(0), 1700))
+    # Records 4 to 6 are questions: 12 of 17 draws.
+    assert sum(4 <= i <= 6 for i in drawn) / len(drawn) == pytest.approx(12 / 17, abs=0.05)
+
+
+def test_evaluation_asks_every_question_once(mixture: CfgNode) -> None:
+    loader = build_test_loader(mixture, "asked")
+    assert [x["question_id"] for batch in loader for x in batch] == [0, 1, 2]
+
+
+def test_a_question_without_words_stops_training_before_it_begins(
+    cfg: CfgNode, question: dict[str, Any], register: Callable[..., str]
+) -> None:
+    cfg.DATASETS.TRAIN = (register("asked", lambda: [{**question, "question": " "}]),)
+    with pytest.raises(ValueError, match="data set 'asked', question 70 of image"):
+        build_train_loader(cfg)
+
+
+def test_a_question_whose_answers_have_no_words_is_left_out_and_named(
+    mixture: CfgNode,
+    question: dict[str, Any],
+    register: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unanswered = {**question, "question_id": 9, "answers": {}}
+    mixture.DATASETS.TRAIN = (register("some", lambda: [question, unanswered]),)
+    assert len(build_train_loader(mixture).dataset) == 1
+    assert "1 questions had no answer with words" in caplog.text
+    assert "question 9" in caplog.text

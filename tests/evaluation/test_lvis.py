@@ -1,0 +1,244 @@
+"""LVIS's AP with and without its limit per image, against a worked example and a plain search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.average_precision import IOU_THRESHOLDS, Found, Thing, average_precision
+from helpers.instances import process_all
+
+from glipv2_d2.evaluation import build_evaluator, lvis
+from glipv2_d2.evaluation.lvis import best_per_class, numpy_float_alias
+
+Register = Callable[..., str]
+FREQUENCIES = "rrccff"
+NUM_IMAGES = 4
+
+
+@pytest.fixture
+def write_lvis(tmp_path: Path, register: Register) -> Callable[..., str]:
+    """Writes things in LVIS's format and registers them."""
+
+    def write(
+        things: Sequence[Thing],
+        absent: dict[int, list[int]] | None = None,
+        not_exhaustive: dict[int, list[int]] | None = None,
+    ) -> str:
+        path = tmp_path / "lvis.json"
+        content = {
+            "categories": [
+                {"id": i + 1, "name": f"class {i}", "frequency": frequency}
+                for i, frequency in enumerate(FREQUENCIES)
+            ],
+            "images": [
+                {
+                    "id": i,
+                    "height": 48,
+                    "width": 48,
+                    "neg_category_ids": [c + 1 for c in (absent or {}).get(i, [])],
+                    "not_exhaustive_category_ids": [
+                        c + 1 for c in (not_exhaustive or {}).get(i, [])
+                    ],
+                }
+                for i in range(NUM_IMAGES)
+            ],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": thing.image,
+                    "category_id": thing.category + 1,
+                    "bbox": list(thing.box),
+                    "area": thing.box[2] * thing.box[3],
+                    "segmentation": [[0, 0, 4, 0, 4, 4]],
+                }
+                for i, thing in enumerate(things)
+            ],
+        }
+        path.write_text(json.dumps(content))
+        names = [category["name"] for category in content["categories"]]
+        return register([], evaluator_type="lvis", json_file=str(path), thing_classes=names)
+
+    return write
+
+
+def evaluate(cfg: CfgNode, dataset: str, found: Sequence[Found]) -> dict[str, float]:
+    evaluator = build_evaluator(cfg, dataset)
+    process_all(evaluator, found, range(NUM_IMAGES))
+    return evaluator.evaluate()["bbox"]
+
+
+BOX, ELSEWHERE = (4, 4, 10, 10), (30, 30, 10, 10)
+
+
+def test_fixed_ap_of_a_worked_example(
+    cfg: CfgNode, write_lvis: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two things of one rare class: a right, a wrong and a right detection, the last in its image.
+
+    All three: precision 1 up to recall 0.5 (51 of 101 recalls), then 2/3. The best two: recall ends
+    at 0.5. At most one in an image: the wrong one is left out, and everything is right.
+    """
+    dataset = write_lvis([Thing(0, 0, BOX), Thing(1, 0, BOX)])
+    found = [Found(0, 0, BOX, 0.9), Found(0, 0, ELSEWHERE, 0.8), Found(1, 0, BOX, 0.7)]
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    results = evaluate(cfg, dataset, found)
+    assert results["AP"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+    assert results["APr"] == results["AP"]
+    assert math.isnan(results["APc"]) and math.isnan(results["APf"])
+    monkeypatch.setattr(lvis, "FIXED_AP_LIMIT", 2)
+    assert evaluate(cfg, dataset, found)["AP"] == pytest.approx(100 * 51 / 101)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 1
+    assert evaluate(cfg, dataset, found)["AP"] == pytest.approx(100)
+
+
+def test_a_class_of_which_nothing_is_known_in_an_image_is_not_counted_there(
+    cfg: CfgNode, write_lvis: Callable[..., str]
+) -> None:
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    found = [Found(0, 0, ELSEWHERE, 0.9), Found(1, 0, BOX, 0.7)]
+    things = [Thing(1, 0, BOX)]
+    assert evaluate(cfg, write_lvis(things), found)["AP"] == pytest.approx(100)
+    # It is known to be absent from image 0: a mistake of higher score.
+    assert evaluate(cfg, write_lvis(things, absent={0: [0]}), found)["AP"] == pytest.approx(50)
+
+
+@pytest.mark.parametrize("limit", [-1, 300])
+def test_nothing_found_is_zero_where_there_are_things(
+    limit: int, cfg: CfgNode, write_lvis: Callable[..., str]
+) -> None:
+    cfg.TEST.DETECTIONS_PER_IMAGE = limit
+    results = evaluate(cfg, write_lvis([Thing(0, 0, BOX)]), [])
+    assert (results["AP"], results["APr"], results["APs"]) == (0, 0, 0)
+    assert math.isnan(results["APf"]) and math.isnan(results["APl"])
+
+
+def random_data(
+    seed: int,
+) -> tuple[list[Thing], list[Found], dict[int, list[int]], dict[int, list[int]]]:
+    """Boxes on a coarse grid and scores with ties, and what is said of absent classes."""
+    rng = np.random.default_rng(seed)
+
+    def box() -> tuple[int, int, int, int]:
+        x, y = (4 * rng.integers(0, 4, 2)).tolist()
+        width, height = (4 * rng.integers(3, 6, 2)).tolist()
+        return x, y, width, height
+
+    def place() -> tuple[int, int]:
+        return int(rng.integers(NUM_IMAGES)), int(rng.integers(len(FREQUENCIES)))
+
+    things = [Thing(*place(), box()) for _ in range(30)]
+    found = [Found(*place(), box(), int(rng.integers(1, 10)) / 10) for _ in range(300)]
+    here = {(thing.image, thing.category) for thing in things}
+    absent = defaultdict(list)
+    not_exhaustive = defaultdict(list)
+    for i in range(NUM_IMAGES):
+        for c in range(len(FREQUENCIES)):
+            if (i, c) not in here and rng.random() < 0.5:
+                absent[i].append(c)
+            elif (i, c) in here and rng.random() < 0.3:
+                not_exhaustive[i].append(c)
+    return things, found, absent, not_exhaustive
+
+
+def searched(
+    things: list[Thing],
+    found: Sequence[Found],
+    absent: dict[int, list[int]],
+    not_exhaustive: dict[int, list[int]],
+) -> dict[str, float]:
+    """Means over classes of the AP of each."""
+    thresholds = {"AP": IOU_THRESHOLDS, "AP50": [0.5], "AP75": [0.75]}
+    ap: dict[str, list[float]] = {name: [] for name in thresholds}
+    for c in range(len(FREQUENCIES)):
+        of_class = [thing for thing in things if thing.category == c]
+        known = {thing.image for thing in of_class} | {i for i in absent if c in absent[i]}
+        counted = [one for one in found if one.category == c and one.image in known]
+        lenient = frozenset(i for i in not_exhaustive if c in not_exhaustive[i])
+        for name, limits in thresholds.items():
+            ap[name].append(average_precision(counted, of_class, limits, lenient))
+    results = {name: float(np.nanmean(values)) for name, values in ap.items()}
+    for name, frequency in (("APr", "r"), ("APc", "c"), ("APf", "f")):
+        chosen = [v for v, f in zip(ap["AP"], FREQUENCIES, strict=True) if f == frequency]
+        results[name] = float(np.nanmean(chosen))
+    return results
+
+
+def best_of(found: list[Found], key: Callable[[Found], Any], limit: int) -> list[Found]:
+    """Of each group the best; Python's sort keeps the order of equal ones."""
+    groups = defaultdict(list)
+    for one in found:
+        groups[key(one)].append(one)
+    return [
+        one
+        for group in groups.values()
+        for one in sorted(group, key=lambda one: -one.score)[:limit]
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fixed_ap_is_what_a_plain_search_gives(
+    seed: int, cfg: CfgNode, write_lvis: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvis, "FIXED_AP_LIMIT", 12)
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    things, found, *known = random_data(seed)
+    in_order = sorted(found, key=lambda one: one.image)
+    expected = searched(things, best_of(in_order, lambda one: one.category, 12), *known)
+    results = evaluate(cfg, write_lvis(things, *known), found)
+    assert {name: results[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ap_with_a_limit_per_image_is_what_a_plain_search_gives(
+    seed: int, cfg: CfgNode, write_lvis: Callable[..., str]
+) -> None:
+    cfg.TEST.DETECTIONS_PER_IMAGE = 25
+    things, found, *known = random_data(seed)
+    expected = searched(things, best_of(found, lambda one: one.image, 25), *known)
+    results = evaluate(cfg, write_lvis(things, *known), found)
+    assert {name: results[name] for name in expected} == pytest.approx(expected)
+
+
+def test_dropping_what_cannot_count_changes_nothing(
+    cfg: CfgNode, write_lvis: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvis, "FIXED_AP_LIMIT", 12)
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    things, found, *known = random_data(0)
+    dataset = write_lvis(things, *known)
+    whole = evaluate(cfg, dataset, found)
+    monkeypatch.setattr(lvis, "MAX_KEPT_DETECTIONS", 10)
+    evaluator = build_evaluator(cfg, dataset)
+    process_all(evaluator, found, range(NUM_IMAGES))
+    predictions = evaluator.evaluator.evaluator._predictions
+    kept = sum(len(prediction["instances"]) for prediction in predictions)
+    assert kept == 12 * len(FREQUENCIES) < len(found)
+    assert evaluator.evaluate()["bbox"] == pytest.approx(whole, nan_ok=True)
+
+
+def test_fixed_ap_counts_the_best_of_each_class_over_all_images() -> None:
+    def detection(category_id: int, score: float) -> dict[str, float]:
+        return {"category_id": category_id, "score": score}
+
+    predictions = [
+        {"image_id": 0, "instances": [detection(1, 0.9), detection(1, 0.2), detection(2, 0.1)]},
+        {"image_id": 1, "instances": [detection(1, 0.5)]},
+    ]
+    assert best_per_class(predictions, 2) == [
+        {"image_id": 0, "instances": [detection(1, 0.9), detection(2, 0.1)]},
+        {"image_id": 1, "instances": [detection(1, 0.5)]},
+    ]
+
+
+def test_numpys_old_name_is_there_only_while_needed() -> None:
+    with numpy_float_alias():
+        assert vars(np)["float"] is float
+    assert not hasattr(np, "float")
