@@ -16,12 +16,15 @@ from glipv2_d2.config import add_glipv2_config
 if TYPE_CHECKING:
     from glipv2_d2.checkpoint import GLIPv2Checkpointer
     from glipv2_d2.engine.setup import load_config
-    from glipv2_d2.predictor import Prediction, Predictor
+    from glipv2_d2.prediction import Answer, Caption, Prediction
+    from glipv2_d2.predictor import Predictor
     from glipv2_d2.visualization import draw_prediction
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "Caption",
     "GLIPv2Checkpointer",
     "Prediction",
     "Predictor",
@@ -31,8 +34,10 @@ __all__ = [
 ]
 
 _HOME_OF_NAME = {
+    "Answer": "glipv2_d2.prediction",
+    "Caption": "glipv2_d2.prediction",
     "GLIPv2Checkpointer": "glipv2_d2.checkpoint",
-    "Prediction": "glipv2_d2.predictor",
+    "Prediction": "glipv2_d2.prediction",
     "Predictor": "glipv2_d2.predictor",
     "draw_prediction": "glipv2_d2.visualization",
     "load_config": "glipv2_d2.engine.setup",

@@ -1,89 +1,45 @@
-"""Images and a prompt in, boxes out.
+"""Images and a prompt in, boxes and masks out; or answers and descriptions.
 
 predictor = Predictor("configs/mini/glipv2_mini.yaml", "glipv2_d2/assets/glipv2_mini.pth")
 prediction = predictor.predict("photo.jpg", classes=["cat", "coffee cup"])
 print(prediction.labels, prediction.instances.scores)
+
+A model with heads for them (MODEL.ANSWER, MODEL.CAPTION) also has
+
+print(predictor.answer("photo.jpg", "what is on the table?", ground=True))
+print(predictor.caption("photo.jpg"))
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode, Instances
 
+from glipv2_d2.asking import ClassNames, Phrase, caption_fields, prompt_per_image, text_per_image
 from glipv2_d2.data.resize import build_augmentations
+from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.tuning import load_model
+from glipv2_d2.evaluation.thresholds import NameThresholds
 from glipv2_d2.images import IMAGE_SOURCES, ChannelOrder, ImageSource, load_image
+from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.name_scores import best_scores
+from glipv2_d2.prediction import Answer, Caption, Prediction, Thresholds
 from glipv2_d2.structures import fields
-from glipv2_d2.structures.language import Span
-from glipv2_d2.text.noun_phrases import noun_phrases
 
 logger = logging.getLogger(__name__)
 
-Phrase = str | Sequence[Span]
-"""A phrase of a caption: its words, or the character spans [start, end) that spell it."""
-
-ClassNames = Sequence[str] | Sequence[Sequence[str]]
-"""What to look for: one list of names for all images, or one list per image."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one image.
-
-    Attributes:
-        instances: ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` (0..1, best
-            first) and ``pred_classes`` (index in ``names``), on the CPU.
-        names: the class names that were asked, or the phrases of the caption.
-        image_size: (height, width) of the original image.
-    """
-
-    instances: Instances
-    names: list[str]
-    image_size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    @property
-    def labels(self) -> list[str]:
-        """The name of each detection."""
-        return [self.names[index] for index in self.instances.pred_classes.tolist()]
-
-    def above(self, threshold: float) -> Prediction:
-        """The detections with a score of at least ``threshold``."""
-        return replace(self, instances=self.instances[self.instances.scores >= threshold])
-
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Rows of a COCO result file; ``bbox`` is XYWH, ``category_id`` the index in ``names``."""
-        boxes = self.instances.pred_boxes.tensor.numpy()
-        boxes_xywh = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-        return [
-            {
-                "image_id": image_id,
-                "category_id": class_index,
-                "category_name": self.names[class_index],
-                "bbox": box,
-                "score": score,
-            }
-            for class_index, box, score in zip(
-                self.instances.pred_classes.tolist(),
-                boxes_xywh,
-                self.instances.scores.tolist(),
-                strict=True,
-            )
-        ]
+R = TypeVar("R")
+OnError = Literal["raise", "skip"]
 
 
 class Predictor:
@@ -124,8 +80,10 @@ class Predictor:
         images: ImageSource,
         *,
         classes: Sequence[str] | None = ...,
+        negatives: Sequence[str] | None = ...,
         caption: str | None = ...,
         phrases: Sequence[Phrase] | None = ...,
+        thresholds: Thresholds | None = ...,
         channel_order: ChannelOrder | None = ...,
     ) -> Prediction: ...
 
@@ -135,11 +93,13 @@ class Predictor:
         images: Iterable[ImageSource],
         *,
         classes: ClassNames | None = ...,
+        negatives: ClassNames | None = ...,
         caption: str | None = ...,
         phrases: Sequence[Phrase] | None = ...,
+        thresholds: Thresholds | None = ...,
         channel_order: ChannelOrder | None = ...,
         batch_size: int = ...,
-        on_error: Literal["raise", "skip"] = ...,
+        on_error: OnError = ...,
     ) -> list[Prediction | None]: ...
 
     def predict(
@@ -147,11 +107,13 @@ class Predictor:
         images: ImageSource | Iterable[ImageSource],
         *,
         classes: ClassNames | None = None,
+        negatives: ClassNames | None = None,
         caption: str | None = None,
         phrases: Sequence[Phrase] | None = None,
+        thresholds: Thresholds | None = None,
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> Prediction | list[Prediction | None]:
         """Find what the prompt names.
 
@@ -159,8 +121,13 @@ class Predictor:
             images: one image or several: paths, PIL images, arrays (H, W[, C]) or tensors
                 (C, H, W), uint8 or uint16.
             classes: names to look for; for several images also one list of names per image.
+            negatives: names that compete with the classes and are not returned: a box is dropped
+                where one of them scores higher ("wolf", so that it is not found as "dog"). For
+                several images also one list per image.
             caption: a text to look for instead; what is looked for are its ``phrases``.
             phrases: default the noun phrases of the caption, found by spaCy.
+            thresholds: the least score by name, a mapping or the file of a calibration. A name that
+                a mapping does not have keeps all its boxes.
             channel_order: of colour arrays and tensors.
             batch_size: images that go through the model together. Padding to a common size can
                 change scores in the last digits.
@@ -173,25 +140,237 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: an image or the prompt cannot be used.
         """
-        if batch_size < 1 or on_error not in ("raise", "skip"):
-            raise ValueError(
-                f"batch_size is {batch_size}, on_error {on_error!r}; "
-                "give at least 1, and 'raise' or 'skip'"
-            )
-        if isinstance(images, IMAGE_SOURCES):
-            (prompt,) = _prompt_per_image(1, classes, caption, phrases)
-            image = load_image(images, channel_order)
-            return self._predict_batch([self._make_input(image, prompt)])[0]
+        least = NameThresholds.of({} if thresholds is None else thresholds)
 
+        def read(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+            return _prediction_of(x, output).above(least)
+
+        if isinstance(images, IMAGE_SOURCES):
+            prompts = prompt_per_image(1, classes, negatives, caption, phrases)
+            return self._ask_one(images, prompts[0], read, channel_order)
         sources = list(images)
-        prompts = _prompt_per_image(len(sources), classes, caption, phrases)
-        predictions: list[Prediction | None] = [None] * len(sources)
-        loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
-        while batch := list(islice(loaded, batch_size)):
-            inputs = [self._make_input(image, prompts[index]) for index, image in batch]
-            for (index, _), found in zip(batch, self._predict_batch(inputs), strict=True):
-                predictions[index] = found
-        return predictions
+        prompts = prompt_per_image(len(sources), classes, negatives, caption, phrases)
+        return self._ask_all(sources, prompts, read, channel_order, batch_size, on_error)
+
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self,
+        images: ImageSource,
+        questions: str,
+        *,
+        ground: bool = ...,
+        choices: Sequence[str] | None = ...,
+        channel_order: ChannelOrder | None = ...,
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self,
+        images: Iterable[ImageSource],
+        questions: str | Sequence[str],
+        *,
+        ground: bool = ...,
+        choices: Sequence[str] | None = ...,
+        channel_order: ChannelOrder | None = ...,
+        batch_size: int = ...,
+        on_error: OnError = ...,
+    ) -> list[Answer | None]: ...
+
+    def answer(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        questions: str | Sequence[str],
+        *,
+        ground: bool = False,
+        choices: Sequence[str] | None = None,
+        channel_order: ChannelOrder | None = None,
+        batch_size: int = 1,
+        on_error: OnError = "raise",
+    ) -> Answer | list[Answer | None]:
+        """Answer questions about images.
+
+        Args:
+            images, channel_order, batch_size, on_error: as of :meth:`predict`.
+            questions: one for all images, or one per image.
+            ground: also find the answer and the noun phrases of the question.
+            choices: the answers to choose from; default: the model's. A model of
+                ``MODEL.ANSWER.SCORE`` "words" takes any.
+
+        Returns:
+            One :class:`~glipv2_d2.prediction.Answer` for one image, a list of them for several.
+
+        Raises:
+            FileNotFoundError, ValueError: an image, a question or the choices cannot be used, or
+                the model has no head for answers.
+        """
+        self._check_is_glipv2("answer")
+        is_one = isinstance(images, IMAGE_SOURCES)
+        sources = [images] if is_one else list(images)
+        asked = [
+            {fields.QUESTION: question, fields.GROUND: ground}
+            | ({} if choices is None else {fields.CHOICES: list(choices)})
+            for question in text_per_image(len(sources), "question", questions)
+        ]
+        if is_one:
+            return self._ask_one(images, asked[0], _answer_of, channel_order)
+        return self._ask_all(sources, asked, _answer_of, channel_order, batch_size, on_error)
+
+    @overload
+    def caption(  # type: ignore[overload-overlap]
+        self,
+        images: ImageSource,
+        *,
+        ground: bool = ...,
+        prefix: str | None = ...,
+        beam_size: int | None = ...,
+        min_length: int | None = ...,
+        max_length: int | None = ...,
+        length_penalty: float | None = ...,
+        channel_order: ChannelOrder | None = ...,
+    ) -> Caption: ...
+
+    @overload
+    def caption(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        ground: bool = ...,
+        prefix: str | None = ...,
+        beam_size: int | None = ...,
+        min_length: int | None = ...,
+        max_length: int | None = ...,
+        length_penalty: float | None = ...,
+        channel_order: ChannelOrder | None = ...,
+        batch_size: int = ...,
+        on_error: OnError = ...,
+    ) -> list[Caption | None]: ...
+
+    def caption(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        ground: bool = False,
+        prefix: str | None = None,
+        beam_size: int | None = None,
+        min_length: int | None = None,
+        max_length: int | None = None,
+        length_penalty: float | None = None,
+        channel_order: ChannelOrder | None = None,
+        batch_size: int = 1,
+        on_error: OnError = "raise",
+    ) -> Caption | list[Caption | None]:
+        """Describe images.
+
+        Args:
+            images, channel_order, batch_size, on_error: as of :meth:`predict`.
+            ground: also find the noun phrases of the caption.
+            prefix: what the caption begins with.
+            beam_size, min_length, max_length, length_penalty: see
+                :class:`~glipv2_d2.modeling.decoding.Decoding`. Defaults are ``MODEL.CAPTION``'s.
+
+        Returns:
+            One :class:`~glipv2_d2.prediction.Caption` for one image, a list of them for several.
+
+        Raises:
+            FileNotFoundError, ValueError: an image cannot be used, such captions cannot be written,
+                or the model has no head for captions.
+        """
+        self._check_is_glipv2("caption")
+        given = {
+            "prefix": prefix,
+            "beam_size": beam_size,
+            "min_length": min_length,
+            "max_length": max_length,
+            "length_penalty": length_penalty,
+        }
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        head = self.model.caption
+        # Without a head the model says what to do.
+        describe = True if head is None else replace(head.decoding, **changes)
+        asked = {fields.DESCRIBE: describe, fields.GROUND: ground}
+        if isinstance(images, IMAGE_SOURCES):
+            return self._ask_one(images, asked, _caption_of, channel_order)
+        sources = list(images)
+        asked_per_image = [asked] * len(sources)
+        return self._ask_all(
+            sources, asked_per_image, _caption_of, channel_order, batch_size, on_error
+        )
+
+    @overload
+    def ground(  # type: ignore[overload-overlap]
+        self,
+        images: ImageSource,
+        captions: str,
+        *,
+        channel_order: ChannelOrder | None = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def ground(
+        self,
+        images: Iterable[ImageSource],
+        captions: str | Sequence[str],
+        *,
+        channel_order: ChannelOrder | None = ...,
+        batch_size: int = ...,
+        on_error: OnError = ...,
+    ) -> list[Prediction | None]: ...
+
+    def ground(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        captions: str | Sequence[str],
+        *,
+        channel_order: ChannelOrder | None = None,
+        batch_size: int = 1,
+        on_error: OnError = "raise",
+    ) -> Prediction | list[Prediction | None]:
+        """Find the noun phrases of captions in their images.
+
+        As :meth:`predict` with a caption, but each image may have its own.
+
+        Args:
+            images, channel_order, batch_size, on_error: as of :meth:`predict`.
+            captions: one for all images, or one per image.
+        """
+        is_one = isinstance(images, IMAGE_SOURCES)
+        sources = [images] if is_one else list(images)
+        asked = [
+            caption_fields(caption, None)
+            for caption in text_per_image(len(sources), "caption", captions)
+        ]
+        if is_one:
+            return self._ask_one(images, asked[0], _prediction_of, channel_order)
+        return self._ask_all(sources, asked, _prediction_of, channel_order, batch_size, on_error)
+
+    def name_scores(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        classes: Sequence[str],
+        channel_order: ChannelOrder | None = None,
+    ) -> np.ndarray:
+        """How sure the model is of each name somewhere in each image, detected or not.
+
+        Args:
+            images, channel_order: as for :meth:`predict`; they go through the model together.
+            classes: one list of names for all images.
+
+        Returns:
+            (images, names) float32, 0..1, the score of the best box of each name.
+
+        Raises:
+            FileNotFoundError, ValueError: an image or the names cannot be used, or the model is
+                none that scores every name everywhere.
+        """
+        self._check_is_glipv2("name_scores")
+        loaded = [load_image(image, channel_order) for image in images]
+        prompts = prompt_per_image(len(loaded), classes, None, None, None)
+        inputs = [
+            self._make_input(image, prompt) for image, prompt in zip(loaded, prompts, strict=True)
+        ]
+        with inference_precision(self.cfg):
+            return np.stack([scores.numpy() for scores in best_scores(self.model, inputs)])
 
     def _make_input(self, image: np.ndarray, prompt: dict[str, Any]) -> dict[str, Any]:
         """The model's input dict of an RGB image (H, W, 3)."""
@@ -201,19 +380,88 @@ class Predictor:
         aug_input = T.AugInput(image)
         self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {fields.IMAGE: tensor, "height": height, "width": width, **prompt}
+        return {fields.IMAGE: tensor, fields.HEIGHT: height, fields.WIDTH: width, **prompt}
 
-    def _predict_batch(self, inputs: list[dict[str, Any]]) -> list[Prediction]:
-        with torch.no_grad():
-            outputs = self.model(inputs)
-        predictions = []
-        for input_per_image, output in zip(inputs, outputs, strict=True):
-            instances = output[fields.INSTANCES].to("cpu")
-            best_first = instances.scores.argsort(descending=True, stable=True)
-            names = output.get(fields.PHRASES, input_per_image.get(fields.CLASSES))
-            size = (input_per_image["height"], input_per_image["width"])
-            predictions.append(Prediction(instances[best_first], list(names), size))
-        return predictions
+    def _check_is_glipv2(self, what: str) -> None:
+        if not isinstance(self.model, GLIPv2):
+            raise ValueError(
+                f"{what} needs MODEL.META_ARCHITECTURE GLIPv2, not {type(self.model).__name__}"
+            )
+
+    def _ask_one(
+        self,
+        source: ImageSource,
+        asked: dict[str, Any],
+        read: Callable[[dict[str, Any], dict[str, Any]], R],
+        channel_order: ChannelOrder | None,
+    ) -> R:
+        x = self._make_input(load_image(source, channel_order), asked)
+        return read(x, self._run([x])[0])
+
+    def _ask_all(
+        self,
+        sources: Sequence[ImageSource],
+        asked: Sequence[dict[str, Any]],
+        read: Callable[[dict[str, Any], dict[str, Any]], R],
+        channel_order: ChannelOrder | None,
+        batch_size: int,
+        on_error: OnError,
+    ) -> list[R | None]:
+        """What is read from the input and output of each image; None for a file that is skipped.
+
+        Args:
+            asked: per image the fields that ask for something.
+        """
+        if batch_size < 1 or on_error not in ("raise", "skip"):
+            raise ValueError(
+                f"batch_size is {batch_size}, on_error {on_error!r}; "
+                "give at least 1, and 'raise' or 'skip'"
+            )
+        results: list[R | None] = [None] * len(sources)
+        loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
+        while batch := list(islice(loaded, batch_size)):
+            inputs = [self._make_input(image, asked[index]) for index, image in batch]
+            for (index, _), x, output in zip(batch, inputs, self._run(inputs), strict=True):
+                results[index] = read(x, output)
+        return results
+
+    def _run(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        with torch.no_grad(), inference_precision(self.cfg):
+            return self.model(inputs)
+
+
+def _prediction_of(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+    """What was found, best first."""
+    instances = output[fields.INSTANCES].to("cpu")
+    best_first = instances.scores.argsort(descending=True, stable=True)
+    names = output.get(fields.PHRASES, x.get(fields.CLASSES))
+    text, spans = x.get(fields.CAPTION), x.get(fields.PHRASES, ())
+    if fields.PROMPT in output:
+        text, spans = output[fields.PROMPT].text, output[fields.PROMPT].spans
+    return Prediction(
+        instances[best_first],
+        list(names),
+        (x[fields.HEIGHT], x[fields.WIDTH]),
+        text,
+        tuple(tuple(of_name) for of_name in spans),
+    )
+
+
+def _grounding_of(x: dict[str, Any], output: dict[str, Any]) -> Prediction | None:
+    return _prediction_of(x, output) if x[fields.GROUND] else None
+
+
+def _answer_of(x: dict[str, Any], output: dict[str, Any]) -> Answer:
+    return Answer(
+        x[fields.QUESTION],
+        output[fields.ANSWER],
+        output[fields.ANSWER_SCORE],
+        _grounding_of(x, output),
+    )
+
+
+def _caption_of(x: dict[str, Any], output: dict[str, Any]) -> Caption:
+    return Caption(output[fields.CAPTION], _grounding_of(x, output))
 
 
 def _prepare_config(
@@ -255,62 +503,3 @@ def _load_images(
             if not (skip_bad_files and isinstance(source, (str, Path))):
                 raise
             logger.warning("image %d of %d skipped: %s", index + 1, len(sources), error)
-
-
-def _prompt_per_image(
-    num_images: int,
-    classes: ClassNames | None,
-    caption: str | None,
-    phrases: Sequence[Phrase] | None,
-) -> list[dict[str, Any]]:
-    """The prompt's part of each image's input dict."""
-    if caption is not None and classes is None:
-        return [_caption_fields(caption, phrases)] * num_images
-    if classes is None or caption is not None:
-        raise ValueError(
-            f"give classes or a caption, one of the two: classes={classes!r}, caption={caption!r}"
-        )
-    if phrases is not None:
-        raise ValueError(f"phrases={phrases!r} belong to a caption, not to classes")
-    if isinstance(classes, str):
-        raise ValueError(f"classes is a list of names, not the text {classes!r}: split it first")
-    is_one_list = all(isinstance(name, str) for name in classes)
-    names_per_image = [classes] * num_images if is_one_list else list(classes)
-    if len(names_per_image) != num_images:
-        raise ValueError(f"{len(names_per_image)} lists of classes for {num_images} images")
-    return [{fields.CLASSES: _check_names(names)} for names in names_per_image]
-
-
-def _check_names(names: Any) -> list[str]:
-    """What the model cannot see any more; it checks the names themselves."""
-    if isinstance(names, str):
-        raise ValueError(f"classes mixes names and lists of names: {names!r} is not in a list")
-    if len(names) == 0:
-        raise ValueError("the list of class names is empty; name at least one thing to look for")
-    return list(names)
-
-
-def _caption_fields(caption: str, phrases: Sequence[Phrase] | None) -> dict[str, Any]:
-    if not re.search(r"\w", caption):
-        raise ValueError(f"the caption {caption!r} has no word; write what to look for")
-    if phrases is None:
-        spans_per_phrase = noun_phrases(caption)
-        if not spans_per_phrase:
-            raise ValueError(
-                f"no noun phrase was found in the caption {caption!r}; "
-                "name them yourself (phrases=[...]) or give class names"
-            )
-    else:
-        spans_per_phrase = [_phrase_spans(caption, phrase) for phrase in phrases]
-        if not spans_per_phrase:
-            raise ValueError(f"phrases is empty; name phrases of {caption!r}, or leave it out")
-    return {fields.CAPTION: caption, fields.PHRASES: spans_per_phrase}
-
-
-def _phrase_spans(caption: str, phrase: Phrase) -> list[Span]:
-    if not isinstance(phrase, str):
-        return [(int(start), int(end)) for start, end in phrase]
-    match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE)
-    if not phrase.strip() or match is None:
-        raise ValueError(f"the phrase {phrase!r} is not in the caption {caption!r}; copy its words")
-    return [match.span()]

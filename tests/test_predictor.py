@@ -4,6 +4,7 @@ orientation, scale or list of names shows in its boxes."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import nn
 
 from glipv2_d2 import Prediction, Predictor, add_glipv2_config
+from glipv2_d2.evaluation.thresholds import NameThresholds
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 COLOURS_PER_FORMAT = {
@@ -152,13 +155,13 @@ def test_a_phrase_is_not_found_inside_a_longer_word(predictor):
 
 def test_phrases_of_a_caption_are_found_when_they_are_not_given(predictor, monkeypatch):
     spans = [[(0, 5)]]
-    monkeypatch.setattr("glipv2_d2.predictor.noun_phrases", lambda caption: spans)
+    monkeypatch.setattr("glipv2_d2.asking.noun_phrases", lambda caption: spans)
     found = predictor.predict(Image.fromarray(picture()), caption="a red shines")
     assert found.names == ["a red"] and boxes_of(found) == [RED_BOX]
 
 
 def test_a_caption_without_a_noun_phrase_says_what_to_do(predictor, monkeypatch):
-    monkeypatch.setattr("glipv2_d2.predictor.noun_phrases", lambda caption: [])
+    monkeypatch.setattr("glipv2_d2.asking.noun_phrases", lambda caption: [])
     with pytest.raises(ValueError, match="'go quickly'.*phrases="):
         predictor.predict(Image.fromarray(picture()), caption="go quickly")
 
@@ -229,6 +232,16 @@ def test_coco_rows_have_xywh_boxes_and_the_index_in_the_callers_list(predictor):
     assert row == {"image_id": 7, "category_id": 0, "category_name": "blue"}
 
 
+def test_masks_become_rle_that_json_holds_and_follow_their_boxes():
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[0, 2:7, 3:9], masks[1, 10:, 20:] = True, True
+    instances = Instances((20, 30), pred_boxes=Boxes(torch.zeros(2, 4)), pred_masks=masks)
+    instances.scores, instances.pred_classes = torch.tensor([0.4, 0.8]), torch.tensor([1, 0])
+    rows = Prediction(instances, ["red", "blue"], (20, 30)).above(0.5).to_coco(7)
+    (segmentation,) = [row["segmentation"] for row in json.loads(json.dumps(rows))]
+    np.testing.assert_array_equal(coco_mask.decode(segmentation), masks[1])
+
+
 def test_a_prediction_of_nothing_is_whole(predictor):
     nothing = predictor.predict(Image.fromarray(picture()), classes=["green"])
     assert len(nothing) == 0 and nothing.labels == [] and nothing.to_coco(0) == []
@@ -262,3 +275,51 @@ def test_importing_the_package_registers_its_parts_but_not_the_predictor():
         "for name in glipv2_d2.__all__: getattr(glipv2_d2, name)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_thresholds_are_those_of_the_names(predictor, tmp_path):
+    image = Image.fromarray(picture())
+    names = ["red", "blue", "green"]  # red scores 1/3, blue 5/6
+    kept = predictor.predict(image, classes=names, thresholds={"Red": 0.3, "blue": 0.9})
+    assert kept.labels == ["red"]
+    path = tmp_path / "thresholds.json"
+    path.write_text(NameThresholds({"red": 0.5}, default=0.8).to_json())
+    for several in (False, True):
+        found = predictor.predict([image] if several else image, classes=names, thresholds=path)
+        assert (found[0] if several else found).labels == ["blue"]
+    everything = predictor.predict(image, classes=names)
+    assert everything.above({"blue": 0.9}).labels == ["red"]
+    assert predictor.predict(
+        image, caption="a blue or red", phrases=["blue", "red"], thresholds={"blue": 0.9}
+    ).labels == ["red"]
+
+
+def test_negatives_reach_the_model_and_are_not_among_the_names(predictor, monkeypatch):
+    asked = []
+    find = predictor.model.find
+    monkeypatch.setattr(predictor.model, "find", lambda x: asked.append(x) or find(x))
+    image = Image.fromarray(picture())
+    found = predictor.predict([image, image], classes=["red"], negatives=["blue", "green"])
+    assert [p.names for p in found] == [["red"]] * 2
+    predictor.predict([image, image], classes=["red"], negatives=[["blue"], []])
+    predictor.predict(image, classes=["red"])
+    assert [x.get("negatives") for x in asked] == [["blue", "green"]] * 2 + [["blue"], [], None]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"classes": ["red"], "negatives": "blue"}, "negatives is a list.*'blue'"),
+        ({"classes": ["red"], "negatives": [["blue"], []]}, "2 lists of negatives for 1 images"),
+        ({"caption": "a red", "negatives": ["blue"]}, r"negatives=\['blue'\] belong to classes"),
+        ({"classes": ["red"], "thresholds": {"red": 2}}, "threshold of 'red' is 2"),
+    ],
+)
+def test_wrong_negatives_and_thresholds_are_named(predictor, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict([Image.fromarray(picture())], **prompt)
+
+
+def test_scores_of_names_need_a_model_that_has_them(predictor):
+    with pytest.raises(ValueError, match="needs MODEL.META_ARCHITECTURE GLIPv2, not ColourFinder"):
+        predictor.name_scores([Image.fromarray(picture())], classes=["red"])

@@ -4,9 +4,15 @@ r"""Find what you name in pictures: annotated pictures, a result file and a tabl
     tools/demo.py --config-file configs/mini/glipv2_mini.yaml --input photos/ \
         --classes "cat, dog, coffee cup" --output output/photos --json output/photos.json
 
+A model with heads for them also answers a question (--question "what is on the table?") and
+describes (--describe); below each picture stands what it said, each phrase in the colour of its
+boxes.
+
 The result file is a COCO result list whose rows also carry file_name and category_name; image_id
-counts the inputs and category_id the names of your list, both from 0. The exit code is 0 when every
-picture was read, 1 when some were skipped, 2 when the command could not be carried out.
+counts the inputs and category_id the names of your list, both from 0. With a model of masks rows
+have a segmentation (RLE) and pictures show it. Of --question and --describe it has a row per
+picture with what was said and its detections. The exit code is 0 when every picture was read, 1
+when some were skipped, 2 when the command could not be carried out.
 """
 
 from __future__ import annotations
@@ -32,9 +38,10 @@ from rich.text import Text
 
 from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.evaluation.thresholds import NameThresholds
 from glipv2_d2.images import read_image
 from glipv2_d2.predictor import Prediction, Predictor
-from glipv2_d2.visualization import draw_prediction
+from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TABLE_NUMBERS = ("score", "x", "y", "width", "height")
@@ -45,12 +52,15 @@ class Findings:
     """What a run over pictures gave.
 
     Attributes:
-        rows: COCO result rows of all pictures, with ``file_name``.
+        rows: COCO result rows of all pictures, with ``file_name``; or a row per picture with what
+            was said of it and its ``detections``.
+        num_detections: of all pictures.
         pictures: the annotated pictures that were written, in the order of the inputs.
         skipped: the reason for each picture that could not be read.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    num_detections: int = 0
     pictures: list[Path] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -63,12 +73,17 @@ def find_in_pictures(
     console: Console,
     threshold: float,
     classes: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    negatives: Sequence[str] | None = None,
     caption: str | None = None,
+    question: str | None = None,
+    describe: bool = False,
+    thresholds: NameThresholds | None = None,
     batch_size: int = 1,
 ) -> Findings:
     """Ask every picture, write it annotated to ``output_dir`` and print its table.
 
-    ``classes`` is one list of names for all pictures, or one list per picture.
+    ``classes`` is one list of names for all pictures, or one list per picture. ``thresholds`` take
+    the place of ``threshold``. With a ``question``, or to ``describe``, nothing else is asked.
     """
     findings = Findings()
     targets = output_paths(paths, output_dir)
@@ -83,23 +98,48 @@ def find_in_pictures(
                     images[index] = read_image(paths[index])
                 except (FileNotFoundError, ValueError) as error:
                     findings.skipped.append(str(error))
-            predictions = predictor.predict(
-                images.values(),
-                classes=[classes[index] for index in images] if is_per_picture else classes,
-                caption=caption,
-                channel_order="RGB",
-                batch_size=batch_size,
-            )
-            for (index, image), prediction in zip(images.items(), predictions, strict=True):
-                prediction = prediction.above(threshold)
-                write_picture(draw_prediction(image, prediction), targets[index])
-                print_table(console, paths[index], prediction)
+            if question is not None or describe:
+                told = ask_for_words(predictor, list(images.values()), question)
+            else:
+                predictions = predictor.predict(
+                    images.values(),
+                    classes=[classes[index] for index in images] if is_per_picture else classes,
+                    negatives=negatives,
+                    caption=caption,
+                    channel_order="RGB",
+                    batch_size=batch_size,
+                )
+                told = [({}, prediction) for prediction in predictions]
+            for (index, image), (said, prediction) in zip(images.items(), told, strict=True):
+                prediction = prediction.above(thresholds or threshold)
+                draw = draw_with_text if said else draw_prediction
+                write_picture(draw(image, prediction), targets[index])
+                rows = prediction.to_coco(index)
+                print_table(console, paths[index], prediction, rows, said)
                 findings.pictures.append(targets[index])
-                findings.rows += [
-                    {"file_name": str(paths[index]), **row} for row in prediction.to_coco(index)
-                ]
+                findings.num_detections += len(rows)
+                named = {"file_name": str(paths[index])}
+                if said:
+                    findings.rows.append({**named, **said, "detections": rows})
+                else:
+                    findings.rows += [{**named, **row} for row in rows]
             bar.advance(task, batch_size)
     return findings
+
+
+def ask_for_words(
+    predictor: Predictor, images: Sequence[np.ndarray], question: str | None
+) -> list[tuple[dict[str, Any], Prediction]]:
+    """Per picture the answer to a question, or a caption where there is none, and its phrases."""
+    how = {"ground": True, "channel_order": "RGB", "batch_size": max(1, len(images))}
+    if question is None:
+        captions = predictor.caption(images, **how)
+        return [({"caption": told.caption}, told.grounding) for told in captions]
+    answers = predictor.answer(images, question, **how)
+    return [
+        ({"question": question, "answer": told.answer, "answer_score": told.score}, told.grounding)
+        for told in answers
+    ]
 
 
 def expand_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -143,9 +183,9 @@ def output_paths(paths: Sequence[Path], output_dir: Path) -> list[Path]:
     return targets
 
 
-def parse_names(text: str) -> list[str]:
+def parse_names(text: str, option: str = "--classes") -> list[str]:
     """Names between commas, as on the command line."""
-    return _without_empty_names([name.strip() for name in text.split(",")], f"--classes {text!r}")
+    return _without_empty_names([name.strip() for name in text.split(",")], f"{option} {text!r}")
 
 
 def read_names(path: Path) -> list[str]:
@@ -163,17 +203,31 @@ def _without_empty_names(names: list[str], source: str) -> list[str]:
     return names
 
 
-def print_table(console: Console, path: Path, prediction: Prediction) -> None:
-    """What was asked of a picture, and the detections, best first, in its pixels."""
+def print_table(
+    console: Console,
+    path: Path,
+    prediction: Prediction,
+    rows: Sequence[dict[str, Any]],
+    said: dict[str, Any],
+) -> None:
+    """What was asked of a picture and said of it, and the detections, best first, in its pixels.
+
+    ``rows`` are the detections in COCO's format.
+    """
     height, width = prediction.image_size
     asked = textwrap.shorten(", ".join(prediction.names), 100, placeholder=" ...")
     # Text, because rich would read [brackets] in a name as markup.
     title = Text(f"{path} ({width} x {height}): {len(prediction)} found of {asked}")
     console.print(title, soft_wrap=True)
+    if "question" in said:
+        answer = f"{said['question']} {said['answer']} ({said['answer_score']:.0%})"
+        console.print(Text(answer), soft_wrap=True)
+    elif said:
+        console.print(Text(said["caption"]), soft_wrap=True)
     if len(prediction) == 0:
         return
     table = Table("what", *(Column(name, justify="right") for name in TABLE_NUMBERS))
-    for row in prediction.to_coco(0):
+    for row in rows:
         numbers = [f"{row['score']:.2f}", *(f"{value:.0f}" for value in row["bbox"])]
         table.add_row(Text(row["category_name"]), *numbers)
     console.print(table)
@@ -210,6 +264,18 @@ def get_parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--caption", metavar="TEXT", help="a sentence whose noun phrases are looked for"
     )
+    prompt.add_argument(
+        "--question", metavar="TEXT", help="a question to be answered, for a model of answers"
+    )
+    prompt.add_argument(
+        "--describe", action="store_true", help="say what is there, for a model of captions"
+    )
+    parser.add_argument(
+        "--negatives",
+        metavar="NAMES",
+        help='names that compete with --classes and are not shown: "wolf, fox" where dogs are '
+        "looked for",
+    )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="where annotated pictures go"
     )
@@ -221,6 +287,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="least score that is shown and written, 0 to 1 (default: %(default)s). Below the "
         "config's MODEL.GROUNDING.SCORE_THRESH there is nothing to show",
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help="least scores by name in place of --threshold, written by check_names.py calibrate",
     )
     parser.add_argument(
         "--batch-size",
@@ -247,6 +319,8 @@ def run(args: argparse.Namespace, console: Console) -> Findings:
     classes = parse_names(args.classes) if args.classes is not None else None
     if args.classes_file is not None:
         classes = read_names(args.classes_file)
+    negatives = parse_names(args.negatives, "--negatives") if args.negatives else None
+    thresholds = NameThresholds.of(args.thresholds) if args.thresholds else None
     paths = expand_inputs(args.input)
     findings = find_in_pictures(
         Predictor(args.config_file, opts=args.opts),
@@ -255,7 +329,11 @@ def run(args: argparse.Namespace, console: Console) -> Findings:
         console=console,
         threshold=args.threshold,
         classes=classes,
+        negatives=negatives,
         caption=args.caption,
+        question=args.question,
+        describe=args.describe,
+        thresholds=thresholds,
         batch_size=args.batch_size,
     )
     if args.json is not None:
@@ -278,9 +356,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(findings: Findings, args: argparse.Namespace, console: Console) -> None:
     """Say what was written and where, and what was not."""
+    least = args.thresholds or f"{args.threshold:g}"
     lines = [
         f"{len(findings.pictures)} annotated pictures in {args.output}, "
-        f"{len(findings.rows)} detections of at least {args.threshold:g}"
+        f"{findings.num_detections} detections of at least {least}"
     ]
     if args.json is not None:
         lines.append(f"detections written to {args.json}")

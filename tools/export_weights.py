@@ -19,7 +19,7 @@ AVERAGE = "model_ema"
 
 
 def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, torch.Tensor]:
-    """The weights that detection needs, with ``use_ema`` the averaged ones.
+    """The weights that answers need, with ``use_ema`` the averaged ones.
 
     Heads that only a loss reads are left out; who trains on starts them anew.
 
@@ -32,8 +32,8 @@ def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, to
             raise ValueError(f"the checkpoint has no {AVERAGE}: it was trained with EMA_DECAY 0")
         # The average may hold parts that files leave out; what a file has is what it had.
         weights.update({k: v for k, v in checkpoint[AVERAGE].items() if k in weights})
-    optional = GLIPv2.checkpoint_optional_prefixes
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(optional)}
+    of_losses = GLIPv2.checkpoint_loss_prefixes
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(of_losses)}
 
 
 def main() -> None:

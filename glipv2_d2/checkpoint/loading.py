@@ -41,6 +41,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Load ``path``, a local file or a URL; "" loads nothing.
 
+        Afterwards ``untrained`` has the names of optional parts that the file lacks.
+
         Returns:
             What else lies in a file of ours, e.g. ``iteration``; nothing of another project's.
 
@@ -49,6 +51,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             ValueError: it is no checkpoint, or does not fit the model.
         """
         self._source = path
+        self.untrained: frozenset[str] = frozenset()
         if path:
             require_file(self.path_manager.get_local_path(path.partition("?")[0]))
         try:
@@ -95,15 +98,21 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             return super()._load_model(checkpoint)
         account = load_weights(self.model, checkpoint.pop("model"), source=f"'{self._source}'")
         self.logger.info(f"Keys of '{self._source}': {account}")
+        optional, loaded = optional_prefixes(self.model), set(account.loaded.values())
+        self.untrained = frozenset(
+            name
+            for name in self.model.state_dict()
+            if name.startswith(optional) and name not in loaded
+        )
         return None
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> Account:
     """Copy weights of any layout into ``model``, cast to its dtypes.
 
-    Weights that only losses read (``checkpoint_optional_prefixes`` of the model) may be missing,
-    which a warning says, or be more than the model has: a second phase of training may have fewer
-    losses than the first, or more.
+    Weights of parts that only some configs have (``checkpoint_optional_prefixes`` of the model) may
+    be missing, which a warning says, or be more than the model has: a second phase of training may
+    have fewer losses than the first, or masks on top of its boxes.
 
     Args:
         state_dict: names in our layout, GLIP's, or the original Swin release's. The latter are an
@@ -128,7 +137,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     model_state = model.state_dict()
     unused = [n for n in weights if n.startswith(optional) and n not in model_state]
     weights = {name: value for name, value in weights.items() if name not in unused}
-    account = account.without(unused, "weights of losses that this config does not have")
+    account = account.without(unused, "weights of parts that this config does not have")
     if weights.keys().isdisjoint(model_state):
         raise ValueError(
             f"{source} has no weight of this model; its first names are "
@@ -141,7 +150,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     model.load_state_dict(weights, strict=False)
     if untrained := [n for n in model_state if n.startswith(optional) and n not in weights]:
         logger.warning(
-            "%s has no weights of these parts of losses, which start untrained:\n%s",
+            "%s has no weights of these parts, which start untrained:\n%s",
             source,
             "\n".join(list_names(untrained)),
         )

@@ -58,10 +58,18 @@ def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:
 def optional_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Beginnings of the names that a file may lack, or have without a place in the model.
 
-    Only the losses of some configs read these weights; the model says so in
+    Only some configs have these parts, heads of losses and of tasks; the model says so in
     ``checkpoint_optional_prefixes``.
     """
     return tuple(getattr(model, "checkpoint_optional_prefixes", ()))
+
+
+def loss_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names that only losses read.
+
+    The model says so in ``checkpoint_loss_prefixes``.
+    """
+    return tuple(getattr(model, "checkpoint_loss_prefixes", ()))
 
 
 def save_state(

@@ -12,6 +12,8 @@ from torch import nn
 
 LANGUAGE_BACKBONE = "language_backbone."
 IMAGE_BACKBONE = "backbone.bottom_up."
+FUSED_HEAD = "fused_head."
+TEXT_HEADS = ("answer.", "caption.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -30,6 +32,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         language_lr_factor=solver.LANGUAGE_LR_FACTOR,
         backbone_lr_factor=solver.BACKBONE_LR_FACTOR,
+        fusion_lr_factor=solver.FUSION_LR_FACTOR,
+        text_head_lr_factor=solver.TEXT_HEAD_LR_FACTOR,
     )
     kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
         "ADAMW": (torch.optim.AdamW, {"lr": solver.BASE_LR}),
@@ -61,6 +65,8 @@ def param_groups(
     bias_lr_factor: float,
     language_lr_factor: float,
     backbone_lr_factor: float,
+    fusion_lr_factor: float = 1.0,
+    text_head_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """GLIP's rule (GLIP spec 17) for the parameters that are not frozen.
 
@@ -71,14 +77,21 @@ def param_groups(
         weight_decay_norm, weight_decay_bias: None for ``weight_decay``.
         language_lr_factor: of the language backbone, on top of ``bias_lr_factor`` for its biases.
         backbone_lr_factor: of the image backbone below its FPN, likewise.
+        fusion_lr_factor: of the fused head, likewise.
+        text_head_lr_factor: of the heads for answers and captions, likewise.
     """
+    factor_of = {
+        LANGUAGE_BACKBONE: language_lr_factor,
+        IMAGE_BACKBONE: backbone_lr_factor,
+        FUSED_HEAD: fusion_lr_factor,
+        **dict.fromkeys(TEXT_HEADS, text_head_lr_factor),
+    }
 
     def lr_factor(name: str) -> float:
         factor = bias_lr_factor if "bias" in name.rpartition(".")[2] else 1.0
-        if name.startswith(LANGUAGE_BACKBONE):
-            factor *= language_lr_factor
-        elif name.startswith(IMAGE_BACKBONE):
-            factor *= backbone_lr_factor
+        for beginning, factor_of_part in factor_of.items():
+            if name.startswith(beginning):
+                factor *= factor_of_part
         return factor
 
     own_names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}

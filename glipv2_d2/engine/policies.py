@@ -7,16 +7,18 @@ calls them SOLVER.TUNING_HIGHLEVEL_OVERRIDE (GLIP spec 17).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.engine.param_groups import LANGUAGE_BACKBONE
+from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
 TUNING_REGISTRY = Registry("TUNING")
@@ -32,6 +34,9 @@ PROBED = (
     "proposal_generator.centerness.",
     "proposal_generator.region_word.",
 )
+
+# Masks.
+ROI_HEADS = "roi_heads."
 
 # Layers of the fusion whose matrices are regrouped and never called (modeling.fusion.bi_attention):
 # what peft puts around them would be computed by nobody.
@@ -64,6 +69,14 @@ def full(_cfg: CfgNode, model: nn.Module) -> None:
 def linear_probe(_cfg: CfgNode, model: nn.Module) -> None:
     """Only the last layers learn: boxes, centerness, region-word scores (GLIP paper, E.4)."""
     train_only(model, PROBED, hint="it needs MODEL.PROPOSAL_GENERATOR.NAME GroundingRPN")
+
+
+@TUNING_REGISTRY.register()
+def mask_heads(_cfg: CfgNode, model: nn.Module) -> None:
+    """Only masks are learned, on a trunk that stays as it is (our choice, for a first phase)."""
+    train_only(model, (ROI_HEADS,), hint="set MODEL.MASK_ON to True")
+    # With nobody to learn from the guesses, hidden words would only be missing.
+    model.masked_language = None  # type: ignore[assignment]
 
 
 @TUNING_REGISTRY.register()
@@ -138,10 +151,19 @@ class PromptedLanguageBackbone(nn.Module):
     def forward(self, tokens: TokenBatch) -> LanguageFeatures:
         """(N, T) tokens -> (N, T, D) features."""
         language = self.inner(tokens)
-        num_tokens = language.hidden.shape[1]
-        rows = self.table[:num_tokens]
-        rows = F.pad(rows, (0, 0, 0, num_tokens - len(rows)))
-        return LanguageFeatures(language.hidden + rows, language.mask)
+        return replace(language, hidden=language.hidden + self._rows(0, language.hidden.shape[1]))
+
+    def read_on(
+        self, input_ids: Tensor, past: Sequence[Past] | None = None
+    ) -> tuple[Tensor, list[Past]]:
+        start = past[0].num_tokens if past else 0
+        hidden, kept = self.inner.read_on(input_ids, past)
+        return hidden + self._rows(start, hidden.shape[1]), kept
+
+    def _rows(self, start: int, num_tokens: int) -> Tensor:
+        """(num_tokens, D) of the table from a position on; zeros behind its end."""
+        rows = self.table[start : start + num_tokens]
+        return F.pad(rows, (0, 0, 0, num_tokens - len(rows)))
 
 
 def add_adapters(

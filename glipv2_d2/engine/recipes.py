@@ -1,7 +1,8 @@
 """How each policy is trained on a small data set: config keys and their values.
 
 From the GLIP paper (appendix E.3, E.4) and the released code, where they say it: see the comments.
-``configs/finetune/odinw_*.yaml`` are these recipes for GLIP-T.
+``configs/finetune/odinw_*.yaml`` are these recipes for GLIP-T, without that for masks: ODinW has
+boxes only.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ OF_POLICY: dict[str, dict[str, Any]] = {
     # The rate is the LoRA paper's order of magnitude; no decay, which would pull to the base
     # anyway (our choice).
     "lora": {"SOLVER.BASE_LR": 1e-3, "SOLVER.WEIGHT_DECAY": 0.0},
+    # New parts learn as in a pre-training (our choice); the boxes stay what they are.
+    "mask_heads": {
+        "SOLVER.BASE_LR": 1e-4,
+        "SOLVER.WEIGHT_DECAY": 0.05,
+        "SOLVER.BEST_METRIC": "segm/AP",
+    },
 }
 
 

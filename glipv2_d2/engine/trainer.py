@@ -39,6 +39,7 @@ from glipv2_d2.engine.metrics import ResourceMetrics
 from glipv2_d2.engine.param_groups import build_optimizer
 from glipv2_d2.engine.passes import build_multi_pass_trainer, images_per_pass
 from glipv2_d2.engine.policies import FrozenPartsRest
+from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.processes import average_gradients
 from glipv2_d2.engine.tuning import DELTA_FILE, build_tuned_model, resume_or_load, save_delta
 from glipv2_d2.evaluation.build import build_evaluator
@@ -174,7 +175,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """Detectron2's; also writes the results to ``OUTPUT_DIR/results.json``."""
-        results = super().test(cfg, model, evaluators)
+        with inference_precision(cfg):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             names = list(cfg.DATASETS.TEST)
             per_dataset = {names[0]: results} if len(names) == 1 else results

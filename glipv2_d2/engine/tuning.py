@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, atomic_open, read_checkpoint
 from glipv2_d2.checkpoint.account import compare
-from glipv2_d2.checkpoint.writing import optional_prefixes
+from glipv2_d2.checkpoint.writing import loss_prefixes
 from glipv2_d2.engine.policies import apply_policy
 
 DELTA_FILE = "delta.pth"
@@ -77,8 +77,10 @@ def build_tuned_model(cfg: CfgNode) -> nn.Module:
         raise ValueError(
             "MODEL.WEIGHTS is empty: fine-tuning (MODEL.TUNING) starts from the weights of a base"
         )
-    GLIPv2Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    state = _state_of_inference(model)
+    checkpointer = GLIPv2Checkpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    # What the base lacks, such as masks, is the delta's to bring.
+    state = {n: v for n, v in _state_of_inference(model).items() if n not in checkpointer.untrained}
     digest_of = {name: _digest(value) for name, value in state.items()}
     fingerprint = _fingerprint(digest_of)
     source, delta = cfg.MODEL.TUNING.DELTA, None
@@ -208,9 +210,9 @@ def _load_tensors(model: nn.Module, delta: Delta, digests: Mapping[str, str], so
 
 def _state_of_inference(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without what only losses read."""
-    optional = optional_prefixes(model)
+    of_losses = loss_prefixes(model)
     return {
-        name: value for name, value in model.state_dict().items() if not name.startswith(optional)
+        name: value for name, value in model.state_dict().items() if not name.startswith(of_losses)
     }
 
 

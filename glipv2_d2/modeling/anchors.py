@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
+
+# 32 input shapes of five levels.
+MAX_CACHED_LEVELS = 160
 
 
 class AnchorGenerator(nn.Module):
@@ -30,6 +34,7 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.scale = scale
+        self._anchors: BoundedCache[Hashable, Tensor] = BoundedCache(MAX_CACHED_LEVELS)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """
@@ -42,15 +47,27 @@ class AnchorGenerator(nn.Module):
         """
         assert len(features) == len(self.strides), (len(features), self.strides)
         return [
-            _grid_anchors(stride, self.scale, *feature.shape[-2:], feature.device)
+            self._anchors_of(stride, feature)
             for stride, feature in zip(self.strides, features, strict=True)
         ]
 
+    def _anchors_of(self, stride: int, feature: Tensor) -> Tensor:
+        height, width = feature.shape[-2:]
+        # A compiler computes them once for each of its shapes.
+        if torch.compiler.is_compiling():
+            return _grid_anchors(stride, self.scale, height, width, feature.device)
+        key = (stride, height, width, feature.device, stream_id(feature.device))
+        known = self._anchors.find([key])
+        if not known:
+            # Tensors made in inference mode could not be used in a later training step.
+            with torch.inference_mode(mode=False):
+                known[key] = _grid_anchors(stride, self.scale, height, width, feature.device)
+            # A tracer's stand-ins (FakeTensor) are no anchors for others.
+            if type(known[key]) is Tensor:
+                self._anchors.keep(known)
+        return known[key]
 
-# 160 entries: 32 input shapes of five levels.
-@lru_cache(maxsize=160)
-# Tensors made in inference mode could not be used in a later training step.
-@torch.inference_mode(mode=False)
+
 def _grid_anchors(
     stride: int, scale: float, height: int, width: int, device: torch.device
 ) -> Tensor:

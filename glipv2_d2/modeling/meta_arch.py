@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +17,29 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from glipv2_d2.modeling.fusion import build_fused_head
+from glipv2_d2.modeling.heads.answer import AnswerHead, build_answer_head
+from glipv2_d2.modeling.heads.caption import CaptionHead, build_caption_head
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
 from glipv2_d2.modeling.heads.inter_image import InterImageHead, build_inter_image_head
 from glipv2_d2.modeling.heads.masked_language import (
     MaskedLanguageHead,
     build_masked_language_head,
 )
+from glipv2_d2.modeling.heads.roi_heads import build_grounding_roi_heads
+from glipv2_d2.modeling.label_predictions import LabelPredictions
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
-from glipv2_d2.modeling.postprocess import DetectionsPerImage, to_instances
+from glipv2_d2.modeling.orders import judge_in_orders
+from glipv2_d2.modeling.postprocess import (
+    DetectionsPerImage,
+    among_best,
+    paste_masks,
+    to_instances,
+)
 from glipv2_d2.modeling.prompting import InputPrompts
-from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.modeling.rounds import rounds, select_images, select_sizes
+from glipv2_d2.modeling.saying import say, text_losses
+from glipv2_d2.modeling.tasks import InputTasks
+from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -39,8 +53,11 @@ class GLIPv2(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    checkpoint_optional_prefixes = ("inter_image.", "masked_language.")
-    """Names of weights that only a loss reads: files and models may have them or not."""
+    checkpoint_loss_prefixes = ("inter_image.", "masked_language.")
+    """Names of weights that only a loss reads."""
+
+    checkpoint_optional_prefixes = (*checkpoint_loss_prefixes, "roi_heads.", "answer.", "caption.")
+    """Names of weights that files and models may have or not."""
 
     @configurable
     def __init__(
@@ -56,6 +73,10 @@ class GLIPv2(nn.Module):
         pixel_std: Sequence[float],
         inter_image: InterImageHead | None = None,
         masked_language: MaskedLanguageHead | None = None,
+        roi_heads: nn.Module | None = None,
+        answer: AnswerHead | None = None,
+        caption: CaptionHead | None = None,
+        ground_by: str = "mask",
         scores_fused_words: bool = True,
         language_cache_size: int = 0,
         max_detections_per_image: int = -1,
@@ -70,11 +91,33 @@ class GLIPv2(nn.Module):
             pixel_mean, pixel_std: per channel of the input, in the order of ``INPUT.FORMAT``.
             inter_image: gives L_inter; None: that loss is left out.
             masked_language: hides words in training and gives L_mlm; None: no word is hidden.
+            roi_heads: gives detections their masks, called as
+                :class:`~glipv2_d2.modeling.heads.GroundingROIHeads` is; None: they have none.
+            answer: answers questions; None: none are asked.
+            caption: describes images; None: none are described.
+            ground_by: see :class:`~glipv2_d2.modeling.tasks.InputTasks`.
             scores_fused_words: regions are scored against fused words; else against those that
                 the language backbone gave.
             language_cache_size: prompts whose features are kept at inference; 0: none.
             max_detections_per_image: for an image that was asked several prompts; -1: all.
+
+        Raises:
+            ValueError: scores are to be averaged, and the proposal generator does not offer it; or
+                words are to be said, and the fused head does not show them the image.
         """
+        if input_prompts.num_orders > 1 and not hasattr(proposal_generator, "judge"):
+            raise ValueError(
+                f"MODEL.PROMPT.NUM_ORDERS is {input_prompts.num_orders}, but the "
+                f"MODEL.PROPOSAL_GENERATOR {type(proposal_generator).__name__} has no judge() and "
+                "detect() as GroundingRPN has: set it to 0"
+            )
+        says_words = answer is not None or caption is not None
+        if says_words and not getattr(fused_head, "words_read_image", False):
+            raise ValueError(
+                "MODEL.ANSWER and MODEL.CAPTION need words that have read the image, but those of "
+                f"MODEL.FUSED_HEAD.NAME {type(fused_head).__name__} have not: set their WEIGHT to "
+                "0, or choose FusedDynamicHead or ClassifierFusedDynamicHead"
+            )
         super().__init__()
         self.backbone = backbone
         self.language_backbone = language_backbone
@@ -82,8 +125,18 @@ class GLIPv2(nn.Module):
         self.proposal_generator = proposal_generator
         self.inter_image = inter_image
         self.masked_language = masked_language
+        self.roi_heads = roi_heads
+        self.answer = answer
+        self.caption = caption
         self.tokenizer = tokenizer
         self.input_prompts = input_prompts
+        self.tasks = InputTasks(
+            input_prompts=input_prompts,
+            tokenizer=tokenizer,
+            can_answer=answer is not None,
+            can_describe=caption is not None,
+            ground_by=ground_by,
+        )
         self.scores_fused_words = scores_fused_words
         self.language_cache = LanguageCache(language_cache_size)
         self.max_detections_per_image = max_detections_per_image
@@ -112,11 +165,17 @@ class GLIPv2(nn.Module):
                 default_classes=functools.partial(
                     dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
                 ),
+                num_orders=cfg.MODEL.PROMPT.NUM_ORDERS,
+                takes_negatives=True,
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "inter_image": build_inter_image_head(cfg, shapes, width),
             "masked_language": build_masked_language_head(cfg, tokenizer, language_backbone),
+            "roi_heads": build_grounding_roi_heads(cfg, shapes, width),
+            "answer": build_answer_head(cfg, tokenizer, language_backbone),
+            "caption": build_caption_head(cfg, tokenizer, language_backbone),
+            "ground_by": cfg.MODEL.ANSWER.GROUND_BY,
             "scores_fused_words": cfg.MODEL.GROUNDING.FUSED_WORDS,
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -138,28 +197,42 @@ class GLIPv2(nn.Module):
             for prefix in getattr(module, "checkpoint_excluded", ())
         )
 
+    @property
+    def learns_only_masks(self) -> bool:
+        """Whether all but the ROI heads is frozen: then no other loss would teach anything."""
+        return self.roi_heads is not None and not any(
+            parameter.requires_grad
+            for name, part in self.named_children()
+            if name != "roi_heads"
+            for parameter in part.parameters()
+        )
+
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses by name in training, else one dict of results per image."""
         if not self.training:
             return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        asked = [self.input_prompts.for_training(x) for x in batched_inputs]
-        tokens = self.tokenizer([prompt for prompt, _ in asked]).to(self.device)
-        gt_instances = [instances.to(self.device) for _, instances in asked]
+        all_images = self.preprocess_image(batched_inputs)
+        tasks = self.tasks.for_training(batched_inputs)
+        tokens = self.tokenizer([asked.prompt for asked in tasks.to_find]).to(self.device)
+        gt_instances = [instances.to(self.device) for instances in tasks.gt_instances]
         if self.masked_language is not None:
             tokens, masked_words = self.masked_language.mask(tokens, gt_instances)
 
         # Embed each modality alone:
-        features = self.backbone(images.tensor)
+        all_features = self.backbone(all_images.tensor)
         language = self.language_cache(self.language_backbone, tokens)
 
-        # Let them read each other:
+        # Let them read each other, where something is to be found:
+        images = select_sizes(all_images, tasks.images_to_search)
+        features = select_images(all_features, tasks.images_to_search)
         fused_features, fused_language = self.fused_head(features, language)
 
         # Score regions against words, and place the boxes:
         words = fused_language if self.scores_fused_words else language
+        if self.learns_only_masks:
+            return self.mask_losses(images, features, fused_features, words, tokens, gt_instances)
         targets, losses = self.proposal_generator(
             images, fused_features, words, tokens, gt_instances
         )
@@ -169,34 +242,100 @@ class GLIPv2(nn.Module):
             losses |= self.inter_image(features, language, tokens, gt_instances, targets)
         if self.masked_language is not None:
             losses |= self.masked_language(fused_language, masked_words)
+
+        # Tell which pixels of the boxes their words mean:
+        if self.roi_heads is not None:
+            losses |= self.mask_losses(
+                images, features, fused_features, words, tokens, gt_instances
+            )
+
+        # Answer questions and describe images:
+        if tasks.finds_nothing:
+            losses = {name: 0 * loss for name, loss in losses.items()}
+        return losses | text_losses(self, all_features, tokens, fused_language, tasks)
+
+    def mask_losses(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        fused_features: dict[str, Tensor],
+        words: LanguageFeatures,
+        tokens: TokenBatch,
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Losses of the masks of true boxes and of boxes that are found, as at inference.
+
+        For these the proposal generator is asked once more, whichever it is. Ours takes three
+        small products for that, on maps that are there.
+        """
+        assert self.roi_heads is not None
+        with torch.no_grad():
+            detections, _ = self.proposal_generator(images, fused_features, words, tokens)
+        _, losses = self.roi_heads(
+            features, fused_features, words, tokens, detections, gt_instances
+        )
         return losses
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same path, with the image's part walked once for all of its prompts."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        prompts_per_image = [self.input_prompts.for_inference(x) for x in batched_inputs]
+        said = say(self, batched_inputs, features)
+        prompts_per_image = [
+            self.tasks.prompts_to_find(x, texts.get(fields.PROMPT))
+            for x, texts in zip(batched_inputs, said, strict=True)
+        ]
 
         results_per_image: list[list[tuple[DetectionsPerImage, Prompt]]] = [[] for _ in images]
         for indices, prompts in rounds(prompts_per_image):
-            tokens = self.tokenizer(prompts).to(self.device)
-            language = self.language_cache(self.language_backbone, tokens)
-            fused_features, fused_language = self.fused_head(
-                select_images(features, indices), language
-            )
-            words = fused_language if self.scores_fused_words else language
-            sizes = [images.image_sizes[i] for i in indices]
-            detections, _ = self.proposal_generator(
-                ImageList(images.tensor, sizes), fused_features, words, tokens
-            )
+            selected = select_images(features, indices)
+            reading = self.read(selected, prompts)
+            asked_images = select_sizes(images, indices)
+            if self.input_prompts.num_orders > 1:
+                judged = judge_in_orders(self, selected, prompts, reading)
+                detections = self.proposal_generator.detect(
+                    judged, prompts, asked_images.image_sizes
+                )
+            else:
+                detections, _ = self.proposal_generator(asked_images, *reading.fused)
+            if self.roi_heads is not None:
+                detections = [
+                    self.still_wanted(found, results_per_image[i], len(prompts_per_image[i]))
+                    for i, found in zip(indices, detections, strict=True)
+                ]
+                detections, _ = self.roi_heads(selected, *reading.fused, detections)
             for i, found, prompt in zip(indices, detections, prompts, strict=True):
                 results_per_image[i].append((found, prompt))
         return [
-            self.describe(x, results, size)
-            for x, results, size in zip(
-                batched_inputs, results_per_image, images.image_sizes, strict=True
+            (self.describe(x, results, size) if results else {}) | texts
+            for x, results, size, texts in zip(
+                batched_inputs, results_per_image, images.image_sizes, said, strict=True
             )
         ]
+
+    def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Reading:
+        """Let the maps of N images and a prompt for each read each other."""
+        tokens = self.tokenizer(prompts).to(self.device)
+        language = self.language_cache(self.language_backbone, tokens)
+        fused_features, fused_language = self.fused_head(features, language)
+        words = fused_language if self.scores_fused_words else language
+        return Reading(fused_features, words, tokens)
+
+    def judge(self, reading: Reading) -> list[LabelPredictions]:
+        """What every location of every image says of its names, before anything is a detection."""
+        return self.proposal_generator.judge(*reading.fused)
+
+    def still_wanted(
+        self,
+        found: DetectionsPerImage,
+        earlier: list[tuple[DetectionsPerImage, Prompt]],
+        num_prompts: int,
+    ) -> DetectionsPerImage:
+        """What a prompt found that :meth:`describe` may keep: a mask for the others is wasted."""
+        if num_prompts == 1 or self.max_detections_per_image < 0:
+            return found
+        others = [detections for detections, _ in earlier]
+        return among_best(found, others, self.max_detections_per_image)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad right and bottom with zeros to the batch's largest image."""
@@ -225,29 +364,32 @@ class GLIPv2(nn.Module):
         limit = self.max_detections_per_image
         if len(results) > 1 and 0 <= limit < len(instances):
             instances = instances[instances.scores.topk(limit).indices]
+        if instances.has("pred_masks"):
+            instances = paste_masks(instances, image_size)
         described: dict[str, Any] = {fields.INSTANCES: instances}
         if fields.CAPTION in x:
             described[fields.PHRASES] = results[0][1].phrases
         return described
 
 
-def rounds(prompts_per_image: list[list[Prompt]]) -> Iterator[tuple[list[int], list[Prompt]]]:
-    """Ask the first prompt of every image, then the second of those that have one, and so on.
+@dataclass(frozen=True)
+class Reading:
+    """N images and their prompts after they have read each other.
 
-    >>> a, b, c = (Prompt(text, (), ()) for text in "abc")
-    >>> [(images, [p.text for p in asked]) for images, asked in rounds([[a], [b, c]])]
-    [([0, 1], ['a', 'b']), ([1], ['c'])]
+    Attributes:
+        features: per level (N, C, H_i, W_i), fused.
+        words: (N, T, D), what regions are scored against.
+        tokens: the prompts.
     """
-    for k in range(max(map(len, prompts_per_image), default=0)):
-        indices = [i for i, prompts in enumerate(prompts_per_image) if k < len(prompts)]
-        yield indices, [prompts_per_image[i][k] for i in indices]
 
+    features: dict[str, Tensor]
+    words: LanguageFeatures
+    tokens: TokenBatch
 
-def select_images(features: dict[str, Tensor], indices: list[int]) -> dict[str, Tensor]:
-    """The maps of some images of the batch; no copy when it is all of them."""
-    if all(len(level) == len(indices) for level in features.values()):
-        return features
-    return {name: level[indices] for name, level in features.items()}
+    @property
+    def fused(self) -> tuple[dict[str, Tensor], LanguageFeatures, TokenBatch]:
+        """The three, in the order in which heads take them."""
+        return self.features, self.words, self.tokens
 
 
 def dataset_classes(

@@ -1,6 +1,7 @@
 """From the grounding head's raw outputs to detections.
 
 N: images. A_i: anchors of level i. T: tokens. L: labels of one prompt. K: detections of one image.
+S: side of a mask.
 Until :func:`to_instances`, boxes are XYXY with inclusive corners in pixels of the network input.
 """
 
@@ -10,13 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-from glipv2_d2.layers.box_coder import BoxCoder, to_exclusive
+from glipv2_d2.layers.box_coder import (
+    BoxCoder,
+    pairwise_iou_inclusive,
+    to_exclusive,
+    to_inclusive,
+)
+from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import DensePredictions
-from glipv2_d2.text.token_maps import label_scores
+
+MASK_THRESHOLD = 0.5
+"""A pixel of at least this probability belongs to a mask."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,13 @@ class DetectionsPerImage:
         boxes: (K, 4).
         scores: (K,), 0..1: the geometric mean of label score and centerness.
         labels: (K,) int64, index of the prompt's label.
+        masks: (K, S, S), 0..1, the pixels of each box on a grid; None: no masks were asked for.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -74,12 +87,15 @@ class DetectionsPerImage:
     def __getitem__(self, selection: Tensor) -> DetectionsPerImage:
         """The detections of a bool (K,) or index tensor."""
         return DetectionsPerImage(
-            self.boxes[selection], self.scores[selection], self.labels[selection]
+            self.boxes[selection],
+            self.scores[selection],
+            self.labels[selection],
+            None if self.masks is None else self.masks[selection],
         )
 
     @staticmethod
     def cat(parts: Sequence[DetectionsPerImage]) -> DetectionsPerImage:
-        """All detections of at least one part."""
+        """All detections of at least one part, without masks."""
         return DetectionsPerImage(
             torch.cat([part.boxes for part in parts]),
             torch.cat([part.scores for part in parts]),
@@ -94,6 +110,7 @@ def detect(
     image_sizes: Sequence[tuple[int, int]],
     settings: PostprocessSettings,
     box_coder: BoxCoder,
+    negatives_per_image: Sequence[Sequence[int]] | None = None,
 ) -> list[DetectionsPerImage]:
     """Detections of every image, best first (GLIP spec 12).
 
@@ -103,36 +120,66 @@ def detect(
         image_sizes: per image (height, width) in pixels without padding: boxes are clipped to it.
         settings: thresholds and limits.
         box_coder: the coder of the deltas.
+        negatives_per_image: see :func:`detect_labels`.
 
     Returns:
         One per image.
     """
-    detections = []
-    for index, (positive_map, image_size) in enumerate(
-        zip(positive_maps, image_sizes, strict=True)
-    ):
-        candidates_per_level = [
-            _select_candidates(
-                token_logits[index].float(),
-                box_deltas[index].float(),
-                centerness[index].float(),
-                anchors,
-                positive_map,
-                settings,
-                box_coder,
-            )
-            for token_logits, box_deltas, centerness, anchors in zip(
-                predictions.token_logits_per_level,
-                predictions.box_deltas_per_level,
+    return [
+        detect_labels(
+            LabelPredictions.of_image(predictions, index, positive_map, settings.aggregation),
+            image_size,
+            settings,
+            box_coder,
+            negatives_per_image[index] if negatives_per_image else (),
+        )
+        for index, (positive_map, image_size) in enumerate(
+            zip(positive_maps, image_sizes, strict=True)
+        )
+    ]
+
+
+@torch.no_grad()
+def detect_labels(
+    predictions: LabelPredictions,
+    image_size: tuple[int, int],
+    settings: PostprocessSettings,
+    box_coder: BoxCoder,
+    negative_labels: Sequence[int] = (),
+) -> DetectionsPerImage:
+    """Detections of one image, best first.
+
+    Args:
+        predictions, image_size, settings, box_coder: see :func:`detect`.
+        negative_labels: labels that only compete. A detection is dropped where a box of theirs
+            overlaps it with an IoU of at least ``nms_thresh`` and a higher score; they themselves
+            are not detected.
+    """
+    candidates = DetectionsPerImage.cat(
+        [
+            _select_candidates(scores, centerness, deltas, anchors, settings, box_coder)
+            for scores, centerness, deltas, anchors in zip(
+                predictions.scores_per_level,
                 predictions.centerness_per_level,
+                predictions.box_deltas_per_level,
                 predictions.anchors_per_level,
                 strict=True,
             )
         ]
-        candidates = DetectionsPerImage.cat(candidates_per_level)
-        candidates = _clip(candidates, image_size)
-        detections.append(_suppress_and_limit(candidates, settings))
-    return detections
+    )
+    return _suppress_and_limit(_clip(candidates, image_size), settings, negative_labels)
+
+
+def among_best(
+    found: DetectionsPerImage, others: Sequence[DetectionsPerImage], limit: int
+) -> DetectionsPerImage:
+    """Those of ``found`` that are among the ``limit`` best of all; ties with the last one stay."""
+    scores = torch.cat([found.scores, *(detections.scores for detections in others)])
+    if len(scores) <= limit:
+        return found
+    if limit == 0:
+        return found[found.labels[:0]]
+    return found[found.scores >= scores.topk(limit).values[-1]]
 
 
 def to_instances(
@@ -156,6 +203,7 @@ def to_instances(
 
     Returns:
         ``pred_boxes`` (Detectron2's XYXY), ``scores``, ``pred_classes``; of size ``output_size``.
+        Masks become ``pred_masks`` as they are, for :func:`paste_masks`.
     """
     (height, width), (output_height, output_width) = image_size, output_size
     scale_x, scale_y = output_width / width, output_height / height
@@ -165,6 +213,33 @@ def to_instances(
     instances.pred_boxes = Boxes(to_exclusive(boxes))
     instances.scores = detections.scores
     instances.pred_classes = class_of_label[detections.labels]
+    if detections.masks is not None:
+        instances.pred_masks = detections.masks
+    return instances
+
+
+def paste_masks(instances: Instances, image_size: tuple[int, int]) -> Instances:
+    """Masks on the grids of their boxes -> masks of the whole image.
+
+    A mask is of the pixels that its box covers in the network input, which end at the inclusive
+    corner plus one. Scaled, they end ``scale - 1`` pixels behind the box of :func:`to_instances`,
+    which gets its added pixel afterwards.
+
+    Args:
+        instances: of :func:`to_instances`, with ``pred_masks`` (K, S, S), 0..1.
+        image_size: (height, width) of the network input without padding.
+
+    Returns:
+        The same with ``pred_masks`` (K, height, width) bool, in the size of ``instances``.
+    """
+    (height, width), (output_height, output_width) = image_size, instances.image_size
+    scale_x, scale_y = output_width / width, output_height / height
+    corners = to_inclusive(instances.pred_boxes.tensor)
+    covered = corners + corners.new_tensor([0, 0, scale_x, scale_y])
+    pasted = paste_masks_in_image(
+        full_precision(instances.pred_masks), covered, instances.image_size, MASK_THRESHOLD
+    )
+    instances.pred_masks = pasted.bool()
     return instances
 
 
@@ -192,28 +267,23 @@ def nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: flo
 
 
 def _select_candidates(
-    token_logits: Tensor,
-    box_deltas: Tensor,
+    label_scores: Tensor,
     centerness: Tensor,
+    box_deltas: Tensor,
     anchors: Tensor,
-    positive_map: Tensor,
     settings: PostprocessSettings,
     box_coder: BoxCoder,
 ) -> DetectionsPerImage:
     """The best (anchor, label) pairs of one level of one image; only these are decoded.
 
     Args:
-        token_logits: (A_i, T).
+        label_scores: (A_i, L).
+        centerness: (A_i,), 0..1.
         box_deltas: (A_i, 4).
-        centerness: (A_i,) logits.
         anchors: (A_i, 4).
-        positive_map: (L, T) bool.
     """
-    label_scores_per_anchor = label_scores(
-        token_logits.sigmoid(), positive_map, settings.aggregation
-    )
-    anchor_idxs, labels = (label_scores_per_anchor > settings.score_thresh).nonzero(as_tuple=True)
-    scores = label_scores_per_anchor[anchor_idxs, labels] * centerness.sigmoid()[anchor_idxs]
+    anchor_idxs, labels = (label_scores > settings.score_thresh).nonzero(as_tuple=True)
+    scores = label_scores[anchor_idxs, labels] * centerness[anchor_idxs]
     scores, best = scores.topk(min(settings.pre_nms_topk, len(scores)))
     anchor_idxs, labels = anchor_idxs[best], labels[best]
     boxes = box_coder.decode(box_deltas[anchor_idxs], anchors[anchor_idxs])
@@ -229,13 +299,40 @@ def _clip(detections: DetectionsPerImage, image_size: tuple[int, int]) -> Detect
 
 
 def _suppress_and_limit(
-    candidates: DetectionsPerImage, settings: PostprocessSettings
+    candidates: DetectionsPerImage, settings: PostprocessSettings, negative_labels: Sequence[int]
 ) -> DetectionsPerImage:
     """Candidates of all levels without duplicates, as many as wanted and ties with the last."""
     kept = candidates[
         nms_inclusive(candidates.boxes, candidates.scores, candidates.labels, settings.nms_thresh)
     ]
+    if len(negative_labels) > 0:
+        kept = _without_negatives(kept, candidates, negative_labels, settings.nms_thresh)
     if len(kept) <= settings.detections_per_prompt:
         return kept
     worst_score = kept.scores[settings.detections_per_prompt - 1]
     return kept[kept.scores >= worst_score]
+
+
+def _without_negatives(
+    found: DetectionsPerImage,
+    candidates: DetectionsPerImage,
+    negative_labels: Sequence[int],
+    iou_thresh: float,
+) -> DetectionsPerImage:
+    """The detections of other labels than the negative ones, whose candidates none of them shows.
+
+    All candidates of a negative count, not only those that its own better boxes leave: the box of
+    the same location is among them.
+    """
+    negatives = torch.as_tensor(negative_labels, device=candidates.labels.device)
+    rivals = candidates[torch.isin(candidates.labels, negatives)]
+    found = found[~torch.isin(found.labels, negatives)]
+    # A few boxes at a time: both may be thousands.
+    is_beaten = [
+        (
+            (pairwise_iou_inclusive(boxes, rivals.boxes) >= iou_thresh)
+            & (rivals.scores > scores[:, None])
+        ).any(dim=1)
+        for boxes, scores in zip(found.boxes.split(256), found.scores.split(256), strict=True)
+    ]
+    return found[~torch.cat(is_beaten)]

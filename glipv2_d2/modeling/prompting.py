@@ -6,15 +6,22 @@ A *label* indexes the spans of one prompt, a *class* the caller's list (see stru
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from detectron2.structures import Instances
 
+from glipv2_d2.modeling.bounded_cache import BoundedCache
 from glipv2_d2.structures import Prompt, fields
-from glipv2_d2.text.prompts import caption_prompt, check_names, class_prompts
+from glipv2_d2.text.orders import name_orders
+from glipv2_d2.text.prompts import (
+    caption_prompt,
+    check_names,
+    class_prompts,
+    normalized_name,
+)
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -34,6 +41,8 @@ class InputPrompts:
         max_tokens: int,
         max_classes: int,
         default_classes: Callable[[bool], Sequence[str]],
+        num_orders: int = 0,
+        takes_negatives: bool = False,
     ) -> None:
         """
         Args:
@@ -42,22 +51,46 @@ class InputPrompts:
             max_classes: of one prompt at inference; 0: as many as the tokens allow.
             default_classes: called with whether the model trains, gives the names to ask where an
                 input says nothing.
+            num_orders: in which the names of a prompt are asked at inference, see
+                :meth:`orders`; 0: in the caller's alone.
+            takes_negatives: the model knows what to do with labels of the class ``NEGATIVE``.
+
+        Raises:
+            ValueError: ``num_orders`` is negative.
         """
+        if num_orders < 0:
+            raise ValueError(f"MODEL.PROMPT.NUM_ORDERS is {num_orders}; 0 asks the caller's order")
         self.tokenizer = tokenizer
         self.separator = separator
         self.max_tokens = max_tokens
         self.max_classes = max_classes
         self.default_classes = default_classes
-        self._prompts_of_names: dict[tuple[tuple[str, ...], int], list[Prompt]] = {}
+        self.num_orders = num_orders
+        self.takes_negatives = takes_negatives
+        self._prompts_of_names: BoundedCache[Hashable, list[Prompt]] = BoundedCache(
+            MAX_CACHED_LISTS
+        )
         self._has_warned = False
 
     def for_inference(self, x: dict[str, Any]) -> list[Prompt]:
         """Every prompt that must be asked; more than one for a long list of classes."""
-        if fields.PROMPT in x:
-            return [x[fields.PROMPT]]
-        if fields.CAPTION in x:
-            return [self._caption_prompt(x)]
-        return self._class_prompts(self._names_of(x, training=False), self.max_classes)
+        return self._all_prompts(x, training=False)
+
+    def all_for_training(self, x: dict[str, Any]) -> list[Prompt]:
+        """Every prompt of a training image, for models that need not choose one of them."""
+        return self._all_prompts(x, training=True)
+
+    def orders(self, prompt: Prompt) -> list[Prompt]:
+        """The prompts over which the scores of the labels of a prompt are averaged.
+
+        With ``num_orders`` these are so many orders of the names of a list of classes, the first
+        of them the sorted one. Which names are asked together does not depend on the caller's order
+        either, so no score does. For all else it is the prompt alone.
+        """
+        separable = prompt.is_class_list and prompt.text == self.separator.join(prompt.phrases)
+        if self.num_orders <= 1 or not separable:
+            return [prompt]
+        return name_orders(prompt, separator=self.separator, count=self.num_orders)
 
     def for_training(self, x: dict[str, Any]) -> tuple[Prompt, Instances]:
         """The one prompt of a training image, and the ground truth that it asks for.
@@ -72,11 +105,24 @@ class InputPrompts:
         if fields.CAPTION in x:
             return self._caption_prompt(x), instances
         names = self._names_of(x, training=True)
-        prompts = self._class_prompts(names, max_classes=0)
+        prompts = self._class_prompts(names)
         if len(prompts) == 1:
             return prompts[0], instances
         prompt = self._positives_first(names, instances)
         return prompt, self._asked(instances, prompt, x)
+
+    def _all_prompts(self, x: dict[str, Any], *, training: bool) -> list[Prompt]:
+        if fields.PROMPT in x:
+            return [x[fields.PROMPT]]
+        if fields.CAPTION in x:
+            return [self._caption_prompt(x)]
+        names = self._names_of(x, training=training)
+        return self._class_prompts(
+            names,
+            max_classes=self.max_classes,
+            negatives=self._negatives_of(x),
+            is_sorted=self.num_orders > 0,
+        )
 
     def _names_of(self, x: dict[str, Any], *, training: bool) -> tuple[str, ...]:
         names = x.get(fields.CLASSES)
@@ -92,21 +138,44 @@ class InputPrompts:
             )
         return caption_prompt(x[fields.CAPTION], x[fields.PHRASES])
 
-    def _class_prompts(self, names: tuple[str, ...], max_classes: int) -> list[Prompt]:
-        key = (names, max_classes)
-        if key not in self._prompts_of_names:
-            if len(self._prompts_of_names) >= MAX_CACHED_LISTS:
-                self._prompts_of_names.pop(next(iter(self._prompts_of_names)))
-            self._prompts_of_names[key] = self._split(names, max_classes)
-        return self._prompts_of_names[key]
+    def _negatives_of(self, x: dict[str, Any]) -> tuple[str, ...]:
+        negatives = x.get(fields.NEGATIVES, ())
+        if isinstance(negatives, str):
+            raise ValueError(f"negatives must be a list of names, not one string: {negatives!r}")
+        if negatives and not self.takes_negatives:
+            raise ValueError(
+                f"this model has no use for negatives, {list(negatives)}: leave them out, or "
+                "choose a MODEL.META_ARCHITECTURE that has one (GLIPv2)"
+            )
+        return tuple(negatives)
 
-    def _split(self, names: Sequence[str], max_classes: int) -> list[Prompt]:
+    def _class_prompts(
+        self,
+        names: tuple[str, ...],
+        *,
+        max_classes: int = 0,
+        negatives: tuple[str, ...] = (),
+        is_sorted: bool = False,
+    ) -> list[Prompt]:
+        key = (names, max_classes, negatives, is_sorted)
+        known = self._prompts_of_names.find([key])
+        if not known:
+            known[key] = self._split(
+                names,
+                max_classes=max_classes,
+                negatives=negatives,
+                key=normalized_name if is_sorted else None,
+            )
+            self._prompts_of_names.keep(known)
+        return known[key]
+
+    def _split(self, names: Sequence[str], **options: Any) -> list[Prompt]:
         return class_prompts(
             names,
             self.tokenizer,
             separator=self.separator,
             max_tokens=self.max_tokens,
-            max_classes=max_classes,
+            **options,
         )
 
     def _positives_first(self, names: tuple[str, ...], instances: Instances) -> Prompt:
@@ -120,7 +189,7 @@ class InputPrompts:
         order = positives + others
         # Only the first prompt is needed: no more names than tokens can fit in it.
         order = order[: self.max_tokens]
-        first = self._split([names[c] for c in order], max_classes=0)[0]
+        first = self._split([names[c] for c in order])[0]
         return replace(first, classes=tuple(order[i] for i in first.classes))
 
     def _asked(self, instances: Instances, prompt: Prompt, x: dict[str, Any]) -> Instances:

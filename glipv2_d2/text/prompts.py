@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.language import NEGATIVE, Span
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -181,6 +181,8 @@ def class_prompts(
     separator: str = ". ",
     max_tokens: int = 256,
     max_classes: int = 0,
+    negatives: Sequence[str] = (),
+    key: Callable[[str], Any] | None = None,
 ) -> list[Prompt]:
     """Class names in as few prompts as the limits allow, in the caller's order.
 
@@ -193,17 +195,32 @@ def class_prompts(
         tokenizer: counts the tokens.
         separator: what parts two names.
         max_tokens: of one prompt, [CLS] and [SEP] included.
-        max_classes: names of one prompt; 0: as many as ``max_tokens`` allows.
+        max_classes: names of one prompt, negatives included; 0: as many as ``max_tokens`` allows.
+        negatives: names that every prompt asks behind its own, under the class ``NEGATIVE``.
+        key: ask the names sorted by it, negatives among them; default: the caller's order.
 
     Raises:
         ValueError: no names; a name without words or tokens; a name longer than ``max_tokens``; a
-            separator that would not part two names.
+            negative that is also a class, or negatives that leave no room; a separator that would
+            not part two names.
     """
     check_names(names, separator)
     check_separator(separator, tokenizer)
+    competing = _check_negatives(negatives, names, separator, tokenizer)
     classes = _drop_duplicates(names)
+    if key is not None:
+        classes.sort(key=lambda i: key(names[i]))
+    gap = tokenizer.count(separator)
+    room = max_tokens - tokenizer.num_special_tokens - gap * len(competing)
+    room -= sum(tokenizer.counts([clean_name(name) for name in competing]))
+    if competing and (room <= 0 or 0 < max_classes <= len(competing)):
+        raise ValueError(
+            f"{len(competing)} negatives leave no room for a class: give fewer, or raise "
+            "MODEL.PROMPT.MAX_TOKENS and MODEL.PROMPT.MAX_CLASSES"
+        )
+    if max_classes > 0:
+        max_classes -= len(competing)
     lengths = tokenizer.counts([clean_name(names[i]) for i in classes])
-    room = max_tokens - tokenizer.num_special_tokens
     for i, length in zip(classes, lengths, strict=True):
         if length == 0:
             raise ValueError(
@@ -211,17 +228,44 @@ def class_prompts(
                 "rename the class"
             )
         if length > room:
+            beside = f" beside {len(competing)} negatives" if competing else ""
             raise ValueError(
                 f"class name {names[i]!r} (index {i}) has {length} tokens, a prompt has room for "
-                f"{room}: shorten the name or raise MODEL.PROMPT.MAX_TOKENS"
+                f"{room}{beside}: shorten the name or raise MODEL.PROMPT.MAX_TOKENS"
             )
-    chunks = _chunks(
-        classes, lengths, gap=tokenizer.count(separator), room=room, max_classes=max_classes
-    )
-    return [
-        class_prompt([names[i] for i in chunk], separator=separator, classes=chunk)
-        for chunk in chunks
-    ]
+    prompts = []
+    for chunk in _chunks(classes, lengths, gap=gap, room=room, max_classes=max_classes):
+        asked = [(names[i], i) for i in chunk] + [(name, NEGATIVE) for name in competing]
+        if key is not None:
+            asked.sort(key=lambda name_and_class: key(name_and_class[0]))
+        names_of_prompt, classes_of_prompt = zip(*asked, strict=True)
+        prompts.append(
+            class_prompt(names_of_prompt, separator=separator, classes=classes_of_prompt)
+        )
+    return prompts
+
+
+def _check_negatives(
+    negatives: Sequence[str], names: Sequence[str], separator: str, tokenizer: Tokenizer
+) -> list[str]:
+    """The negatives, each once."""
+    if len(negatives) == 0:
+        return []
+    check_names(negatives, separator)
+    asked = {normalized_name(name): name for name in names}
+    first_of: dict[str, str] = {}
+    for negative in negatives:
+        same = normalized_name(negative)
+        if same in asked:
+            raise ValueError(
+                f"{negative!r} is a negative and a class ({asked[same]!r}): decide for one"
+            )
+        if tokenizer.count(clean_name(negative)) == 0:
+            raise ValueError(
+                f"negative {negative!r} has no character that the tokenizer reads: leave it out"
+            )
+        first_of.setdefault(same, negative)
+    return list(first_of.values())
 
 
 def _chunks(

@@ -87,9 +87,30 @@ class Tokenizer:
         if self._tokenizer.mask_token_id is None:
             raise ValueError(
                 "the tokenizer of MODEL.LANGUAGE_BACKBONE.MODEL has no mask token, so no word can "
-                "be hidden: set MODEL.MLM.WEIGHT to 0 or choose a BERT"
+                "be hidden: set MODEL.MLM.WEIGHT to 0 and MODEL.ANSWER.WEIGHT to 0, or choose a "
+                "BERT"
             )
         return int(self._tokenizer.mask_token_id)
+
+    @property
+    def mask_token(self) -> str:
+        """What is written for a hidden word; errors as of :attr:`mask_token_id`."""
+        return self._tokenizer.convert_ids_to_tokens(self.mask_token_id)
+
+    @property
+    def begin_id(self) -> int:
+        """[CLS], which every text begins with."""
+        return int(self._tokenizer.cls_token_id)
+
+    @property
+    def end_id(self) -> int:
+        """[SEP], which every text ends with."""
+        return int(self._tokenizer.sep_token_id)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids that are no words, those of beginning and end among them."""
+        return sorted(self._tokenizer.all_special_ids)
 
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
         """Tokenize prompts, padded to the longest of them.
@@ -131,6 +152,16 @@ class Tokenizer:
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without [CLS] and [SEP]."""
         return self._encode(texts, add_special_tokens=False)["input_ids"]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that ids spell, less what is no word. BERT's are in small letters.
+
+        >>> Tokenizer().text_of([101, 1037, 4937, 1012, 102])
+        'a cat.'
+        """
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True
+        ).strip()
 
     def fit(self, prompt: Prompt) -> Prompt:
         """What of a prompt fits into ``max_tokens`` (for training; inference refuses to cut).

@@ -218,7 +218,7 @@ def test_parts_of_losses_that_the_file_lacks_start_untrained_and_are_named(
     first, second = WithLosses(), WithLosses(loss_b=nn.Linear(2, 2))
     load_weights(second, first.state_dict(), source="'first.pth'")
     assert torch.equal(second.net.weight, first.net.weight)
-    assert "'first.pth' has no weights of these parts of losses" in caplog.text
+    assert "'first.pth' has no weights of these parts, which" in caplog.text
     assert "loss_b.{bias, weight}" in caplog.text
 
 

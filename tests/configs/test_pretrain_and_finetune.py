@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from helpers.no_memory import parameters_without_memory
 from torch import nn
 
-from glipv2_d2.checkpoint.writing import optional_prefixes
+from glipv2_d2.checkpoint.writing import loss_prefixes
 from glipv2_d2.data import builtin  # noqa: F401 - registers the data sets
 from glipv2_d2.engine.policies import policy_names
 from glipv2_d2.engine.recipes import MAX_EPOCHS, recipe
@@ -27,6 +26,7 @@ RECIPES = sorted(
     if not path.name.startswith("Base-")
 )
 PRETRAIN = [name for name in RECIPES if name.startswith("pretrain/")]
+POLICIES_FOR_BOXES = [name for name in policy_names() if name != "mask_heads"]
 
 
 @functools.cache
@@ -34,24 +34,6 @@ def load(name: str) -> CfgNode:
     # Weights come from elsewhere.
     opts = ["MODEL.LANGUAGE_BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "meta"]
     return load_config(CONFIGS / name, opts)
-
-
-@contextmanager
-def parameters_without_memory() -> Iterator[None]:
-    """New parameters go to the meta device; unlike under torch.device("meta"), tensors that
-    constructors compute with are real."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 @functools.cache
@@ -70,18 +52,21 @@ def parameters(name: str) -> int:
     model_cfg.defrost()
     model_cfg.pop("TUNING")
     model = network(model_cfg.dump())
-    optional = optional_prefixes(model)
-    return sum(p.numel() for n, p in model.named_parameters() if not n.startswith(optional))
+    of_losses = loss_prefixes(model)
+    return sum(p.numel() for n, p in model.named_parameters() if not n.startswith(of_losses))
 
 
 # GLIPv2-T's 232 M are published; 322 M and 430 M are those of Swin-B and Swin-L with 8 blocks.
 SIZES = {"_t": 231_759_662, "_b": 321_851_748, "_l": 430_401_824}
+# Four hourglasses of four bottlenecks, the deconvolution, the words' projection, bias and scale.
+BOTTLENECK = (256 * 128 + 128) + (9 * 128 * 128 + 128) + (128 * 256 + 256)
+MASK_HEAD = 16 * BOTTLENECK + (4 * 256 * 256 + 256) + (768 * 256 + 256) + 768 + 1
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_full_size_network_is_built_with_as_many_parameters(name: str) -> None:
     kind = next(kind for kind in SIZES if f"_swin{kind}" in name)
-    assert parameters(name) == SIZES[kind]
+    assert parameters(name) == SIZES[kind] + (MASK_HEAD if load(name).MODEL.MASK_ON else 0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -99,14 +84,14 @@ def test_pre_training_has_all_losses_and_the_second_phase_no_masked_words(name: 
     assert weights == [1.0, 0.0 if "phase2" in name else 1.0]
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", POLICIES_FOR_BOXES)
 def test_the_odinw_config_of_a_policy_is_its_recipe(policy: str) -> None:
     cfg = load(f"finetune/odinw_{policy}_glip_swin_t.yaml")
     for key, value in recipe(policy, few_shot=True).items():
         assert functools.reduce(getattr, key.split("."), cfg) == value, key
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", POLICIES_FOR_BOXES)
 def test_odinw_is_trained_for_at_most_the_papers_epochs(policy: str) -> None:
     cfg = load(f"finetune/odinw_{policy}_glip_swin_t.yaml")
     assert cfg.SOLVER.MAX_ITER == MAX_EPOCHS * cfg.TEST.EVAL_PERIOD
@@ -117,3 +102,16 @@ def test_all_data_have_less_patience_than_few_shots() -> None:
     keys = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE")
     assert [few[key] for key in keys] == [3, 8]
     assert [all_data[key] for key in keys] == [2, 4]
+
+
+def test_the_recipe_for_masks_follows_them() -> None:
+    assert recipe("mask_heads", few_shot=False)["SOLVER.BEST_METRIC"] == "segm/AP"
+
+
+def test_the_mask_recipes_have_masks_and_the_first_phase_learns_nothing_else() -> None:
+    policies = {}
+    for name in RECIPES:
+        cfg = load(name)
+        if cfg.MODEL.MASK_ON:
+            policies[Path(name).stem.removesuffix("_glipv2_swin_t")] = cfg.MODEL.TUNING.NAME
+    assert policies == {"coco_mask": "full", "coco_mask_heads": "mask_heads", "phrasecut": "full"}

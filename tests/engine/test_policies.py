@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers.models import random_image, tiny_cfg, tiny_model, training_input
+from helpers.masks import ELL, MASKS, masked_input
+from helpers.models import random_image, tiny_cfg, tiny_model
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import save_weights
@@ -16,7 +17,7 @@ from glipv2_d2.engine.policies import FrozenPartsRest, frozen_parts, policy_name
 from glipv2_d2.engine.tuning import build_tuned_model
 
 NAMES = ["cat", "traffic light"]
-POLICIES = ("full", "linear_probe", "lora", "prompt", "text_only")
+POLICIES = ("full", "linear_probe", "lora", "mask_heads", "prompt", "text_only")
 LORA_TARGETS = ("qkv", "query", "value", "language_key", "language_value", "language_out")
 
 
@@ -28,7 +29,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tuned_cfg(base: str, policy: str, *opts: Any) -> CfgNode:
-    return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *opts)
+    masks = MASKS if policy == "mask_heads" else ()
+    return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *masks, *opts)
 
 
 def train_steps(cfg: CfgNode, model: nn.Module, count: int = 3) -> None:
@@ -36,7 +38,7 @@ def train_steps(cfg: CfgNode, model: nn.Module, count: int = 3) -> None:
     optimizer = build_optimizer(cfg, model)
     model.train()
     for _ in range(count):
-        losses = model([training_input([[8, 8, 40, 40]], [1], classes=NAMES)])
+        losses = model([masked_input([ELL], [1], classes=NAMES)])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -115,6 +117,22 @@ def test_lora_leaves_the_text_encoder_alone(base: str) -> None:
     model = build_tuned_model(tuned_cfg(base, "lora"))
     names = [name for name, _ in model.language_backbone.named_parameters()]
     assert not any("lora_" in name for name in names)
+
+
+def test_mask_heads_moves_the_heads_of_boxes_and_all_of_them(base: str) -> None:
+    moved, everything = moved_names(base, "mask_heads")
+    assert moved == {name for name in everything if name.startswith("roi_heads.")}
+    assert len(moved) > 0
+
+
+def test_mask_heads_hides_no_words(base: str) -> None:
+    model = build_tuned_model(tuned_cfg(base, "mask_heads", "MODEL.MLM.WEIGHT", 1.0)).train()
+    assert set(model([masked_input([ELL], [1], classes=NAMES)])) == {"loss_mask"}
+
+
+def test_masks_that_a_model_does_not_have_cannot_be_all_that_learns(base: str) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON"):
+        build_tuned_model(tuned_cfg(base, "mask_heads", "MODEL.MASK_ON", False))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.masks import MASKS
 from helpers.models import random_image, tiny_cfg, tiny_model
 from torch import nn
 
@@ -65,6 +66,17 @@ def test_a_delta_has_what_differs_alone(base: str, tmp_path: Path) -> None:
         model.proposal_generator.bbox_pred.bias.add_(1)
     save_delta(model, tmp_path / "delta.pth")
     assert set(read_delta(tmp_path / "delta.pth").tensors) == {"proposal_generator.bbox_pred.bias"}
+
+
+def test_a_delta_brings_masks_to_a_base_without_them(base: str, tmp_path: Path) -> None:
+    """Also to a model whose own masks are other random numbers."""
+    model = tuned(base, tmp_path / "delta.pth", "mask_heads", *MASKS)
+    masks = {name for name in model.state_dict() if name.startswith("roi_heads.")}
+    assert set(read_delta(tmp_path / "delta.pth").tensors) == masks
+    torch.manual_seed(7)
+    cfg = config(base, "MODEL.TUNING.DELTA", str(tmp_path / "delta.pth"), *MASKS)
+    state = build_tuned_model(cfg).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_a_prompts_delta_is_small(base: str, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from glipv2_d2.modeling.anchors import AnchorGenerator
+from glipv2_d2.modeling.anchors import MAX_CACHED_LEVELS, AnchorGenerator
 
 ASSETS = Path(__file__).parents[1] / "assets"
 STRIDES = (8, 16, 32, 64, 128)
@@ -58,3 +60,26 @@ def test_anchors_made_in_inference_mode_serve_training() -> None:
     (deltas * anchors).sum().backward()
     assert deltas.grad is not None
     assert deltas.grad.equal(anchors)
+
+
+def test_the_memory_for_anchors_is_bounded() -> None:
+    generator = AnchorGenerator([8], 8.0)
+    for width in range(1, MAX_CACHED_LEVELS + 20):
+        generator([torch.zeros(1, 1, 1, width)])
+    assert len(generator._anchors) == MAX_CACHED_LEVELS
+
+
+def test_a_tracers_stand_ins_are_not_kept_for_others() -> None:
+    generator = AnchorGenerator([8], 8.0)
+    with FakeTensorMode():
+        generator([torch.zeros(1, 1, 3, 3)])
+    (anchors,) = generator([torch.zeros(1, 1, 3, 3)])
+    assert anchors[0].tolist() == [-28, -28, 35, 35]
+
+
+def test_a_copied_generator_has_anchors_of_its_own() -> None:
+    generator = AnchorGenerator([8], 8.0)
+    (anchors,) = generator([torch.zeros(1, 1, 3, 3)])
+    (copied,) = copy.deepcopy(generator)([torch.zeros(1, 1, 3, 3)])
+    assert copied is not anchors
+    assert copied.equal(anchors)

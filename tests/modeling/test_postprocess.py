@@ -12,8 +12,10 @@ from glipv2_d2.layers.box_coder import BoxCoder, pairwise_iou_inclusive, to_incl
 from glipv2_d2.modeling.postprocess import (
     DetectionsPerImage,
     PostprocessSettings,
+    among_best,
     detect,
     nms_inclusive,
+    paste_masks,
     to_instances,
 )
 from glipv2_d2.structures import DensePredictions
@@ -139,6 +141,87 @@ def test_corners_are_scaled_before_they_become_exclusive() -> None:
     instances = to_instances(found, (100, 100), (300, 200), [0])
     assert instances.image_size == (300, 200)
     assert instances.pred_boxes.tensor.tolist() == [[20.0, 60.0, 61.0, 121.0]]
+
+
+# Masks by hand.
+
+
+def masks_found(boxes: list[list[float]], masks: Tensor) -> DetectionsPerImage:
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    return DetectionsPerImage(torch.tensor(boxes), torch.ones(len(boxes)), labels, masks)
+
+
+def pasted(
+    detections: DetectionsPerImage, size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    return paste_masks(to_instances(detections, size, output_size, [0]), size).pred_masks
+
+
+@pytest.mark.parametrize(
+    ("output_size", "rows", "columns"),
+    [((40, 60), (10, 30), (20, 30)), ((80, 60), (20, 60), (20, 30)), ((20, 30), (5, 15), (10, 15))],
+    ids=["as it was", "twice as high", "half"],
+)
+def test_a_full_mask_covers_the_pixels_of_its_box(
+    output_size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """Rows 10 to 29 and columns 20 to 29 of 40 x 60."""
+    found = masks_found([[20.0, 10.0, 29.0, 29.0]], torch.ones(1, 28, 28))
+    expected = torch.zeros(output_size, dtype=torch.bool)
+    expected[slice(*rows), slice(*columns)] = True
+    assert torch.equal(pasted(found, (40, 60), output_size)[0], expected)
+
+
+def interpolate(mask: np.ndarray, row: float, column: float) -> float:
+    """Bilinear, in cells counted from the middle of the first; zero outside."""
+    value = 0.0
+    for i in (int(np.floor(row)), int(np.floor(row)) + 1):
+        for j in (int(np.floor(column)), int(np.floor(column)) + 1):
+            if 0 <= i < mask.shape[0] and 0 <= j < mask.shape[1]:
+                value += mask[i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
+    return value
+
+
+@pytest.mark.parametrize("output_size", [(20, 24), (33, 50), (11, 13)])
+def test_pasting_asks_the_mask_at_the_centre_of_every_pixel(output_size: tuple[int, int]) -> None:
+    size, x1, y1, x2, y2 = (20, 24), 3.3, 2.0, 18.9, 16.25  # the corners are inclusive
+    mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = pasted(masks_found([[x1, y1, x2, y2]], mask), size, output_size)[0]
+    scale_y, scale_x = (wanted / had for wanted, had in zip(output_size, size, strict=True))
+    for row in range(output_size[0]):
+        for column in range(output_size[1]):
+            # Where the middle of the pixel is in the network input, and there in the box.
+            y, x = (row + 0.5) / scale_y, (column + 0.5) / scale_x
+            i, j = (y - y1) / (y2 + 1 - y1) * 8 - 0.5, (x - x1) / (x2 + 1 - x1) * 8 - 0.5
+            value = interpolate(mask[0].numpy(), i, j)
+            if abs(value - 0.5) > 1e-3:
+                assert bool(found[row, column]) == (value > 0.5)
+
+
+def test_no_detections_are_no_masks() -> None:
+    none = masks_found([], torch.zeros(0, 28, 28))
+    none = replace(none, boxes=torch.zeros(0, 4))
+    masks = pasted(none, (20, 30), (40, 60))
+    assert (masks.shape, masks.dtype) == ((0, 40, 60), torch.bool)
+
+
+def test_chosen_detections_keep_their_masks() -> None:
+    masks = torch.arange(3.0)[:, None, None].expand(3, 2, 2)
+    found = masks_found([[0.0, 0.0, 1.0, 1.0]] * 3, masks)
+    assert found[torch.tensor([2, 0])].masks[:, 0, 0].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(0, []), (1, [0.9]), (2, [0.9]), (3, [0.9, 0.5, 0.5]), (9, [0.9, 0.5, 0.5])]
+)
+def test_what_others_surpass_is_not_among_the_best(limit: int, kept: list[float]) -> None:
+    def scored(*scores: float) -> DetectionsPerImage:
+        count = len(scores)
+        labels = torch.zeros(count, dtype=torch.int64)
+        return DetectionsPerImage(torch.zeros(count, 4), torch.tensor(scores), labels)
+
+    best = among_best(scored(0.5, 0.9, 0.5), [scored(0.7), scored(0.1)], limit)
+    assert sorted(best.scores.tolist(), reverse=True) == pytest.approx(kept)
 
 
 # Small predictions by hand: one level of anchors, one token per label.
@@ -299,3 +382,54 @@ def test_boxes_of_the_last_of_many_labels_keep_their_fractions() -> None:
 def test_nothing_to_suppress_gives_nothing() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert nms_inclusive(torch.zeros(0, 4), torch.zeros(0), none, 0.5).tolist() == []
+
+
+# Labels that only compete.
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_detection_that_a_negative_beats_is_dropped(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(40, 2, generator=generator) * 30
+    anchors = torch.cat([corners, corners + 20], dim=1)
+    predictions = predictions_of(
+        torch.rand(40, 3, generator=generator).tolist(), [0.5] * 40, anchors.tolist()
+    )
+    negatives, maps = [[0, 2]], (torch.eye(3, dtype=torch.bool),)
+    (alone,) = detect(predictions, maps, [(100, 100)], GLIP, BoxCoder())
+    (found,) = detect(predictions, maps, [(100, 100)], GLIP, BoxCoder(), negatives)
+    keeping_all = replace(GLIP, nms_thresh=1.0, detections_per_prompt=1000)
+    (candidates,) = detect(predictions, maps, [(100, 100)], keeping_all, BoxCoder())
+    rivals = candidates[candidates.labels != 1]
+    expected = []
+    for i in range(len(alone)):
+        overlaps = pairwise_iou_inclusive(alone.boxes[i : i + 1], rivals.boxes)[0]
+        is_beaten = ((overlaps >= 0.6) & (rivals.scores > alone.scores[i])).any()
+        if alone.labels[i] == 1 and not is_beaten:
+            expected.append(i)
+    assert 0 < len(expected) < (alone.labels == 1).sum()
+    assert torch.equal(found.boxes, alone.boxes[expected])
+    assert torch.equal(found.scores, alone.scores[expected])
+
+
+def test_negatives_take_no_place_of_a_detection() -> None:
+    predictions = predictions_of([[0.9, 0.0], [0.8, 0.0], [0.0, 0.5]], [0.5] * 3, boxes_apart(3))
+    settings = replace(GLIP, detections_per_prompt=1)
+    maps = (torch.eye(2, dtype=torch.bool),)
+    (found,) = detect(predictions, maps, [(100, 100)], settings, BoxCoder(), [[0]])
+    assert found.labels.tolist() == [1]
+
+
+def test_a_negative_of_equal_score_does_not_beat() -> None:
+    predictions = predictions_of([[0.7, 0.7]], [0.5], boxes_apart(1))
+    maps = (torch.eye(2, dtype=torch.bool),)
+    (found,) = detect(predictions, maps, [(100, 100)], GLIP, BoxCoder(), [[0]])
+    assert found.labels.tolist() == [1]
+
+
+def test_nothing_but_negatives_gives_empty_results() -> None:
+    predictions = predictions_of([[0.7]], [0.5], boxes_apart(1))
+    maps = (torch.eye(1, dtype=torch.bool),)
+    (found,) = detect(predictions, maps, [(100, 100)], GLIP, BoxCoder(), [[0]])
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)

@@ -29,7 +29,8 @@ def test_losses_are_equal(
 ) -> None:
     losses = steps[batch]["losses"]
     assert losses.keys() == {
-        *("loss_token", "loss_box", "loss_centerness", "loss_inter_image", "loss_mlm")
+        *("loss_token", "loss_box", "loss_centerness", "loss_inter_image", "loss_mlm", "loss_mask"),
+        *("loss_answer", "loss_caption"),
     }
     assert all(loss > 0 for loss in losses.values())
     torch.testing.assert_close(shared_steps[batch]["losses"], losses, rtol=RELATIVE, atol=0)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glipv2_d2.structures import Prompt
+from glipv2_d2.structures.language import NEGATIVE
 from glipv2_d2.text import (
     Decoration,
     Tokenizer,
@@ -319,3 +320,52 @@ def test_any_list_is_asked_or_refused_by_name(names, tokenizer):
     else:
         with pytest.raises(ValueError, match="class name"):
             class_prompts(names, tokenizer)
+
+
+# Names in an order of their own, and names that only compete
+
+
+def test_names_sorted_by_a_key_keep_the_callers_classes(tokenizer):
+    prompts = class_prompts(
+        ["dog", "Cat", "ape", "cat"], tokenizer, max_classes=2, key=str.casefold
+    )
+    assert [(p.phrases, p.classes) for p in prompts] == [(["ape", "Cat"], (2, 1)), (["dog"], (0,))]
+
+
+def test_every_chunk_asks_all_negatives(tokenizer):
+    prompts = class_prompts(
+        ["cat", "dog", "cow"], tokenizer, max_classes=4, negatives=["wolf", "red fox"]
+    )
+    assert [p.text for p in prompts] == ["cat. dog. wolf. red fox", "cow. wolf. red fox"]
+    assert [p.classes for p in prompts] == [(0, 1, NEGATIVE, NEGATIVE), (2, NEGATIVE, NEGATIVE)]
+    assert [p.negative_labels for p in prompts] == [[2, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("max_tokens", [7, 9, 12, 30])
+def test_prompts_with_negatives_keep_to_the_limit_of_tokens(max_tokens, tokenizer):
+    names = ["cat", "dog", "cow", "hen", "pig"]
+    prompts = class_prompts(names, tokenizer, max_tokens=max_tokens, negatives=["red fox"])
+    assert tokenizer(prompts).mask.sum(dim=1).max() <= max_tokens
+    assert [c for p in prompts for c in p.classes if c != NEGATIVE] == [0, 1, 2, 3, 4]
+
+
+def test_a_negative_is_asked_once_however_often_it_is_given(tokenizer):
+    (prompt,) = class_prompts(["cat"], tokenizer, negatives=["Red_fox", "red fox"])
+    assert prompt.phrases == ["cat", "Red fox"]
+
+
+@pytest.mark.parametrize(
+    ("negatives", "options", "message"),
+    [
+        (["HOT_DOG"], {}, r"'HOT_DOG' is a negative and a class \('hot dog'\)"),
+        (["wolf", ""], {}, "''.*index 1.*no words"),
+        ("wolf", {}, "'wolf'"),
+        (["\u200b\u0301"], {}, "leave it out"),
+        (["wolf", "fox"], {"max_classes": 2}, "2 negatives leave no room.*MAX_CLASSES"),
+        (["wolf", "fox"], {"max_tokens": 6}, "2 negatives leave no room.*MAX_TOKENS"),
+        (["wolf"], {"max_tokens": 5}, r"'hot dog' \(index 0\) has 2 tokens.*room for 1 beside"),
+    ],
+)
+def test_negatives_that_cannot_be_asked_are_named(negatives, options, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        class_prompts(["hot dog", "cat"], tokenizer, negatives=negatives, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import demo
@@ -14,21 +15,50 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from glipv2_d2.predictor import Prediction
+from glipv2_d2.prediction import Answer, Caption, Prediction
 
 
 class FindsEverything:
-    """Scores fall by 0.2 per name, from 0.9."""
+    """Scores fall by 0.2 per name, from 0.9. The class remembers the negatives it was given."""
+
+    negatives: list[str] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         pass
 
-    def predict(self, images, *, classes=None, caption=None, channel_order=None, batch_size=1):
+    def predict(
+        self,
+        images,
+        *,
+        classes=None,
+        negatives=None,
+        caption=None,
+        channel_order=None,
+        batch_size=1,
+    ):
+        FindsEverything.negatives = negatives
         images = list(images)
         lists = [caption.split()] * len(images) if caption else classes
         if isinstance(lists[0], str):
             lists = [lists] * len(images)
         return [self.find(image, names) for image, names in zip(images, lists, strict=True)]
+
+    def answer(self, images, question, *, ground, channel_order, batch_size):
+        assert ground
+        return [
+            Answer(question, "blue", 0.75, self.told(image, f"{question} blue", ["sky", "blue"]))
+            for image in images
+        ]
+
+    def caption(self, images, *, ground, channel_order, batch_size):
+        assert ground
+        return [
+            Caption("a [blue] sky", self.told(image, "a [blue] sky", ["sky"])) for image in images
+        ]
+
+    def told(self, image: np.ndarray, text: str, names: list[str]) -> Prediction:
+        spans = tuple(((text.index(name), text.index(name) + len(name)),) for name in names)
+        return replace(self.find(image, names), text=text, spans=spans)
 
     def find(self, image: np.ndarray, names: list[str]) -> Prediction:
         instances = Instances(image.shape[:2])
@@ -176,3 +206,42 @@ def test_a_picture_in_which_nothing_is_found_says_so(photos, tmp_path, capsys):
     assert run(tmp_path, "--input", photos / "a.jpg", "--classes", "cat", "--threshold", 1) == 0
     printed = capsys.readouterr().out
     assert "0 found of cat" in printed and "score" not in printed
+
+
+def test_negatives_are_asked_beside_the_classes(photos, tmp_path, capsys):
+    asked = ("--input", photos / "a.jpg", "--classes", "dog")
+    assert run(tmp_path, *asked, "--negatives", "wolf, red fox") == 0
+    assert FindsEverything.negatives == ["wolf", "red fox"]
+    assert run(tmp_path, *asked) == 0
+    assert FindsEverything.negatives is None
+    assert run(tmp_path, *asked, "--negatives", "wolf,,fox") == 2
+    assert "name 2 of --negatives 'wolf,,fox' is empty" in capsys.readouterr().err
+
+
+def test_a_file_of_thresholds_takes_the_place_of_the_one(photos, tmp_path, capsys):
+    path, results = tmp_path / "thresholds.json", tmp_path / "found.json"
+    path.write_text(json.dumps({"thresholds": {"dog": 0.6, "cat": 0.95}, "default": 0.1}))
+    asked = ("--input", photos / "a.jpg", "--classes", "cat, dog, cow", "--json", results)
+    assert run(tmp_path, *asked, "--thresholds", path) == 0
+    assert [row["category_name"] for row in json.loads(results.read_text())] == ["dog", "cow"]
+    assert str(path) in capsys.readouterr().out.replace("\n", "")
+    assert run(tmp_path, *asked, "--thresholds", tmp_path / "gone.json") == 2
+
+
+def test_a_question_is_answered_for_every_picture(photos, tmp_path, capsys):
+    results = tmp_path / "said.json"
+    assert run(tmp_path, "--input", photos, "--question", "is the sky red?", "--json", results) == 0
+    assert capsys.readouterr().out.count("is the sky red? blue (75%)") == 2
+    first, second = json.loads(results.read_text())
+    assert first["answer"] == second["answer"] == "blue"
+    assert [row["category_name"] for row in first["detections"]] == ["sky", "blue"]
+    assert Path(first["file_name"]).name == "a.jpg"
+    with Image.open(tmp_path / "out" / "a.jpg") as picture:
+        assert picture.height > 400, "the words stand below the picture"
+
+
+def test_pictures_are_described(photos, tmp_path, capsys):
+    assert run(tmp_path, "--input", photos, "--describe") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("a [blue] sky") == 2
+    assert "2 detections of at least" in printed

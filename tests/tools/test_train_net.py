@@ -3,79 +3,35 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import train_net
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import HookBase, default_argument_parser
 from helpers.models import tiny_cfg, tiny_model
 from helpers.stand_in import configure
 from helpers.tiny_coco import write_coco
 from helpers.torchrun import torchrun
+from helpers.train_command import in_child, run, run_and_die
 from helpers.two_processes import NOTHING_RANDOM
 
 from glipv2_d2.checkpoint import save_weights
-from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
-from glipv2_d2.engine.trainer import Trainer
-
-
-class KillBefore(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class KillableTrainer(Trainer):
-    def build_hooks(self) -> list[HookBase]:
-        return [*super().build_hooks(), KillBefore(5)]
-
-
-def in_child(function: Callable[..., object], *args: object) -> int:
-    """The exit code of a process that calls ``function``: minus the signal that killed it."""
-    child = multiprocessing.get_context("fork").Process(target=_call, args=(function, *args))
-    child.start()
-    child.join()
-    return child.exitcode
-
-
-def _call(function: Callable[..., object], *args: object) -> None:
-    # OpenMP's threads do not live on in a fork.
-    torch.set_num_threads(1)
-    function(*args)
-
-
-def run(*arguments: str) -> None:
-    launch(train_net.main, default_argument_parser().parse_args(list(arguments)))
-
-
-def run_and_die(*arguments: str) -> None:
-    train_net.Trainer = KillableTrainer
-    run(*arguments)
 
 
 @pytest.fixture
-def config_file(tmp_path: Path) -> Iterator[str]:
-    register_coco_instances("command_coco", {}, *map(str, write_coco(tmp_path / "tiny")))
+def config_file(tmp_path: Path) -> str:
+    annotations, images = write_coco(tmp_path / "tiny")
     cfg = load_config().clone()
     cfg.defrost()
     configure(cfg, "command_coco", str(tmp_path / "output"))
+    cfg.DATASETS.CUSTOM = [
+        {"name": "command_coco", "json": str(annotations), "images": str(images)}
+    ]
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
-    yield str(path)
-    DatasetCatalog.remove("command_coco")
-    MetadataCatalog.remove("command_coco")
+    return str(path)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ either: positions come in bands, and the softmax over positions is carried from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,18 +40,27 @@ MIN_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class AbsorbedWords:
-    """The words of N prompts with the projections of the positions folded in.
+class AbsorbedKeys:
+    """The words of N prompts as scores need them, with the query of the positions folded in.
 
     Attributes:
         key: (N, C, H T).
         constant: (N, 1, H T), the query bias's part of the scores.
-        value: (N, H T, C).
-        mask: (N, 1, 1, T) bool, the valid tokens.
     """
 
     key: Tensor
     constant: Tensor
+
+
+@dataclass(frozen=True)
+class AbsorbedWords(AbsorbedKeys):
+    """The words of N prompts with the projections of the positions folded in.
+
+    Attributes:
+        value: (N, H T, C).
+        mask: (N, 1, 1, T) bool, the valid tokens.
+    """
+
     value: Tensor
     mask: Tensor
 
@@ -113,21 +122,25 @@ class _AbsorbedAttention(nn.Module):
         self.visual_out = _linear(attention_dim, visual_dim)
 
     def _absorb(self, language: Tensor, mask: Tensor) -> AbsorbedWords:
-        key = self._split_heads(self.language_key(language)) * self.head_dim**-0.5  # (N, T, H, d)
-        query_weight = self.visual_query.weight.view(self.num_heads, self.head_dim, -1)  # (H, d, C)
-        query_bias = self.visual_query.bias.view(self.num_heads, self.head_dim)
+        keys = self._absorb_keys(language)
         value = self._split_heads(self.language_value(language))
         out_weight = self.visual_out.weight.view(-1, self.num_heads, self.head_dim)  # (C, H, d)
-        absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)
-        constant = torch.einsum("nthd,hd->nht", key, query_bias).flatten(1)[:, None]
         return AbsorbedWords(
-            key=absorbed_key,
-            constant=constant.to(absorbed_key.dtype),
+            key=keys.key,
+            constant=keys.constant,
             value=torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2),
             mask=mask[:, None, None],
         )
 
-    def _scores(self, visual: Tensor, words: AbsorbedWords) -> Tensor:
+    def _absorb_keys(self, language: Tensor) -> AbsorbedKeys:
+        key = self._split_heads(self.language_key(language)) * self.head_dim**-0.5  # (N, T, H, d)
+        query_weight = self.visual_query.weight.view(self.num_heads, self.head_dim, -1)  # (H, d, C)
+        query_bias = self.visual_query.bias.view(self.num_heads, self.head_dim)
+        absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)
+        constant = torch.einsum("nthd,hd->nht", key, query_bias).flatten(1)[:, None]
+        return AbsorbedKeys(absorbed_key, constant.to(absorbed_key.dtype))
+
+    def _scores(self, visual: Tensor, words: AbsorbedKeys) -> Tensor:
         """(N, P, H, T), in at least fp32."""
         scores = torch.baddbmm(words.constant, visual.to(words.key.dtype), words.key)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -204,6 +217,22 @@ class BiAttention(_AbsorbedAttention):
         assert reading is not None
         return torch.cat(updates, dim=1), self._project(reading)[:, : language.shape[1]]
 
+    def read_image(self, visual: Tensor, language: Tensor) -> Tensor:
+        """What the positions tell each word; the words alone, each for itself.
+
+        Args:
+            visual: (N, P, C).
+            language: (N, T, D).
+
+        Returns:
+            (N, T, D).
+        """
+        words, reading = self._absorb_keys(language), None
+        for band in self._bands(visual, language.shape[1]):
+            reading = self._read_positions(self._scores(band, words), band, reading)
+        assert reading is not None
+        return self._project(reading)
+
     def _read_positions(
         self, scores: Tensor, visual: Tensor, reading: PositionsRead | None
     ) -> PositionsRead:
@@ -245,7 +274,8 @@ class WordFusion(nn.Module):
     """The image reads the text, on top of its *normalised* self; the text stays as it is.
 
     As in the reference, the residual starts from the layer-normed tensor, not from the input
-    (GLIP spec 7.7). A learned factor per channel scales what was read.
+    (GLIP spec 7.7). A learned factor per channel scales what was read. Causal words are not read:
+    the image would tell them what comes after them.
     """
 
     def __init__(
@@ -272,15 +302,21 @@ class WordFusion(nn.Module):
         self, features: list[Tensor], language: LanguageFeatures
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
+        if language.causal:
+            return unflatten_levels(self.look(features), features), language
         visual, hidden = self._normalise(features, language)
         update = self.attention(visual, hidden, language.mask)
         visual = torch.addcmul(visual, self.gamma_visual, update)
         return unflatten_levels(visual, features), language
 
+    def look(self, features: list[Tensor]) -> Tensor:
+        """(N, P, C), the positions of all levels as words read them."""
+        return self.norm_visual(flatten_levels(features))
+
     def _normalise(
         self, features: list[Tensor], language: LanguageFeatures
     ) -> tuple[Tensor, Tensor]:
-        return self.norm_visual(flatten_levels(features)), self.norm_language(language.hidden)
+        return self.look(features), self.norm_language(language.hidden)
 
 
 class BiAttentionFusion(WordFusion):
@@ -307,11 +343,20 @@ class BiAttentionFusion(WordFusion):
         self, features: list[Tensor], language: LanguageFeatures
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
+        if language.causal:
+            visual = self.look(features)
+            hidden = self.read_image(visual, language.hidden)
+            return unflatten_levels(visual, features), replace(language, hidden=hidden)
         visual, hidden = self._normalise(features, language)
         visual_update, language_update = self.attention(visual, hidden, language.mask)
         visual = torch.addcmul(visual, self.gamma_visual, visual_update)
         hidden = torch.addcmul(hidden, self.gamma_language, language_update)
-        return unflatten_levels(visual, features), LanguageFeatures(hidden, language.mask)
+        return unflatten_levels(visual, features), replace(language, hidden=hidden)
+
+    def read_image(self, visual: Tensor, hidden: Tensor) -> Tensor:
+        """(N, T, D) words that have read (N, P, C) positions, of :meth:`look`."""
+        hidden = self.norm_language(hidden)
+        return torch.addcmul(hidden, self.gamma_language, self.attention.read_image(visual, hidden))
 
 
 def pad_words(language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,3 +59,12 @@ class ClassifierFusedHead(_ClassifierWordsPassBy, ImageFusedDynamicHead):
 @FUSED_HEAD_REGISTRY.register()
 class ClassifierFusedDynamicHead(_ClassifierWordsPassBy, FusedDynamicHead):
     """Image and words read each other, for losses and tasks that read the fused words."""
+
+    def words(self, features: dict[str, Tensor], language: LanguageFeatures) -> LanguageFeatures:
+        return super().words(self._visual(features), language)
+
+    def look(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return super().look(self._visual(features))
+
+    def _visual(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: level[:, : self.visual_dim] for name, level in features.items()}

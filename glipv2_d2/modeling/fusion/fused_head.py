@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -14,10 +16,12 @@ from glipv2_d2.modeling.fusion.bi_attention import (
     BiAttentionFusion,
     WordAttention,
     WordFusion,
+    unflatten_levels,
 )
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
+from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures
 
 
@@ -39,6 +43,11 @@ class FusedBlock(nn.Module):
         language = self.language_layer(language)
         return self.dynamic_conv(features), language
 
+    def words(self, features: list[Tensor], language: LanguageFeatures) -> LanguageFeatures:
+        """The words of :meth:`forward` alone."""
+        hidden = self.fusion.read_image(self.fusion.look(features), language.hidden)
+        return self.language_layer(replace(language, hidden=hidden))
+
 
 class UnfusedBlock(nn.Module):
     """Levels read levels; the text passes by."""
@@ -55,6 +64,9 @@ class UnfusedBlock(nn.Module):
 
 class BlockHead(nn.Module):
     """A stack of blocks over a pyramid and a prompt; both heads are one."""
+
+    words_read_image = False
+    """Whether fused words know the image; then there are :class:`FusedDynamicHead`'s methods."""
 
     def __init__(self, *, blocks: list[nn.Module], activation_checkpointing: bool = False) -> None:
         """
@@ -76,16 +88,20 @@ class BlockHead(nn.Module):
         """
         per_level = list(features.values())
         for block in self.blocks:
-            if self.training and self.activation_checkpointing:
-                per_level, language = checkpoint(block, per_level, language, use_reentrant=False)
-            else:
-                per_level, language = block(per_level, language)
+            per_level, language = self._run(block, per_level, language)
         return dict(zip(features, per_level, strict=True)), language
+
+    def _run(self, part: Callable, features: list[Tensor], language: LanguageFeatures) -> Any:
+        if self.training and self.activation_checkpointing:
+            return checkpoint(part, features, language, use_reentrant=False)
+        return part(features, language)
 
 
 @FUSED_HEAD_REGISTRY.register()
 class FusedDynamicHead(BlockHead):
     """GLIP-T, GLIP-L and GLIPv2: fusion, language layer and DyConv in every block."""
+
+    words_read_image = True
 
     @configurable
     def __init__(
@@ -128,6 +144,7 @@ class FusedDynamicHead(BlockHead):
             for _ in range(num_blocks)
         ]
         super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
+        self.visual_dim = visual_dim
 
     @classmethod
     def from_config(
@@ -144,6 +161,45 @@ class FusedDynamicHead(BlockHead):
             "language_ffn_dim": head.LANGUAGE_FFN_DIM,
             "language_dropout": head.LANGUAGE_DROPOUT,
         }
+
+    def words(self, features: dict[str, Tensor], language: LanguageFeatures) -> LanguageFeatures:
+        """The words of :meth:`forward` alone; the last maps, which no word reads, are not made."""
+        *earlier, last = self.blocks
+        per_level = list(features.values())
+        for block in earlier:
+            per_level, language = self._run(block, per_level, language)
+        return self._run(last.words, per_level, language)
+
+    def look(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Per block (N, P, C), what causal words read of N images; the image reads no words."""
+        per_level, looks = list(features.values()), []
+        for block in self.blocks:
+            looks.append(block.fusion.look(per_level))
+            if len(looks) < len(self.blocks):
+                per_level = block.dynamic_conv(unflatten_levels(looks[-1], per_level))
+        return looks
+
+    def read_on(
+        self, looks: Sequence[Tensor], hidden: Tensor, past: Sequence[Past] | None
+    ) -> tuple[Tensor, list[Past]]:
+        """Fuse further words of causal texts with their images.
+
+        Args:
+            looks: of N images, as :meth:`look` gives them.
+            hidden: (N K, T, D), the same number K of texts per image, those of an image in a row.
+            past: per block, what it kept of the words before these.
+
+        Returns:
+            (N K, T, D), and per block what it keeps.
+        """
+        kept_per_block = []
+        for index, (block, look) in enumerate(zip(self.blocks, looks, strict=True)):
+            # As each word reads the image for itself, those of all texts may be one text.
+            words = hidden.reshape(len(look), -1, hidden.shape[-1])
+            hidden = block.fusion.read_image(look, words).view_as(hidden)
+            hidden, kept = block.language_layer.read_on(hidden, past[index] if past else None)
+            kept_per_block.append(kept)
+        return hidden, kept_per_block
 
 
 @FUSED_HEAD_REGISTRY.register()

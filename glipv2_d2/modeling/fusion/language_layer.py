@@ -6,10 +6,13 @@ fp16 overflow) and because its names must not change with the library (GLIP spec
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.modeling.past import Past, causal_mask, extend
 from glipv2_d2.structures import LanguageFeatures
 
 MAX_ACTIVATION = 50000.0
@@ -40,20 +43,40 @@ class LanguageLayer(nn.Module):
 
     def forward(self, language: LanguageFeatures) -> LanguageFeatures:
         """(N, T, D) features -> the same shape; padding is read by nobody."""
-        hidden = self.attention_norm(language.hidden + self._attend(language))
-        hidden = _clamp(self.ffn_norm(hidden + self._feed_forward(hidden)))
-        return LanguageFeatures(hidden, language.mask)
+        allowed = language.mask[:, None, None]
+        if language.causal:
+            allowed = allowed & causal_mask(language.mask.shape[1], language.mask.device)
+        hidden, _ = self._read(language.hidden, allowed, None)
+        return replace(language, hidden=hidden)
 
-    def _attend(self, language: LanguageFeatures) -> Tensor:
+    def read_on(self, hidden: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """(R, T, D) further words of texts that are read from left to right.
+
+        Args:
+            past: what was kept of the words before them.
+
+        Returns:
+            (R, T, D), and what is kept now.
+        """
+        num_past = past.num_tokens if past else 0
+        return self._read(hidden, causal_mask(hidden.shape[1], hidden.device, num_past), past)
+
+    def _read(self, hidden: Tensor, allowed: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        read, kept = self._attend(hidden, allowed, past)
+        hidden = self.attention_norm(hidden + read)
+        return _clamp(self.ffn_norm(hidden + self._feed_forward(hidden))), kept
+
+    def _attend(self, hidden: Tensor, allowed: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         query, key, value = (
-            linear(language.hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            linear(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )  # (N, H, T, d)
-        scores = _clamp((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5)
-        scores = scores.masked_fill(~language.mask[:, None, None], torch.finfo(scores.dtype).min)
+        kept = extend(past, key, value)
+        scores = _clamp((query @ kept.key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5)
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
-        read = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        return F.dropout(self.attention_out(read), self.dropout, self.training)
+        read = (attention.to(value.dtype) @ kept.value).transpose(1, 2).flatten(2)
+        return F.dropout(self.attention_out(read), self.dropout, self.training), kept
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
         hidden = _clamp(F.gelu(_clamp(self.ffn_in(hidden))))

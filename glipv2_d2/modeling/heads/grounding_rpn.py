@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,22 @@ from glipv2_d2.layers.initialization import init_prediction
 from glipv2_d2.modeling.anchors import AnchorGenerator
 from glipv2_d2.modeling.assigner import ATSSAssigner
 from glipv2_d2.modeling.heads.region_word import REGION_WORD_REGISTRY
+from glipv2_d2.modeling.label_predictions import LabelPredictions
 from glipv2_d2.modeling.losses.dense import grounding_losses
 from glipv2_d2.modeling.losses.grounding import token_targets
-from glipv2_d2.modeling.postprocess import DetectionsPerImage, PostprocessSettings, detect
-from glipv2_d2.structures import DensePredictions, DenseTargets, LanguageFeatures, TokenBatch
+from glipv2_d2.modeling.postprocess import (
+    DetectionsPerImage,
+    PostprocessSettings,
+    detect,
+    detect_labels,
+)
+from glipv2_d2.structures import (
+    DensePredictions,
+    DenseTargets,
+    LanguageFeatures,
+    Prompt,
+    TokenBatch,
+)
 
 LANGUAGE = "language"
 """The key of ``input_shape`` under which a proposal generator finds the width of the words."""
@@ -131,9 +144,40 @@ class GroundingRPN(nn.Module):
             targets = self.label_anchors(predictions.anchors_per_level, tokens, gt_instances)
             return targets, self.losses(predictions, targets, tokens)
         detections = detect(
-            predictions, tokens.positive_maps, images.image_sizes, self.postprocess, self.box_coder
+            predictions,
+            tokens.positive_maps,
+            images.image_sizes,
+            self.postprocess,
+            self.box_coder,
+            [prompt.negative_labels for prompt in tokens.prompts],
         )
         return detections, {}
+
+    def judge(
+        self, features: dict[str, Tensor], language: LanguageFeatures, tokens: TokenBatch
+    ) -> list[LabelPredictions]:
+        """What every location says of every label, per image; arguments as of :meth:`forward`."""
+        predictions = self.predict(features, language)
+        return [
+            LabelPredictions.of_image(
+                predictions, index, positive_map, self.postprocess.aggregation
+            )
+            for index, positive_map in enumerate(tokens.positive_maps)
+        ]
+
+    def detect(
+        self,
+        judged: list[LabelPredictions],
+        prompts: Sequence[Prompt],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[DetectionsPerImage]:
+        """The detections in what was said of the labels of these prompts, per image."""
+        return [
+            detect_labels(
+                predictions, image_size, self.postprocess, self.box_coder, prompt.negative_labels
+            )
+            for predictions, prompt, image_size in zip(judged, prompts, image_sizes, strict=True)
+        ]
 
     def predict(self, features: dict[str, Tensor], language: LanguageFeatures) -> DensePredictions:
         """Raw outputs of every location."""

@@ -14,23 +14,22 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.losses.masked_language import masked_language_loss
+from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_decoder
 from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.modeling.losses.words import word_loss
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_d2.text.word_masking import WordMasker
-
-BERT_STD = 0.02
-"""Standard deviation of BERT's initial weights."""
 
 # Where no word has to be guessed.
 NO_TARGET = -100
 
 
-class MaskedLanguageHead(nn.Module):
+class MaskedLanguageHead(WordPredictor):
     """BERT's prediction head on words that have read the image (GLIP spec 14).
 
-    Unlike in the reference, the special tokens are never masked and nothing is at evaluation.
+    Unlike in the reference, the special tokens are never masked and nothing is at evaluation. Nor
+    are words of questions (our choice): without them the answer would be another.
     """
 
     @configurable
@@ -44,15 +43,9 @@ class MaskedLanguageHead(nn.Module):
             decoder: (M, D) -> (M, vocabulary) logits.
             weight: factor of the loss.
         """
-        super().__init__()
+        super().__init__(language_dim=language_dim, decoder=decoder)
         self.masker = masker
         self.weight = weight
-        self.dense = nn.Linear(language_dim, language_dim)
-        self.activation = nn.GELU()
-        self.norm = nn.LayerNorm(language_dim, eps=1e-12)
-        self.decoder = decoder
-        nn.init.normal_(self.dense.weight, std=BERT_STD)
-        nn.init.zeros_(self.dense.bias)
 
     @classmethod
     def from_config(
@@ -65,7 +58,9 @@ class MaskedLanguageHead(nn.Module):
                 vocab_size=language_backbone.vocab_size,
                 prob=cfg.MODEL.MLM.PROB,
             ),
-            "decoder": build_word_decoder(cfg.MODEL.MLM.DECODER, language_backbone),
+            "decoder": build_word_decoder(
+                cfg.MODEL.MLM.DECODER, language_backbone, key="MODEL.MLM.DECODER"
+            ),
             "weight": cfg.MODEL.MLM.WEIGHT,
         }
 
@@ -81,7 +76,9 @@ class MaskedLanguageHead(nn.Module):
         Returns:
             the tokens to read instead, and the (N, T) ids to guess, NO_TARGET elsewhere.
         """
-        hidden_ids, is_chosen = self.masker(tokens.input_ids, tokens.is_word)
+        is_question = [prompt.is_question for prompt in tokens.prompts]
+        may_hide = tokens.is_word & ~tokens.mask.new_tensor(is_question)[:, None]
+        hidden_ids, is_chosen = self.masker(tokens.input_ids, may_hide)
         counts = is_chosen & counted_words(tokens, gt_instances)
         targets = tokens.input_ids.masked_fill(~counts, NO_TARGET)
         return replace(tokens, input_ids=hidden_ids), targets
@@ -96,48 +93,8 @@ class MaskedLanguageHead(nn.Module):
         with torch.autocast(language.hidden.device.type, enabled=False):
             # Only these: logits of all tokens would be the largest tensor of the model.
             logits = self.predict(full_precision(language.hidden[is_target]))
-            loss = masked_language_loss(logits, targets[is_target])
+            loss = word_loss(logits, targets[is_target])
         return {"loss_mlm": self.weight * loss}
-
-    def predict(self, hidden: Tensor) -> Tensor:
-        """(..., D) fused words -> (..., vocabulary) logits."""
-        return self.decoder(self.norm(self.activation(self.dense(hidden))))
-
-
-class TiedDecoder(nn.Module):
-    """Logits against the word embeddings of a text encoder, which keeps them; only a bias is new.
-
-    As BERT ties them, and GLIP does not. In state dicts there is the bias alone.
-    """
-
-    def __init__(self, embeddings: nn.Embedding) -> None:
-        super().__init__()
-        # In a tuple, so that the encoder's weights do not get a second name here.
-        self._embeddings = (embeddings,)
-        self.bias = nn.Parameter(torch.zeros(embeddings.num_embeddings))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., vocabulary)."""
-        return nn.functional.linear(hidden, self._embeddings[0].weight, self.bias)
-
-
-def build_word_decoder(kind: str, language_backbone: Any) -> nn.Module:
-    """What turns D wide vectors into logits of all words.
-
-    Args:
-        kind: "own" (a new linear layer) or "tied" (:class:`TiedDecoder`).
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if kind == "tied":
-        return TiedDecoder(language_backbone.word_embeddings)
-    if kind != "own":
-        raise ValueError(f"MODEL.MLM.DECODER is {kind!r}; choose 'own' or 'tied'")
-    decoder = nn.Linear(language_backbone.width, language_backbone.vocab_size)
-    nn.init.normal_(decoder.weight, std=BERT_STD)
-    nn.init.zeros_(decoder.bias)
-    return decoder
 
 
 def build_masked_language_head(

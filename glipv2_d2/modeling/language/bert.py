@@ -14,6 +14,8 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging as hf_logging
 
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
+from glipv2_d2.modeling.language.left_to_right import read_left_to_right
+from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import resolve_model
 
@@ -137,13 +139,24 @@ class BertLanguageBackbone(nn.Module):
 
     def forward(self, tokens: TokenBatch) -> LanguageFeatures:
         """(N, T) tokens -> (N, T, D) features."""
-        return LanguageFeatures(self.encode(tokens.input_ids, tokens.mask), tokens.mask)
+        if tokens.causal:
+            hidden, _ = self.read_on(tokens.input_ids)
+        else:
+            hidden = self.encode(tokens.input_ids, tokens.mask)
+        return LanguageFeatures(hidden, tokens.mask, tokens.causal)
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(N, T) ids and bool mask -> (N, T, D) of the last layer. Padding has no meaning."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             output = self.bert(input_ids=input_ids, attention_mask=mask.long())
         return output.last_hidden_state
+
+    def read_on(
+        self, input_ids: Tensor, past: Sequence[Past] | None = None
+    ) -> tuple[Tensor, list[Past]]:
+        """Read from left to right, see :func:`read_left_to_right`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return read_left_to_right(self.bert, input_ids, past)
 
 
 def build_bert(*, model: str, weights: str) -> BertModel:

@@ -5,34 +5,58 @@ N: prompts of a batch. T: tokens of the longest. D: width of the features.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
 PhraseIds = tuple[int, ...]
 """The token ids of one phrase, without [CLS] and [SEP]."""
 
+# Numbers of every tensor that are looked at for changes that nobody counts.
+_SAMPLES_PER_TENSOR = 8
+
 
 def weights_version(module: nn.Module) -> Hashable:
-    """Something that differs after the module's weights were changed in place or replaced.
+    """Something that differs after the module's weights were changed, replaced or moved.
 
-    Autograd counts the changes of a tensor. Fused optimizers and writes through ``.data`` escape
-    its count, so nobody should rely on it across training steps.
+    Autograd counts the changes of a tensor, and new memory has another address. What escapes both
+    (fused optimizers, writes through ``.data``, memory that is used again) shows in a sample of the
+    numbers, taken evenly from every tensor; a write through ``.data`` to a few numbers only may
+    escape that too: ``LanguageCache.clear`` is for those.
     """
-    return tuple((p.data_ptr(), p._version) for p in module.parameters())
+    tensors = [*module.parameters(), *module.buffers()]
+    identities = tuple(
+        # What was made in inference mode has no count.
+        (t.data_ptr(), None if t.is_inference() else t._version, t.dtype, t.device)
+        for t in tensors
+    )
+    return identities, tuple(_samples(tensors))
+
+
+@torch.no_grad()
+def _samples(tensors: Sequence[Tensor]) -> Iterator[bytes]:
+    """Numbers of the tensors, those of a device together."""
+    for device in dict.fromkeys(t.device for t in tensors):
+        numbers = [
+            t.reshape(-1)[:: max(1, t.numel() // _SAMPLES_PER_TENSOR)]
+            for t in tensors
+            if t.device == device
+        ]
+        yield torch.cat(numbers).double().cpu().numpy().tobytes()
 
 
 class LanguageCache:
     """Keeps the features of the prompts asked last, across images; for inference.
 
-    A prompt is known by its token ids and the tokens of its labels. All is forgotten when the
-    weights of the backbone change and whenever it is asked with gradients or in training mode,
+    A prompt is known by its token ids, its text and the spans of its labels. All is forgotten when
+    the weights of the backbone change and whenever it is asked with gradients or in training mode,
     where the cache only passes on. At most ``size`` prompts are held, each T x D numbers on the
-    device of the backbone (768 KiB for a full one of BERT-base).
+    device of the backbone (768 KiB for a full one of BERT-base). Several threads may ask at once.
     """
 
     def __init__(self, size: int) -> None:
@@ -42,9 +66,7 @@ class LanguageCache:
         """
         if size < 0:
             raise ValueError(f"MODEL.LANGUAGE_BACKBONE.CACHE_SIZE is {size}; 0 turns the cache off")
-        self.size = size
-        self._version: Hashable = None
-        self._hidden: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._hidden: BoundedCache[Hashable, Tensor] = BoundedCache(size)
 
     def __len__(self) -> int:
         return len(self._hidden)
@@ -52,6 +74,8 @@ class LanguageCache:
     def clear(self) -> None:
         self._hidden.clear()
 
+    # Its bookkeeping is no arithmetic.
+    @torch.compiler.disable(recursive=False)
     def __call__(self, language_backbone: nn.Module, tokens: TokenBatch) -> LanguageFeatures:
         """``language_backbone(tokens)``, of which only unknown prompts are really asked.
 
@@ -60,70 +84,68 @@ class LanguageCache:
         if language_backbone.training or torch.is_grad_enabled():
             self.clear()
             return language_backbone(tokens)
-        if self.size == 0:
+        if self._hidden.size == 0:
             return language_backbone(tokens)
-        self._forget_old_weights(language_backbone, tokens.input_ids.device)
+        version = (weights_version(language_backbone), _precision(tokens.input_ids.device))
         keys = _prompt_keys(tokens)
-        self._ask_unknown(language_backbone, tokens, keys)
-        hidden = _pad([self._hidden[key] for key in keys], tokens.mask.shape[1])
-        self._shrink()
-        return LanguageFeatures(hidden, tokens.mask)
-
-    def _forget_old_weights(self, language_backbone: nn.Module, device: torch.device) -> None:
-        precision = (
-            torch.get_autocast_dtype(device.type)
-            if torch.is_autocast_enabled(device.type)
-            else None
-        )
-        version = (weights_version(language_backbone), precision)
-        if version != self._version:
-            self.clear()
-            self._version = version
-
-    def _ask_unknown(
-        self, language_backbone: nn.Module, tokens: TokenBatch, keys: Sequence[Hashable]
-    ) -> None:
+        hidden = self._hidden.find(keys, version)
         unknown: dict[Hashable, int] = {}
         for row, key in enumerate(keys):
-            if key in self._hidden:
-                self._hidden.move_to_end(key)
-            else:
+            if key not in hidden:
                 unknown.setdefault(key, row)
-        if not unknown:
-            return
-        rows = list(unknown.values())
-        features = language_backbone(_select_prompts(tokens, rows))
-        lengths = features.mask.sum(dim=1).tolist()
-        for key, hidden, length in zip(unknown, features.hidden, lengths, strict=True):
-            # A copy: a view would keep the whole batch alive.
-            self._hidden[key] = hidden[:length].clone()
+        if unknown:
+            asked = _ask(language_backbone, _select_prompts(tokens, list(unknown.values())))
+            learned = dict(zip(unknown, asked, strict=True))
+            self._hidden.keep(learned, version)
+            hidden |= learned
+        padded = _pad([hidden[key] for key in keys], tokens.mask.shape[1])
+        return LanguageFeatures(padded, tokens.mask, tokens.causal)
 
-    def _shrink(self) -> None:
-        while len(self._hidden) > self.size:
-            self._hidden.popitem(last=False)
+
+def _precision(device: torch.device) -> torch.dtype | None:
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def _prompt_keys(tokens: TokenBatch) -> list[Hashable]:
     """A key per prompt that its padding does not change.
 
-    The labels belong to it since a backbone may encode phrases one by one.
+    Text, spans and kind belong to it since a backbone may encode phrases one by one, and read the
+    words around them or not.
     """
+    stream = stream_id(tokens.input_ids.device)
     ids_per_prompt = tokens.input_ids.cpu().numpy()
     lengths = tokens.mask.sum(dim=1).tolist()
-    keys: list[Hashable] = []
-    for ids, length, positive_map in zip(
-        ids_per_prompt, lengths, tokens.positive_maps, strict=True
-    ):
-        labels = positive_map[:, :length].cpu().numpy()
-        keys.append((ids[:length].tobytes(), labels.shape, labels.tobytes()))
-    return keys
+    return [
+        (
+            stream,
+            ids[:length].tobytes(),
+            prompt.text,
+            prompt.spans,
+            prompt.is_question,
+            tokens.causal,
+        )
+        for ids, length, prompt in zip(ids_per_prompt, lengths, tokens.prompts, strict=True)
+    ]
+
+
+def _ask(language_backbone: nn.Module, tokens: TokenBatch) -> list[Tensor]:
+    """(T_i, D) features of each prompt without its padding."""
+    features = language_backbone(tokens)
+    lengths = features.mask.sum(dim=1).tolist()
+    # Copies: a view would keep the whole batch alive.
+    return [
+        hidden[:length].clone() for hidden, length in zip(features.hidden, lengths, strict=True)
+    ]
 
 
 def _select_prompts(tokens: TokenBatch, rows: Sequence[int]) -> TokenBatch:
     """Some prompts of a batch, trimmed to the longest of them."""
     mask = tokens.mask[rows]
     num_tokens = int(mask.sum(dim=1).max())
-    return TokenBatch(
+    return replace(
+        tokens,
         input_ids=tokens.input_ids[rows, :num_tokens],
         mask=mask[:, :num_tokens],
         positive_maps=tuple(tokens.positive_maps[row][:, :num_tokens] for row in rows),
@@ -141,26 +163,24 @@ def _pad(hidden_per_prompt: Sequence[Tensor], num_tokens: int) -> Tensor:
 
 
 class PhraseCache:
-    """The vectors of the phrases asked last, as rows of one table: known phrases cost a gather."""
+    """The vectors of the phrases asked last. Several threads may ask at once."""
 
     def __init__(self, size: int) -> None:
         """
         Args:
             size: phrases to keep, at least 1; the least recently used goes first.
         """
-        self.size = size
-        self._version: Hashable = None
-        self._row_of: OrderedDict[PhraseIds, int] = OrderedDict()
-        self._table: Tensor | None = None
+        self._vectors: BoundedCache[tuple[int, PhraseIds], Tensor] = BoundedCache(size)
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(self._vectors)
 
     def __call__(
         self,
         phrases: Sequence[PhraseIds],
         encode: Callable[[list[PhraseIds]], Tensor],
         version: Hashable,
+        device: torch.device,
     ) -> Tensor:
         """The vectors of some phrases, of which only unknown ones are encoded.
 
@@ -168,39 +188,26 @@ class PhraseCache:
             phrases: P phrases, any of them several times.
             encode: gives the (K, D) vectors of K different phrases.
             version: what the vectors depend on besides the phrase; a new one empties the cache.
+            device: where ``encode`` works.
 
         Returns:
             (P, D), without gradient.
         """
-        if version != self._version:
-            self._row_of.clear()
-            self._table = None
-            self._version = version
-        different = list(dict.fromkeys(phrases))
-        if len(different) > self.size:
-            index = {phrase: i for i, phrase in enumerate(different)}
-            return encode(different)[[index[phrase] for phrase in phrases]]
-        unknown = [phrase for phrase in different if phrase not in self._row_of]
-        # In use now, so not the ones to make room for others.
-        for phrase in different:
-            if phrase in self._row_of:
-                self._row_of.move_to_end(phrase)
+        stream = stream_id(device)
+        keys = [(stream, phrase) for phrase in phrases]
+        vectors = self._vectors.find(keys, version)
+        unknown = list(dict.fromkeys(key for key in keys if key not in vectors))
         if unknown:
-            self._store(unknown, encode(unknown))
-        assert self._table is not None
-        return self._table[[self._row_of[phrase] for phrase in phrases]]
+            encoded = _rows(encode([phrase for _, phrase in unknown]))
+            learned = dict(zip(unknown, encoded, strict=True))
+            self._vectors.keep(learned, version)
+            vectors |= learned
+        return torch.stack([vectors[key] for key in keys])
 
-    # A table made in inference mode could not be written to in training.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _store(self, phrases: Sequence[PhraseIds], vectors: Tensor) -> None:
-        if self._table is None:
-            self._table = torch.zeros(
-                self.size, vectors.shape[1], dtype=vectors.dtype, device=vectors.device
-            )
-        for phrase in phrases:
-            row = len(self._row_of)
-            if row == self.size:
-                _, row = self._row_of.popitem(last=False)
-            self._row_of[phrase] = row
-        self._table[[self._row_of[phrase] for phrase in phrases]] = vectors
+
+# What is made in inference mode could not be used in training.
+@torch.inference_mode(False)
+@torch.no_grad()
+def _rows(vectors: Tensor) -> list[Tensor]:
+    """Copies of the rows: views would keep all of them alive."""
+    return [vector.clone() for vector in vectors]

@@ -18,6 +18,7 @@ from transformers import BertModel
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
+from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch
 
 # 8192 phrases of MiniLM are 12 MiB.
@@ -40,8 +41,10 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
     output, which is what the fused head otherwise reads. Tokens of several labels get their mean.
 
     Tokens outside the labels are zero where they only separate labels. Where a prompt says more
-    than its labels (a caption, a question), it is read once as a whole for them, and they get
-    their vectors from there, scaled in the same way.
+    than its labels (a caption), it is read once as a whole for them, and they get their vectors
+    from there, scaled in the same way. A question has its labels' vectors from there, too, so that
+    its answer does not depend on what is to be found beside it; and so has what is read from left
+    to right.
 
     A word that is masked in training is masked in its phrase: the rest of the phrase and, after
     fusion, the image are left to tell it.
@@ -56,16 +59,27 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
 
     def forward(self, tokens: TokenBatch) -> LanguageFeatures:
         """(N, T) tokens -> (N, T, D) float32 features."""
+        if tokens.causal:
+            return super().forward(tokens)
         hidden, is_labelled = self._label_features(tokens)
+        is_question = torch.tensor([prompt.is_question for prompt in tokens.prompts])
         in_context = torch.tensor([says_more_than_labels(prompt) for prompt in tokens.prompts])
+        in_context |= is_question
         if in_context.any():
             rows = in_context.nonzero().squeeze(1).to(hidden.device)
+            is_labelled = is_labelled & ~is_question.to(hidden.device)[:, None]
             context = _unit_variance(self.encode(tokens.input_ids[rows], tokens.mask[rows]))
             context = context.to(hidden.dtype)
             hidden = hidden.index_copy(
                 0, rows, torch.where(is_labelled[rows, :, None], hidden[rows], context)
             )
         return LanguageFeatures(hidden, tokens.mask)
+
+    def read_on(
+        self, input_ids: Tensor, past: Sequence[Past] | None = None
+    ) -> tuple[Tensor, list[Past]]:
+        hidden, past = super().read_on(input_ids, past)
+        return _unit_variance(hidden.float()), past
 
     def _label_features(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
         """The phrases' vectors on their tokens (N, T, D), and which tokens these are (N, T)."""
@@ -104,7 +118,8 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         if self.freeze:
             # In full precision, so that what is kept does not depend on who asked first.
             with torch.autocast(self.bert.device.type, enabled=False):
-                return self._phrase_cache(phrases, encode, weights_version(self.bert))
+                version = weights_version(self.bert)
+                return self._phrase_cache(phrases, encode, version, self.bert.device)
         different = list(dict.fromkeys(phrases))
         row_of = {phrase: row for row, phrase in enumerate(different)}
         return encode(different)[[row_of[phrase] for phrase in phrases]]

@@ -8,13 +8,8 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.heads.masked_language import (
-    NO_TARGET,
-    MaskedLanguageHead,
-    TiedDecoder,
-    build_word_decoder,
-    counted_words,
-)
+from glipv2_d2.modeling.heads.masked_language import NO_TARGET, MaskedLanguageHead, counted_words
+from glipv2_d2.modeling.heads.word_predictor import TiedDecoder, build_word_decoder
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -141,4 +136,4 @@ def test_a_tied_decoder_follows_the_embeddings_and_has_no_weights_of_them() -> N
 
 def test_an_unknown_decoder_is_refused() -> None:
     with pytest.raises(ValueError, match="MODEL.MLM.DECODER is 'mine'"):
-        build_word_decoder("mine", None)
+        build_word_decoder("mine", None, key="MODEL.MLM.DECODER")

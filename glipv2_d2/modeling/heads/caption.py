@@ -1,0 +1,181 @@
+"""Images described: the words so far, which have read the image, tell the next one.
+
+N: images. R: captions that are written side by side. T: tokens. D: width of the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from glipv2_d2.modeling.decoding import Decoding, beam_search, check_beam_size
+from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_decoder
+from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.modeling.losses.words import word_loss
+from glipv2_d2.modeling.past import Past
+from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.text.tokenizer import Tokenizer
+
+
+class CaptionHead(WordPredictor):
+    """The head of masked words, on words that have read what is left of them and the image."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        language_dim: int,
+        decoder: nn.Module,
+        tokenizer: Tokenizer,
+        decoding: Decoding,
+        weight: float,
+    ) -> None:
+        """
+        Args:
+            language_dim: D.
+            decoder: (..., D) -> (..., vocabulary) logits.
+            decoding: how captions are written, where nothing else is asked for.
+            weight: factor of the loss.
+
+        Raises:
+            ValueError: captions would be longer than the language backbone reads.
+        """
+        super().__init__(language_dim=language_dim, decoder=decoder)
+        self.tokenizer = tokenizer
+        self.decoding = decoding
+        self.weight = weight
+        self.check(decoding)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+    ) -> dict[str, Any]:
+        settings = cfg.MODEL.CAPTION
+        check_beam_size(settings.BEAM_SIZE, language_backbone.vocab_size)
+        return {
+            "language_dim": language_backbone.width,
+            "decoder": build_word_decoder(
+                settings.DECODER, language_backbone, key="MODEL.CAPTION.DECODER"
+            ),
+            "tokenizer": tokenizer,
+            "decoding": Decoding(
+                beam_size=settings.BEAM_SIZE,
+                min_length=settings.MIN_LENGTH,
+                max_length=settings.MAX_LENGTH,
+                length_penalty=settings.LENGTH_PENALTY,
+                prefix=settings.PREFIX,
+            ),
+            "weight": settings.WEIGHT,
+        }
+
+    def check(self, decoding: Decoding) -> None:
+        """Raise a ValueError where captions may get longer than a prompt."""
+        room = self.tokenizer.max_tokens - self.tokenizer.num_special_tokens
+        if decoding.max_length > room:
+            raise ValueError(
+                f"captions of up to {decoding.max_length} tokens (MODEL.CAPTION.MAX_LENGTH) are "
+                f"longer than the {room} that MODEL.PROMPT.MAX_TOKENS has room for: lower the first"
+            )
+
+    def forward(self, language: LanguageFeatures, tokens: TokenBatch) -> dict[str, Tensor]:
+        """``loss_caption`` of captions as people wrote them (teacher forcing), in float32.
+
+        Every word and the end are guessed from what is left of them.
+
+        Args:
+            language: fused, causal.
+            tokens: the captions.
+        """
+        has_next = tokens.mask[:, 1:]
+        with torch.autocast(language.hidden.device.type, enabled=False):
+            logits = self.predict(full_precision(language.hidden[:, :-1][has_next]))
+            loss = word_loss(logits, tokens.input_ids[:, 1:][has_next])
+        return {"loss_caption": self.weight * loss}
+
+    @torch.no_grad()
+    def describe(self, reader: CaptionReader, decoding: Decoding | None = None) -> list[str]:
+        """A caption per image of a reader that has read nothing yet.
+
+        Args:
+            decoding: default: that of the config.
+
+        Raises:
+            ValueError: a caption of these lengths, beams or prefix cannot be written.
+        """
+        decoding = decoding or self.decoding
+        self.check(decoding)
+
+        def next_log_probs(input_ids: Tensor) -> Tensor:
+            last = full_precision(reader.read(input_ids)[:, -1])
+            with torch.autocast(last.device.type, enabled=False):
+                return self.predict(last).log_softmax(dim=-1)
+
+        (prefix,) = self.tokenizer.pieces([decoding.prefix])
+        written = beam_search(
+            next_log_probs,
+            reader.reorder,
+            begin=[self.tokenizer.begin_id, *prefix],
+            num_texts=reader.num_images,
+            end_id=self.tokenizer.end_id,
+            forbidden_ids=self.tokenizer.special_ids,
+            decoding=decoding,
+            device=reader.device,
+        )
+        return [self.tokenizer.text_of(ids) for ids in written]
+
+
+class CaptionReader:
+    """Reads captions of some images from left to right, and keeps what it has read.
+
+    A further token costs what one token costs, and the images are looked at once: they do not read
+    the words.
+    """
+
+    def __init__(
+        self,
+        read_words: Callable[..., tuple[Tensor, list[Past]]],
+        fused_head: Any,
+        features: dict[str, Tensor],
+    ) -> None:
+        """
+        Args:
+            read_words: ``read_on`` of the language backbone.
+            fused_head: one whose words read the image.
+            features: of N images, before fusion.
+        """
+        self.read_words = read_words
+        self.fused_head = fused_head
+        self.looks = fused_head.look(features)
+        self.num_images = len(self.looks[0])
+        self.device = self.looks[0].device
+        self._words: list[Past] | None = None
+        self._fused: list[Past] | None = None
+
+    def read(self, input_ids: Tensor) -> Tensor:
+        """(R, T) further tokens of R captions, as many of each image -> (R, T, D), fused."""
+        hidden, self._words = self.read_words(input_ids, self._words)
+        hidden, self._fused = self.fused_head.read_on(self.looks, hidden, self._fused)
+        return hidden
+
+    def reorder(self, rows: Tensor) -> None:
+        """Go on with some of the captions, any of them several times; those of an image in a row.
+
+        Args:
+            rows: (R',) of the captions read so far.
+        """
+        assert self._words is not None and self._fused is not None
+        self._words = [past.rows(rows) for past in self._words]
+        self._fused = [past.rows(rows) for past in self._fused]
+
+
+def build_caption_head(
+    cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+) -> CaptionHead | None:
+    """The head of ``cfg.MODEL.CAPTION``; None where its weight is 0."""
+    if cfg.MODEL.CAPTION.WEIGHT == 0:
+        return None
+    return CaptionHead(cfg, tokenizer, language_backbone)

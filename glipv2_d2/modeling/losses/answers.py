@@ -1,0 +1,25 @@
+"""The loss of answers: what each one of the list is worth."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from glipv2_d2.modeling.losses.across_gpus import count_per_gpu
+from glipv2_d2.modeling.losses.precision import full_precision
+
+
+def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over answers and averaged over the questions of all GPUs.
+
+    Args:
+        logits: (Q, A) of the Q questions of this process.
+        scores: (Q, A), 0..1, what each answer is worth.
+
+    Returns:
+        Scalar; 0, connected to ``logits``, where there is no question.
+    """
+    logits = full_precision(logits)
+    num_questions = count_per_gpu(len(logits), like=logits)
+    total = F.binary_cross_entropy_with_logits(logits, scores.to(logits), reduction="sum")
+    return total / num_questions

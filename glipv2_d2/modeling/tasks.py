@@ -1,0 +1,276 @@
+"""What the images of a batch are asked: to find things, to answer questions, to be described.
+
+An image may be asked several things, or nothing of one kind. Texts that are read in the same way
+are read together; a question whose phrases are to be found is read once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+
+from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.prompting import InputPrompts
+from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.text.noun_phrases import noun_phrases
+from glipv2_d2.text.prompts import caption_prompt
+from glipv2_d2.text.questions import answered_prompt, hide_answer, question_prompt
+from glipv2_d2.text.tokenizer import Tokenizer
+
+THINGS_TO_FIND = (fields.PROMPT, fields.CAPTION, fields.CLASSES)
+
+SOMETHING_TO_LEARN = (fields.INSTANCES, fields.QUESTION, fields.TARGET_CAPTIONS)
+
+# How the answer is written where it is to be found.
+GROUND_BY = ("mask", "words")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text that one image is asked.
+
+    Attributes:
+        image: its number in the batch.
+        answers: of a question in training, what its answers are worth; None: it is no question.
+        choices: of a question at inference, the answers to choose from; None: the model's.
+    """
+
+    image: int
+    prompt: Prompt
+    answers: Mapping[str, float] | None = None
+    choices: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingTasks:
+    """What the images of a training batch are asked.
+
+    Attributes:
+        to_find: texts with something to find, grounded questions among them; never none.
+        gt_instances: for each of them where it is.
+        finds_nothing: no image says where anything is: ``to_find`` is a stand-in of which nothing
+            is to be learned. Distributed training needs it, as all processes have to take part in
+            every loss and with every parameter.
+        questions: those of which nothing is to be found.
+        captions: to be learned word by word.
+    """
+
+    to_find: list[Asked]
+    gt_instances: list[Instances]
+    finds_nothing: bool
+    questions: list[Asked]
+    captions: list[Asked]
+
+    @property
+    def images_to_search(self) -> list[int]:
+        return [asked.image for asked in self.to_find]
+
+    @property
+    def grounded_questions(self) -> list[int]:
+        """Which of the texts to find are questions."""
+        return [i for i, asked in enumerate(self.to_find) if asked.answers is not None]
+
+    @property
+    def answers(self) -> list[Mapping[str, float]]:
+        """What answers are worth, first of grounded questions, then of the others."""
+        grounded = [self.to_find[i] for i in self.grounded_questions]
+        return [asked.answers or {} for asked in (*grounded, *self.questions)]
+
+
+class InputTasks:
+    """Reads from input dicts (see structures.fields) what they ask."""
+
+    def __init__(
+        self,
+        *,
+        input_prompts: InputPrompts,
+        tokenizer: Tokenizer,
+        can_answer: bool,
+        can_describe: bool,
+        ground_by: str,
+    ) -> None:
+        """
+        Args:
+            input_prompts: says what is to be found.
+            can_answer, can_describe: which heads there are.
+            ground_by: how the answer is written where it is to be found: "mask", a hidden word, as
+                grounded questions are learned; or "words", its own.
+
+        Raises:
+            ValueError: ``ground_by`` is neither.
+        """
+        if ground_by not in GROUND_BY:
+            raise ValueError(f"MODEL.ANSWER.GROUND_BY is {ground_by!r}; choose one of {GROUND_BY}")
+        self.input_prompts = input_prompts
+        self.tokenizer = tokenizer
+        self.can_answer = can_answer
+        self.can_describe = can_describe
+        self.ground_by = ground_by
+
+    def for_training(self, inputs: Sequence[dict[str, Any]]) -> TrainingTasks:
+        """What to learn from each input.
+
+        Raises:
+            ValueError: an input has nothing to learn, or something that no head of the model
+                learns.
+        """
+        to_find, gt_instances, questions, captions = [], [], [], []
+        for i, x in enumerate(inputs):
+            self._check(x)
+            question = self._question(i, x)
+            if question is not None:
+                question = replace(question, answers=_answers_of(x))
+            if fields.INSTANCES in x:
+                prompt, instances = self.input_prompts.for_training(x)
+                grounded = None
+                if question is not None:
+                    grounded = hide_answer(prompt, x[fields.QUESTION], self.tokenizer.mask_token)
+                if question is not None and grounded is not None:
+                    to_find.append(replace(question, prompt=grounded))
+                    question = None
+                else:
+                    to_find.append(Asked(i, prompt))
+                gt_instances.append(instances)
+            if question is not None:
+                questions.append(question)
+            if not any(key in x for key in SOMETHING_TO_LEARN):
+                raise ValueError(
+                    f"{place_of(x)} has nothing to learn: give it one of {SOMETHING_TO_LEARN}"
+                )
+            captions += [Asked(i, prompt) for prompt in self._target_captions(x)]
+        finds_nothing = not to_find
+        if finds_nothing:
+            to_find, gt_instances = [Asked(0, Prompt("", (), ()))], [_no_instances(inputs[0])]
+        return TrainingTasks(to_find, gt_instances, finds_nothing, questions, captions)
+
+    def questions(self, inputs: Sequence[dict[str, Any]]) -> list[Asked]:
+        """The questions to be answered.
+
+        Raises:
+            ValueError: one is empty or too long, or the model answers none.
+        """
+        asked = []
+        for i, x in enumerate(inputs):
+            self._check(x)
+            question = self._question(i, x)
+            if question is not None:
+                asked.append(replace(question, choices=x.get(fields.CHOICES)))
+        return asked
+
+    def descriptions(self, inputs: Sequence[dict[str, Any]]) -> dict[Decoding | None, list[int]]:
+        """The images to be described, by how; None: as the config says."""
+        images: dict[Decoding | None, list[int]] = {}
+        for i, x in enumerate(inputs):
+            if _is_described(x):
+                how = x.get(fields.DESCRIBE)
+                images.setdefault(how if isinstance(how, Decoding) else None, []).append(i)
+        return images
+
+    def said_with_phrases(self, x: dict[str, Any], said: Mapping[str, Any]) -> Prompt | None:
+        """What was said of an image, with all that is to be found of it; None: nothing is.
+
+        That is a question with its answer, where the last label is the answer; or a caption.
+
+        Raises:
+            ValueError: more than one text is to be found, or none.
+        """
+        if not x.get(fields.GROUND):
+            return None
+        others = [key for key in THINGS_TO_FIND if key in x]
+        if others or (fields.ANSWER in said) == (fields.CAPTION in said):
+            raise ValueError(
+                f"{place_of(x)}: 'ground' finds the phrases of one question or of one description, "
+                f"and not those of {others or 'both or none'}"
+            )
+        if fields.CAPTION in said:
+            caption = said[fields.CAPTION]
+            return caption_prompt(caption, noun_phrases(caption))
+        question = x[fields.QUESTION].strip()
+        return answered_prompt(question, said[fields.ANSWER], noun_phrases(question))
+
+    def prompts_to_find(self, x: dict[str, Any], said: Prompt | None) -> list[Prompt]:
+        """The texts that say what is to be found in an image, after something was said of it.
+
+        Args:
+            said: of :meth:`said_with_phrases`.
+        """
+        if said is not None:
+            hidden = None
+            if fields.QUESTION in x and self.ground_by == "mask":
+                hidden = hide_answer(said, x[fields.QUESTION], self.tokenizer.mask_token)
+            return [hidden or said]
+        has_words_to_say = fields.QUESTION in x or _is_described(x)
+        if has_words_to_say and not any(key in x for key in THINGS_TO_FIND):
+            return []
+        return self.input_prompts.for_inference(x)
+
+    def _check(self, x: dict[str, Any]) -> None:
+        if fields.QUESTION in x and not self.can_answer:
+            raise ValueError(
+                f"{place_of(x)} has a question, but the model has no head for answers: set "
+                "MODEL.ANSWER.WEIGHT, or take the data set of questions out"
+            )
+        if fields.QUESTION not in x and (fields.ANSWERS in x or fields.CHOICES in x):
+            raise ValueError(f"{place_of(x)} has answers, but no 'question': give one")
+        if _is_described(x) and not self.can_describe:
+            raise ValueError(
+                f"{place_of(x)} is to be described, but the model has no head for captions: set "
+                "MODEL.CAPTION.WEIGHT, or take the data set of captions out"
+            )
+
+    def _question(self, i: int, x: dict[str, Any]) -> Asked | None:
+        question = x.get(fields.QUESTION)
+        if question is None and fields.QUESTION not in x:
+            return None
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"{place_of(x)}: the question {question!r} has no words: write one")
+        prompt = question_prompt(question, self.tokenizer.mask_token)
+        num_tokens = self.tokenizer.count(prompt.text) + self.tokenizer.num_special_tokens
+        if num_tokens > self.tokenizer.max_tokens:
+            raise ValueError(
+                f"{place_of(x)}: the question {question[:60]!r} has {num_tokens} tokens with the "
+                f"place of its answer, the limit is {self.tokenizer.max_tokens}: shorten it or "
+                "raise MODEL.PROMPT.MAX_TOKENS"
+            )
+        return Asked(i, prompt)
+
+    def _target_captions(self, x: dict[str, Any]) -> list[Prompt]:
+        captions = x.get(fields.TARGET_CAPTIONS)
+        if captions is None:
+            return []
+        if isinstance(captions, str) or not captions:
+            raise ValueError(f"{place_of(x)}: target_captions {captions!r} is no list of captions")
+        if empty := [caption for caption in captions if not caption.strip()]:
+            raise ValueError(f"{place_of(x)}: the caption {empty[0]!r} has no words: take it out")
+        return [self.tokenizer.fit(Prompt(caption.strip(), (), ())) for caption in captions]
+
+
+def place_of(x: dict[str, Any]) -> str:
+    """An input in a message."""
+    place = f"image {x[fields.FILE_NAME]!r}" if fields.FILE_NAME in x else "an image"
+    if fields.QUESTION_ID in x:
+        return f"question {x[fields.QUESTION_ID]!r} of {place}"
+    return place
+
+
+def _is_described(x: dict[str, Any]) -> bool:
+    return fields.TARGET_CAPTIONS in x or bool(x.get(fields.DESCRIBE))
+
+
+def _answers_of(x: dict[str, Any]) -> Mapping[str, float]:
+    if fields.ANSWERS not in x:
+        raise ValueError(
+            f"{place_of(x)} has no 'answers', as in a test set; there is nothing to learn from it"
+        )
+    return x[fields.ANSWERS]
+
+
+def _no_instances(x: dict[str, Any]) -> Instances:
+    instances = Instances(tuple(x[fields.IMAGE].shape[-2:]))
+    instances.gt_boxes = Boxes(torch.zeros(0, 4))
+    instances.gt_classes = torch.zeros(0, dtype=torch.int64)
+    return instances

@@ -1,0 +1,68 @@
+"""Questions as texts: the place of the answer is a hidden word behind the question.
+
+So it can be told where the answer was seen: its boxes are those of the hidden word (released code
+of GLIP, data/datasets/pseudo_data.py). A question is always written like this, whether or not
+anything is to be found (our choice), so that its answer is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from glipv2_d2.structures import Prompt
+from glipv2_d2.structures.language import Span
+from glipv2_d2.text.prompts import caption_prompt
+
+
+def question_prompt(question: str, mask_token: str) -> Prompt:
+    """A question with its hidden answer, where nothing is to be found.
+
+    >>> question_prompt("what is red? ", "[MASK]").text
+    'what is red? [MASK]'
+    """
+    return Prompt(f"{question.strip()} {mask_token}", (), (), is_question=True)
+
+
+def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
+    """A question and its answer, where phrases of the question and the answer are to be found.
+
+    Args:
+        phrases: character spans of the question without blanks around it.
+
+    >>> answered_prompt("what is on the mat?", "a cat", [[(11, 18)]]).phrases
+    ['the mat', 'a cat']
+    """
+    question = question.strip()
+    text = f"{question} {answer}"
+    return caption_prompt(text, [*phrases, [(len(question) + 1, len(text))]])
+
+
+def hide_answer(prompt: Prompt, question: str, mask_token: str) -> Prompt | None:
+    """The question of a caption that is a question with its answer, or the question alone.
+
+    Labels in the answer become labels of the hidden word.
+
+    Returns:
+        None where the caption does not begin with the question.
+
+    >>> hidden = hide_answer(answered_prompt("what is red?", "a car", []), "what is red?", "[MASK]")
+    >>> hidden.text, hidden.phrases
+    ('what is red? [MASK]', ['[MASK]'])
+    """
+    question = question.strip()
+    end = len(question)
+    if prompt.text[:end] != question or not (prompt.text[end:] + " ")[0].isspace():
+        return None
+    hidden = (end + 1, end + 1 + len(mask_token))
+
+    def places(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        # A span of both, which no parser gives, is one of the question.
+        kept = [hidden if start >= end else (start, min(stop, end)) for start, stop in spans]
+        return tuple(dict.fromkeys(kept))
+
+    return replace(
+        question_prompt(question, mask_token),
+        spans=tuple(places(spans) for spans in prompt.spans),
+        classes=prompt.classes,
+    )

@@ -1,0 +1,61 @@
+"""What torch.compile traces gives the numbers of the code itself.
+
+Its backends "eager" and "aot_eager" run the traced graphs without a compiler: what differs then has
+been traced wrongly. "aot_eager" also takes the graphs apart into basic operations, as compilers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers.models import random_image, tiny_model
+
+from glipv2_d2.structures import LanguageFeatures
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_a_whole_compiled_model_gives_the_same_answers() -> None:
+    """The second time its names come from the caches, and other pixels are looked at."""
+    model = tiny_model(
+        *("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 1000)
+    )
+    compiled = torch.compile(model, backend="eager")
+    for seed in range(2):
+        inputs = [{"image": random_image(seed=seed), "classes": ["cat", "hot dog"]}]
+        ours, expected = compiled(inputs)[0]["instances"], model(inputs)[0]["instances"]
+        torch.testing.assert_close(ours.scores, expected.scores, atol=1e-5, rtol=0)
+        assert torch.equal(ours.pred_classes, expected.pred_classes)
+        torch.testing.assert_close(
+            ours.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=0
+        )
+
+
+@torch.no_grad()
+def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_numbers() -> None:
+    """As tools/benchmark.py --compile does it; ``fullgraph`` makes a break an error."""
+    head = tiny_model().fused_head
+    features = {f"p{k}": torch.randn(1, 16, 256 >> k, 192 >> k) for k in (3, 4, 5)}
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    language = LanguageFeatures(torch.randn(1, 6, 16), mask)
+    compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
+    ours, our_words = compiled(features, language)
+    expected, expected_words = head(features, language)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(our_words.hidden, expected_words.hidden)
+
+
+def test_anchors_of_a_compiled_head_are_its_own() -> None:
+    generator = tiny_model().proposal_generator.anchor_generator
+    features = [torch.zeros(1, 1, 8 >> level or 1, 6 >> level or 1) for level in range(5)]
+    compiled = torch.compile(generator, backend="aot_eager", fullgraph=True)
+    for ours, expected in zip(compiled(features), generator(features), strict=True):
+        assert torch.equal(ours, expected)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
+
+
+def test_the_least_recently_used_value_goes_first() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.keep({"a": 1, "b": 2})
+    cache.find(["a"])
+    cache.keep({"c": 3})
+    assert cache.find("abc") == {"a": 1, "c": 3}
+
+
+def test_more_values_at_once_than_it_holds_leave_the_last() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.keep({"a": 1, "b": 2, "c": 3})
+    assert cache.find("abc") == {"b": 2, "c": 3}
+
+
+def test_another_version_empties_it() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.find([], version=0)
+    cache.keep({"a": 1}, version=0)
+    assert cache.find("a", version=0) == {"a": 1}
+    assert cache.find("a", version=1) == {}
+
+
+def test_what_was_computed_for_a_version_that_is_gone_is_not_kept() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.find([], version=0)
+    cache.find([], version=1)
+    cache.keep({"a": 1}, version=0)
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_starts_empty_and_goes_its_own_way(duplicate) -> None:
+    cache: BoundedCache[str, int] = BoundedCache(3)
+    cache.keep({"a": 1})
+    copied = duplicate(cache)
+    assert len(copied) == 0 and copied.size == 3
+    copied.keep({"b": 2})
+    assert cache.find("ab") == {"a": 1}
+
+
+def test_threads_find_what_belongs_to_their_keys(eager_switching) -> None:
+    cache: BoundedCache[int, int] = BoundedCache(3)
+
+    def square(start: int) -> bool:
+        for key in range(start, start + 400):
+            numbers = [key % 7, (key + 1) % 7]
+            found = cache.find(numbers, version=key // 100)
+            missing = {n: n * n for n in numbers if n not in found}
+            cache.keep(missing, version=key // 100)
+            if {**found, **missing} != {n: n * n for n in numbers}:
+                return False
+        return len(cache) <= 3
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(square, range(8)))
+
+
+def test_a_cpu_has_one_queue() -> None:
+    assert stream_id(torch.device("cpu")) == 0

@@ -1,0 +1,448 @@
+"""One model that finds, answers and describes; a batch may ask for all of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import random_image, tiny_model, training_input
+from helpers.text_tasks import (
+    ANSWERING,
+    ANSWERS,
+    DESCRIBING,
+    GROUNDED,
+    TEXT_TASKS,
+    caption_input,
+    detection_input,
+    grounded_question_input,
+    question_input,
+)
+
+from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.heads.caption import CaptionReader
+from glipv2_d2.modeling.saying import read_image
+from glipv2_d2.modeling.tasks import Asked
+from glipv2_d2.structures import Prompt, TokenBatch
+
+NOTHING_RANDOM = (
+    *("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.0, "MODEL.FUSED_HEAD.LANGUAGE_DROPOUT", 0.0),
+    *("MODEL.FPN.DROP_BLOCK_PROB", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
+)
+ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
+PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
+PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
+GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
+
+
+@pytest.fixture(scope="module")
+def model() -> GLIPv2:
+    return tiny_model(*TEXT_TASKS, *ALL)
+
+
+@pytest.fixture(scope="module")
+def training_model() -> GLIPv2:
+    """Without anything random."""
+    built = tiny_model(*TEXT_TASKS, *NOTHING_RANDOM).train()
+    built.language_backbone.eval()
+    return built
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """An input of inference."""
+    return {"image": random_image(), **fields}
+
+
+def answer(model: GLIPv2, *inputs: dict) -> list[dict]:
+    with torch.no_grad():
+        return model(list(inputs))
+
+
+def assert_same(ours: dict, expected: dict) -> None:
+    assert ours.keys() == expected.keys()
+    for key in ours.keys() - {"instances", "answer_score"}:
+        assert ours[key] == expected[key]
+    if "answer_score" in ours:
+        assert ours["answer_score"] == pytest.approx(expected["answer_score"], abs=1e-5)
+    if "instances" in ours:
+        torch.testing.assert_close(
+            ours["instances"].scores, expected["instances"].scores, atol=1e-5, rtol=0
+        )
+
+
+# Training.
+
+
+def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:
+    plain = tiny_model(*NOTHING_RANDOM).train()
+    plain.language_backbone.eval()
+    added = training_model.state_dict().keys() - plain.state_dict().keys()
+    assert {name.partition(".")[0] for name in added} == {"answer", "caption"}
+    losses, with_heads = plain([detection_input()]), training_model([detection_input()])
+    assert losses.keys() == GROUNDING
+    for name in GROUNDING:
+        assert torch.equal(losses[name], with_heads[name])
+    assert with_heads["loss_answer"] == with_heads["loss_caption"] == 0
+
+
+@pytest.mark.parametrize(
+    ("opts", "x", "added"),
+    [
+        (ANSWERING, question_input(), "loss_answer"),
+        (DESCRIBING, caption_input(), "loss_caption"),
+    ],
+    ids=["answers", "captions"],
+)
+def test_each_task_comes_alone_and_finds_nothing(opts: tuple, x: dict, added: str) -> None:
+    losses = tiny_model(*opts).train()([x])
+    assert losses.keys() == {*GROUNDING, added}
+    assert losses[added] > 0
+    assert all(losses[name] == 0 for name in GROUNDING)
+
+
+@pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
+@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
+@pytest.mark.parametrize(
+    "x",
+    [detection_input(), question_input(), caption_input()],
+    ids=["boxes", "question", "caption"],
+)
+def test_every_parameter_gets_a_gradient_whatever_is_asked(
+    x: dict, text: tuple, pretraining: tuple
+) -> None:
+    """Distributed training waits for all of them."""
+    model = tiny_model(*TEXT_TASKS, *text, *pretraining).train()
+    losses = model([x])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, grad in trained.items() if grad is None or not grad.isfinite().all()] == []
+
+
+def test_the_losses_of_a_mixed_batch_are_those_of_separate_ones(training_model: GLIPv2) -> None:
+    inputs = [
+        detection_input(),
+        question_input(),
+        caption_input(),
+        question_input("how many dogs are in the picture?", seed=3, answers={"2": 1.0}),
+        caption_input("two", seed=4),
+    ]
+    mixed = training_model(inputs)
+    detections, questions, captions = inputs[:1], [inputs[1], inputs[3]], [inputs[2], inputs[4]]
+    for name in GROUNDING:
+        torch.testing.assert_close(mixed[name], training_model(detections)[name])
+    torch.testing.assert_close(mixed["loss_answer"], training_model(questions)["loss_answer"])
+    torch.testing.assert_close(mixed["loss_caption"], training_model(captions)["loss_caption"])
+
+
+def test_one_image_may_be_asked_everything(training_model: GLIPv2) -> None:
+    """A list of names, a question and two captions to learn, of the same image."""
+    everything = {
+        **detection_input(),
+        "question": "is there a dog?",
+        "answers": {"yes": 1.0},
+        "target_captions": ["a dog", "two dogs on a mat"],
+    }
+    image = everything["image"]
+    losses = training_model([everything])
+    question = question_input(answers={"yes": 1.0}, image=image)
+    captions = [caption_input(c, image=image) for c in everything["target_captions"]]
+    expected = training_model([detection_input(), question, *captions])
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+def test_a_grounded_question_is_read_once_with_its_answer_hidden(
+    training_model: GLIPv2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = []
+    tokenize = training_model.tokenizer.__call__
+    monkeypatch.setattr(
+        type(training_model.tokenizer),
+        "__call__",
+        lambda _, prompts: texts.append([p.text for p in prompts]) or tokenize(prompts),
+    )
+    losses = training_model([grounded_question_input()])
+    assert texts == [[f"{GROUNDED} [MASK]"]]
+    assert all(losses[name] > 0 for name in (*GROUNDING, "loss_answer"))
+
+
+def test_the_answers_box_belongs_to_the_hidden_word(training_model: GLIPv2) -> None:
+    tasks = training_model.tasks.for_training([grounded_question_input()])
+    (text,) = tasks.to_find
+    assert text.prompt.phrases == ["the mat", "[MASK]"]
+    assert tasks.gt_instances[0].gt_classes.tolist() == list(text.prompt.classes)
+    assert tasks.grounded_questions == [0] and tasks.answers == [{"dog": 1.0}]
+
+
+def test_finding_its_phrases_does_not_change_what_a_question_is_worth(
+    training_model: GLIPv2,
+) -> None:
+    x = grounded_question_input()
+    bare = question_input(GROUNDED, image=x["image"], answers=x["answers"])
+    torch.testing.assert_close(
+        training_model([x])["loss_answer"], training_model([bare])["loss_answer"]
+    )
+
+
+def test_words_of_questions_are_not_hidden() -> None:
+    model = tiny_model(*TEXT_TASKS, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MLM.PROB", 1.0).train()
+    losses = model([grounded_question_input(), question_input()])
+    assert losses["loss_mlm"] == 0
+
+
+def test_both_losses_learn_from_the_image() -> None:
+    model = tiny_model(*TEXT_TASKS).train()
+    losses = model([question_input(), caption_input()])
+    for name in ("loss_answer", "loss_caption"):
+        part = next(p for n, p in model.backbone.named_parameters() if "fpn_lateral3.weight" in n)
+        (gradient,) = torch.autograd.grad(losses[name], part, retain_graph=True)
+        assert gradient.any()
+
+
+def test_bfloat16_autocast_gives_finite_losses_in_float32() -> None:
+    model = tiny_model(*TEXT_TASKS).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([question_input(), caption_input(), grounded_question_input()])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_answer"].dtype == losses["loss_caption"].dtype == torch.float32
+
+
+# Inference.
+
+
+def test_results_of_a_mixed_batch_are_those_of_separate_ones(model: GLIPv2) -> None:
+    inputs = [
+        asked(classes=["cat", "dog"]),
+        asked(question="is there a dog?"),
+        asked(describe=True),
+        asked(question="how many dogs are there?", classes=["cat"], describe=True),
+    ]
+    for ours, x in zip(answer(model, *inputs), inputs, strict=True):
+        assert_same(ours, answer(model, x)[0])
+
+
+def test_what_is_not_asked_is_not_done(model: GLIPv2) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("boxes were looked for")
+
+    handle = model.proposal_generator.register_forward_pre_hook(refuse)
+    said = answer(model, asked(question="is there a dog?"), asked(describe=True))
+    handle.remove()
+    assert [x.keys() for x in said] == [{"answer", "answer_score"}, {"caption"}]
+    assert answer(model, asked(classes=["cat"]))[0].keys() == {"instances"}
+
+
+def test_the_backbone_runs_once_whatever_is_asked(model: GLIPv2) -> None:
+    calls = []
+    handle = model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    answer(model, asked(question="what is on the mat?", ground=True), asked(describe=True))
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_the_answer_is_one_of_the_list_and_its_score_a_probability(model: GLIPv2) -> None:
+    (said,) = answer(model, asked(question="is there a dog?"))
+    assert said["answer"] in ANSWERS and 0 < said["answer_score"] < 1
+
+
+def test_answers_to_choose_from_that_were_never_learned() -> None:
+    model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.SCORE", "words")
+    choices = ["a purple elephant", "nothing"]
+    (said,) = answer(model, asked(question="what is it?", choices=choices))
+    assert said["answer"] in choices
+
+
+def test_another_image_gets_another_score_and_caption_scores(model: GLIPv2) -> None:
+    scores = [
+        answer(model, asked(question="is there a dog?", image=random_image(seed=seed)))[0]
+        for seed in (0, 1)
+    ]
+    assert scores[0]["answer_score"] != scores[1]["answer_score"]
+
+
+def caption_hidden(model: GLIPv2, features: dict, caption: str) -> torch.Tensor:
+    """(1, T, D), the whole caption read at once."""
+    _, words = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
+    return words.hidden
+
+
+@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
+@torch.no_grad()
+def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> None:
+    model = tiny_model(*TEXT_TASKS, *text, "MODEL.FUSED_HEAD.NUM_BLOCKS", 3)
+    features = model.backbone(model.preprocess_image([asked()]).tensor)
+    caption = "a small dog on a mat"
+    whole = caption_hidden(model, features, caption)
+    ids = torch.tensor([[101, *model.tokenizer.pieces([caption])[0], 102]])
+    reader = CaptionReader(model.language_backbone.read_on, model.fused_head, features)
+    in_steps = torch.cat([reader.read(column) for column in ids.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(in_steps, whole, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_later_word_changes_nothing_before_it_and_the_image_everything(model: GLIPv2) -> None:
+    images = [asked(image=random_image(seed=seed)) for seed in (0, 1)]
+    features, of_another = (model.backbone(model.preprocess_image([x]).tensor) for x in images)
+    hidden = caption_hidden(model, features, "a dog on a mat")
+    ends_otherwise = caption_hidden(model, features, "a dog on a car")
+    assert torch.equal(hidden[:, :5], ends_otherwise[:, :5])
+    assert not torch.allclose(hidden[:, 5:], ends_otherwise[:, 5:])
+    elsewhere = caption_hidden(model, of_another, "a dog on a mat")
+    assert (hidden - elsewhere).abs().amax(dim=-1).min() > 1e-6
+
+
+@torch.no_grad()
+def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2) -> None:
+    x = asked(describe=Decoding(beam_size=1, max_length=6, prefix="a dog"))
+    features = model.backbone(model.preprocess_image([x]).tensor)
+    written = model.tokenizer.pieces(["a dog"])[0]
+    while len(written) < 6:
+        ids = torch.tensor([[101, *written]])
+        tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), causal=True)
+        _, words = model.fused_head(features, model.language_backbone(tokens))
+        logits = model.caption.predict(words.hidden[0, -1])
+        logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
+        if logits.argmax() == 102:
+            break
+        written.append(int(logits.argmax()))
+    assert answer(model, x)[0]["caption"] == model.tokenizer.text_of(written)
+
+
+def test_captions_keep_their_lengths_and_prefix(model: GLIPv2) -> None:
+    how = Decoding(beam_size=3, min_length=4, max_length=5, prefix="a dog")
+    (said,) = answer(model, asked(describe=how))
+    assert said["caption"].startswith("a dog")
+
+
+@pytest.mark.parametrize("ground_by", ["mask", "words"])
+def test_the_answer_and_the_phrases_of_a_question_are_found(
+    ground_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(*TEXT_TASKS, *ALL, "MODEL.ANSWER.GROUND_BY", ground_by)
+    asked_texts = []
+    read = model.read
+    monkeypatch.setattr(
+        model, "read", lambda f, prompts: asked_texts.extend(prompts) or read(f, prompts)
+    )
+    (said,) = answer(model, asked(question=f"{GROUNDED} ", ground=True))
+    assert said["phrases"] == ["the mat", said["answer"]]
+    assert said["prompt"].text == f"{GROUNDED} {said['answer']}"
+    assert set(said["instances"].pred_classes.tolist()) == {0, 1}
+    shown = "[MASK]" if ground_by == "mask" else said["answer"]
+    assert [prompt.text for prompt in asked_texts] == [f"{GROUNDED} {shown}"]
+
+
+def test_finding_does_not_change_the_answer(model: GLIPv2) -> None:
+    plain, grounded = (
+        answer(model, asked(question=GROUNDED, ground=ground))[0] for ground in (False, True)
+    )
+    assert_same(plain, {key: grounded[key] for key in plain})
+
+
+def test_the_phrases_of_a_description_are_found(model: GLIPv2) -> None:
+    how = Decoding(beam_size=1, max_length=6, prefix="a dog on the mat")
+    (said,) = answer(model, asked(describe=how, ground=True))
+    assert said["prompt"].text == said["caption"]
+    assert said["phrases"][0] == "a dog"
+    assert set(said["instances"].pred_classes.tolist()) == set(range(len(said["phrases"])))
+
+
+def test_evaluation_inputs_are_described() -> None:
+    """Those of a data set of captions, which have the captions of people."""
+    model = tiny_model(*TEXT_TASKS)
+    (said,) = answer(model, caption_input())
+    assert said.keys() == {"caption"}
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": " "}, r"question 7 of image '7.jpg': the question ' ' has no words"),
+        ({"question": None}, "the question None has no words"),
+        ({"question": "why " * 260}, "question 7 of image '7.jpg'.*263 tokens.*limit is 256"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_a_question_that_cannot_be_asked_is_named(
+    change: dict, message: str, training: bool, model: GLIPv2
+) -> None:
+    model = tiny_model(*TEXT_TASKS).train() if training else model
+    with pytest.raises(ValueError, match=message):
+        model([question_input(**change)])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"answers": {"yes": 1.0}, "file_name": "3.jpg"}, "'3.jpg' has answers, but no 'question'"),
+        ({"file_name": "3.jpg"}, "'3.jpg' has nothing to learn"),
+        ({"question": "is it?", "file_name": "3.jpg"}, "'3.jpg' has no 'answers'"),
+        ({"target_captions": [], "file_name": "3.jpg"}, r"'3.jpg'.*\[\] is no list of captions"),
+        ({"target_captions": "a dog"}, "'a dog' is no list of captions"),
+        ({"target_captions": ["a dog", " "]}, "the caption ' ' has no words"),
+    ],
+)
+def test_a_record_without_something_to_learn_is_named(x: dict, message: str) -> None:
+    model = tiny_model(*TEXT_TASKS).train()
+    with pytest.raises(ValueError, match=message):
+        model([question_input(), {"image": random_image(), **x}])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [(question_input(), "MODEL.ANSWER.WEIGHT"), (caption_input(), "MODEL.CAPTION.WEIGHT")],
+)
+def test_a_model_without_the_head_says_what_to_set(x: dict, message: str, training: bool) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model().train(training)([x])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"classes": ["cat"], "question": "is it?"},
+        {"question": "is it?", "describe": True},
+        {"classes": ["cat"]},
+    ],
+)
+def test_only_one_text_that_is_said_can_be_found(fields: dict, model: GLIPv2) -> None:
+    with pytest.raises(ValueError, match="'ground' finds the phrases of one"):
+        answer(model, asked(ground=True, **fields))
+
+
+@pytest.mark.parametrize("name", ["DynamicHead", "ImageFusedDynamicHead"])
+@pytest.mark.parametrize("opts", [ANSWERING, DESCRIBING], ids=["answers", "captions"])
+def test_words_that_do_not_read_the_image_have_nothing_to_say(name: str, opts: tuple) -> None:
+    with pytest.raises(ValueError, match=f"{name} have not"):
+        tiny_model(*opts, "MODEL.FUSED_HEAD.NAME", name)
+
+
+def test_more_beams_than_words_are_refused_when_the_model_is_built() -> None:
+    with pytest.raises(ValueError, match="BEAM_SIZE.*30522 words"):
+        tiny_model(*TEXT_TASKS, "MODEL.CAPTION.BEAM_SIZE", 30523)
+
+
+def test_an_unknown_way_to_ground_is_refused() -> None:
+    with pytest.raises(ValueError, match="MODEL.ANSWER.GROUND_BY is 'guess'"):
+        tiny_model("MODEL.ANSWER.GROUND_BY", "guess")
+
+
+def test_a_caption_longer_than_a_prompt_is_cut_in_training() -> None:
+    model = tiny_model(*TEXT_TASKS).train()
+    tasks = model.tasks.for_training([caption_input("dog " * 300)])
+    assert model.tokenizer([tasks.captions[0].prompt]).input_ids.shape == (1, 256)
+
+
+def test_a_stand_in_has_no_boxes(model: GLIPv2) -> None:
+    tasks = model.tasks.for_training([question_input()])
+    assert tasks.finds_nothing and len(tasks.gt_instances[0]) == 0
+    with_boxes = model.tasks.for_training([question_input(), training_input([], [], classes=["a"])])
+    assert not with_boxes.finds_nothing
+    assert replace(with_boxes.to_find[0], prompt=None).image == 1
