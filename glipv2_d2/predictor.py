@@ -69,7 +69,7 @@ class Predictor:
         self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the boxes")
-        self.model = load_model(self.cfg)
+        self.model: Any = load_model(self.cfg)
         self.model.eval()
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
@@ -205,14 +205,14 @@ class Predictor:
         """
         self._check_is_glipv2("answer")
         is_one = isinstance(images, IMAGE_SOURCES)
-        sources = [images] if is_one else list(images)
+        sources: list[Any] = [images] if is_one else list(images)  # type: ignore[arg-type]
         asked = [
             {fields.QUESTION: question, fields.GROUND: ground}
             | ({} if choices is None else {fields.CHOICES: list(choices)})
             for question in text_per_image(len(sources), "question", questions)
         ]
         if is_one:
-            return self._ask_one(images, asked[0], _answer_of, channel_order)
+            return self._ask_one(sources[0], asked[0], _answer_of, channel_order)
         return self._ask_all(sources, asked, _answer_of, channel_order, batch_size, on_error)
 
     @overload
@@ -334,13 +334,13 @@ class Predictor:
             captions: one for all images, or one per image.
         """
         is_one = isinstance(images, IMAGE_SOURCES)
-        sources = [images] if is_one else list(images)
+        sources: list[Any] = [images] if is_one else list(images)  # type: ignore[arg-type]
         asked = [
             caption_fields(caption, None)
             for caption in text_per_image(len(sources), "caption", captions)
         ]
         if is_one:
-            return self._ask_one(images, asked[0], _prediction_of, channel_order)
+            return self._ask_one(sources[0], asked[0], _prediction_of, channel_order)
         return self._ask_all(sources, asked, _prediction_of, channel_order, batch_size, on_error)
 
     def name_scores(
@@ -434,7 +434,7 @@ def _prediction_of(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
     """What was found, best first."""
     instances = output[fields.INSTANCES].to("cpu")
     best_first = instances.scores.argsort(descending=True, stable=True)
-    names = output.get(fields.PHRASES, x.get(fields.CLASSES))
+    names = output.get(fields.PHRASES, x.get(fields.CLASSES, ()))
     text, spans = x.get(fields.CAPTION), x.get(fields.PHRASES, ())
     if fields.PROMPT in output:
         text, spans = output[fields.PROMPT].text, output[fields.PROMPT].spans

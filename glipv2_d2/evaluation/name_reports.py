@@ -39,7 +39,7 @@ class NameReport:
         """
         title = f"# {self.title}" if table_format == "github" else self.title
         rows = [[_cell(value) for value in row] for row in self.rows]
-        align = ["left" if isinstance(v, str) else "right" for v in (self.rows or [()])[0]]
+        align = ["left" if isinstance(v, str) else "right" for v in (self.rows or [[]])[0]]
         table = tabulate(rows, self.columns, table_format, colalign=align, disable_numparse=True)
         return "\n\n".join([title, table, *self.sentences]) + "\n"
 

@@ -52,6 +52,10 @@ class GLIPv2(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    # Swapped by name, and called as their registries say.
+    language_backbone: Any
+    fused_head: Any
+    proposal_generator: Any
 
     checkpoint_loss_prefixes = ("inter_image.", "masked_language.")
     """Names of weights that only a loss reads."""

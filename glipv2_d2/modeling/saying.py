@@ -36,7 +36,7 @@ def text_losses(
         features: of the N images, before fusion.
         tokens, fused_language: of the texts to find, grounded questions among them.
     """
-    losses = {}
+    losses: dict[str, Tensor] = {}
     if model.answer is not None:
         pooled = [model.answer.pool(fused_language.rows(tasks.grounded_questions))]
         if tasks.questions:

@@ -95,7 +95,7 @@ class Tokenizer:
     @property
     def mask_token(self) -> str:
         """What is written for a hidden word; errors as of :attr:`mask_token_id`."""
-        return self._tokenizer.convert_ids_to_tokens(self.mask_token_id)
+        return str(self._tokenizer.convert_ids_to_tokens(self.mask_token_id))
 
     @property
     def begin_id(self) -> int:
@@ -159,9 +159,10 @@ class Tokenizer:
         >>> Tokenizer().text_of([101, 1037, 4937, 1012, 102])
         'a cat.'
         """
-        return self._tokenizer.decode(
+        text = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True
-        ).strip()
+        )
+        return str(text).strip()
 
     def fit(self, prompt: Prompt) -> Prompt:
         """What of a prompt fits into ``max_tokens`` (for training; inference refuses to cut).

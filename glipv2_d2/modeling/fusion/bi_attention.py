@@ -278,6 +278,8 @@ class WordFusion(nn.Module):
     the image would tell them what comes after them.
     """
 
+    attention: Any
+
     def __init__(
         self,
         *,

@@ -28,6 +28,11 @@ from glipv2_d2.structures import LanguageFeatures
 class FusedBlock(nn.Module):
     """Image and text read each other, words read words, levels read levels."""
 
+    # Parts with methods of their own, which nn.Module's annotations do not know.
+    fusion: Any
+    language_layer: Any
+    dynamic_conv: Any
+
     def __init__(
         self, *, fusion: nn.Module, language_layer: nn.Module, dynamic_conv: nn.Module
     ) -> None:
@@ -67,6 +72,8 @@ class BlockHead(nn.Module):
 
     words_read_image = False
     """Whether fused words know the image; then there are :class:`FusedDynamicHead`'s methods."""
+
+    blocks: Any
 
     def __init__(self, *, blocks: list[nn.Module], activation_checkpointing: bool = False) -> None:
         """
