@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any, Self
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.swin import Mlp, SwinTransformer, WindowAttention
-from torch import Tensor
+from detectron2.modeling.backbone.swin import (
+    Mlp,
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+)
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +107,32 @@ class FusedWindowAttention(WindowAttention):
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
+class _SizeOfThread:
+    """One side of the map that a block is about to see; each thread reads what it wrote itself.
+
+    A backward pass may recompute a block in a thread that wrote nothing: it reads the last value.
+    """
+
+    written = threading.local()
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, block: nn.Module, owner: type) -> int:
+        return self.written.__dict__.get((id(block), self.name), block.__dict__.get(self.name))
+
+    def __set__(self, block: nn.Module, value: int) -> None:
+        block.__dict__[self.name] = value
+        self.written.__dict__[id(block), self.name] = value
+
+
+class ThreadSafeBlock(SwinTransformerBlock):
+    """Detectron2's block, which learns the size of its map from attributes that its layer sets."""
+
+    H = _SizeOfThread()
+    W = _SizeOfThread()
+
+
 class Swin(SwinTransformer):
     """Detectron2's Swin Transformer with outputs p1, p2, p3 of strides 8, 16, 32.
 
@@ -117,6 +149,7 @@ class Swin(SwinTransformer):
         super().__init__(**kwargs)
         for layer in self.layers:
             for block in layer.blocks:
+                block.__class__ = ThreadSafeBlock
                 block.attn = FusedWindowAttention.like(block.attn)
                 block.mlp = BandedMlp.like(block.mlp)
                 if activation_checkpointing:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -117,3 +119,23 @@ def test_frozen_stages_stay_in_eval_mode_in_training() -> None:
     assert not swin.patch_embed.training
     assert not any(module.training for module in swin.layers[0].modules())
     assert all(module.training for module in swin.layers[1].modules())
+
+
+def test_a_block_keeps_the_size_that_each_thread_told_it() -> None:
+    block = tiny_swin_fpn().bottom_up.layers[0].blocks[0]
+
+    def tell(height: int) -> int:
+        block.H = height
+        return block.H
+
+    block.H = 1
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tell, 2).result() == 2
+    assert block.H == 1
+
+
+def test_a_thread_that_told_a_block_no_size_reads_the_last_one() -> None:
+    block = tiny_swin_fpn().bottom_up.layers[0].blocks[0]
+    block.H = 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: block.H).result() == 3
