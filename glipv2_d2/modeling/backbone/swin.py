@@ -118,12 +118,15 @@ class _SizeOfThread:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, block: nn.Module, owner: type) -> int:
-        return self.written.__dict__.get((id(block), self.name), block.__dict__.get(self.name))
+    def __get__(self, block: nn.Module, owner: type) -> int | None:
+        return self.written.__dict__.get(self._key(block), block.__dict__.get(self.name))
 
     def __set__(self, block: nn.Module, value: int) -> None:
         block.__dict__[self.name] = value
-        self.written.__dict__[id(block), self.name] = value
+        self.written.__dict__[self._key(block)] = value
+
+    def _key(self, block: nn.Module) -> str:
+        return f"{self.name} of {id(block)}"
 
 
 class ThreadSafeBlock(SwinTransformerBlock):
