@@ -259,7 +259,7 @@ def _add_data_config(cfg: CfgNode) -> None:
     # Then name them in TRAIN and TEST. An entry may have a format: coco (default), grounding
     # (MDETR's form), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place
     # of json and images), captioning (COCO's captions), vqa (with two files more, questions and
-    # answers). See datasets/README.md.
+    # answers), grounded_text (questions or captions with boxes). See datasets/README.md.
     cfg.DATASETS.CUSTOM = []
     # How often an image is seen in a round through the data: [[name, factor], ...], 1 for the
     # others. The name and form of the key are Detectron2's.

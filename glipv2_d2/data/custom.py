@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from glipv2_d2.data.readers.captions import register_captions, register_shards
 from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning
+from glipv2_d2.data.readers.grounded_text import register_grounded_text
 from glipv2_d2.data.readers.grounding import register_grounding
 from glipv2_d2.data.readers.vqa import register_listed_questions
 
@@ -22,6 +23,7 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "grounding": (register_grounding, ("json", "images")),
     "captions": (register_captions, ("json", "images")),
     "webdataset": (register_shards, ("shards",)),
+    "grounded_text": (register_grounded_text, ("json", "images")),
     "captioning": (register_captioning, ("json", "images")),
     "vqa": (register_listed_questions, ("json", "images", "questions", "answers")),
 }

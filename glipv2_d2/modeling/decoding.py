@@ -48,7 +48,7 @@ class Decoding:
 
 
 class _Search:
-    """The beams of one text, and those of its continuations that have ended."""
+    """The beams of one text, and the best B of its continuations that have ended."""
 
     def __init__(self, begin: Sequence[int], decoding: Decoding, end_id: int) -> None:
         self.decoding = decoding
@@ -56,14 +56,11 @@ class _Search:
         self.num_given = len(begin)
         self.beams = [list(begin)] * decoding.beam_size
         self.ended: list[tuple[float, list[int]]] = []
-
-    @property
-    def is_done(self) -> bool:
-        return len(self.ended) >= self.decoding.beam_size
+        self.is_done = False
 
     def best(self) -> list[int]:
         """The best text that has ended, the first of equals."""
-        return max(self.ended, key=lambda scored: scored[0])[1]
+        return self.ended[0][1]
 
     def go_on(self, candidates: Iterable[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
         """End texts and choose the next beams.
@@ -72,19 +69,28 @@ class _Search:
             candidates: (log-probability of the text, beam, next token), likeliest first.
 
         Returns:
-            the B candidates that are the next beams; where there are fewer, some that are never.
+            the B candidates that are the next beams; where there are fewer, and after the end of
+            the search, beams that never end.
         """
-        num_beams, chosen = self.decoding.beam_size, []
+        num_beams = self.decoding.beam_size
+        chosen: list[tuple[float, int, int]] = []
+        fillers = [(NEVER, 0, self.end_id)] * num_beams
+        if self.is_done:
+            return fillers
+        num_new = len(self.beams[0]) - self.num_given + 1
+        scale = num_new**self.decoding.length_penalty
         for rank, (score, beam, word) in enumerate(candidates):
             if score == NEVER:
                 break
             if word != self.end_id:
                 chosen.append((score, beam, word))
-            elif rank < num_beams and not self.is_done:
-                num_new = len(self.beams[beam]) - self.num_given + 1
-                scaled = score / num_new**self.decoding.length_penalty
-                self.ended.append((scaled, self.beams[beam]))
-        chosen = chosen[:num_beams] + [(NEVER, 0, self.end_id)] * (num_beams - len(chosen))
+            elif rank < num_beams:
+                self.ended.append((score / scale, self.beams[beam]))
+        self.ended = sorted(self.ended, key=lambda text: text[0], reverse=True)[:num_beams]
+        best_score = chosen[0][0] if chosen else NEVER
+        if len(self.ended) == num_beams and self.ended[-1][0] >= best_score / scale:
+            self.is_done = True
+        chosen = (chosen + fillers)[:num_beams]
         self.beams = [[*self.beams[beam], word] for _, beam, word in chosen]
         return chosen
 
@@ -102,9 +108,11 @@ def beam_search(
 ) -> list[list[int]]:
     """The likeliest continuations of ``begin``, one per text.
 
-    Of the 2 B likeliest next tokens of all beams of a text, those among the first B that end it are
-    kept as texts, and the first B that do not end it are its next beams. The search for a text is
-    over when B have ended; at ``max_length`` all end.
+    Of the 2 B likeliest next tokens of all beams of a text, those among the first B that end it
+    give texts, of which the best B are kept, and the first B that do not end it are its next beams.
+    The search is over when B texts are kept and the best beam, if it ended now at no cost, would
+    not be better than the last of them (as transformers does with early_stopping=False); at
+    ``max_length`` all end.
 
     Args:
         read: reads (R, T) further tokens of the R texts that it keeps and gives the (R, V)

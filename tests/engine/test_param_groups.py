@@ -105,6 +105,16 @@ def test_norms_and_the_image_backbone_can_have_their_own_values() -> None:
     }
 
 
+def test_the_fused_head_and_the_heads_for_words_can_have_their_own_rates() -> None:
+    parts = ("fused_head", "answer", "caption", "proposal_generator")
+    model = nn.ModuleDict({part: nn.Linear(2, 2) for part in parts})
+    rates = {"FUSION_LR_FACTOR": 5.0, "TEXT_HEAD_LR_FACTOR": 50.0, "BASE_LR": 1.0}
+    cfg = load_config(opts=[x for key, rate in rates.items() for x in (f"SOLVER.{key}", rate)])
+    values = hyperparameters(model, build_optimizer(cfg, model).param_groups)
+    for part, factor in zip(parts, (5, 50, 50, 1), strict=True):
+        assert [values[f"{part}.{kind}"][0] for kind in ("weight", "bias")] == [factor, 2 * factor]
+
+
 @pytest.mark.parametrize("key", ["SOLVER.OPTIMIZER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"])
 def test_an_unknown_choice_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=f"{key}.*'nonsense'"):

@@ -157,6 +157,23 @@ def test_every_word_is_read_once() -> None:
     assert language.tokens_read == len([BEGIN, *text])
 
 
+def test_a_text_that_is_nearly_sure_is_found_however_early_others_end() -> None:
+    """Worse texts end at every step before it: they must not end the search."""
+
+    class Sure(ToyLanguage):
+        def log_probs(self, image: int, words: tuple[int, ...]) -> Tensor:
+            probs = torch.full((VOCAB_SIZE,), 1e-6, dtype=torch.double)
+            right = (BEGIN, 3, 4, 3, 5, 4, END)
+            sure = right[len(words)] if words == right[: len(words)] else 3
+            probs[END] = 1e-3
+            probs[sure] = 0.99
+            return probs.log()
+
+    for beam_size in (1, 2, 3, 5):
+        decoding = Decoding(beam_size=beam_size, max_length=9)
+        assert search(Sure(0), decoding, num_texts=2) == [[3, 4, 3, 5, 4]] * 2
+
+
 def test_a_length_penalty_decides_between_short_and_long() -> None:
     class TwoTexts(ToyLanguage):
         """Ends at once with 0.4; or says word 3 twice more with 0.6 in all."""

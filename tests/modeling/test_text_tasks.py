@@ -350,6 +350,12 @@ def test_the_phrases_of_a_description_are_found(model: GLIPv2) -> None:
     assert set(said["instances"].pred_classes.tolist()) == set(range(len(said["phrases"])))
 
 
+def test_bfloat16_autocast_answers_and_describes(model: GLIPv2) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (said,) = answer(model, asked(question=GROUNDED, describe=Decoding(3, max_length=4)))
+    assert 0 < said["answer_score"] < 1 and said["caption"]
+
+
 def test_evaluation_inputs_are_described() -> None:
     """Those of a data set of captions, which have the captions of people."""
     model = tiny_model(*TEXT_TASKS)

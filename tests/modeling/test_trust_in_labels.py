@@ -18,7 +18,7 @@ from helpers.word_scores import (
     scores_of_classes,
     word_scores,
 )
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,8 @@ from glipv2_d2.text import Tokenizer
 from glipv2_d2.text.prompts import clean_name, normalized_name
 
 TOKENIZER = Tokenizer()
+# No clock decides: neither how long an example takes, nor how long it takes to make one up.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 # Names that contain each other, that end or begin alike, in other scripts, with signs.
 WORDS = [
@@ -93,7 +95,7 @@ def assert_same(found: dict[int, float], expected: dict[int, float]) -> None:
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, **UNTIMED)
 @given(lists=st.lists(name_lists, min_size=1, max_size=4), limit=limits)
 def test_every_detection_has_the_index_of_its_name(
     lists: list[list[str]], limit: dict[str, int]
@@ -103,7 +105,7 @@ def test_every_detection_has_the_index_of_its_name(
         assert_same(of_image, truth(names, image))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5, **UNTIMED)
 @given(count=st.integers(1, 2000), seed=st.integers(0, 99), max_classes=st.sampled_from([0, 1, 40]))
 def test_every_detection_of_a_long_list_has_the_index_of_its_name(
     count: int, seed: int, max_classes: int
@@ -121,7 +123,7 @@ def test_two_thousand_names_of_which_many_repeat_keep_their_first_index() -> Non
     assert_same(found, truth(names))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, **UNTIMED)
 @given(names=name_lists, data=st.data(), limit=limits)
 def test_a_permutation_of_the_list_permutes_the_classes(
     names: list[str], data: st.DataObject, limit: dict[str, int]
@@ -134,7 +136,7 @@ def test_a_permutation_of_the_list_permutes_the_classes(
     assert_same({order[i]: score for i, score in permuted.items()}, found)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, **UNTIMED)
 @given(
     names=st.lists(some_names, min_size=2, max_size=15, unique_by=normalized_name),
     num_negatives=st.integers(1, 6),
@@ -151,7 +153,7 @@ def test_a_class_is_found_unless_a_negative_scores_higher(
     assert_same(found, {i: s for i, s in truth(classes).items() if s >= to_beat})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, **UNTIMED)
 @given(names=name_lists, limit=limits)
 def test_the_best_score_of_a_name_is_that_of_its_detection(
     names: list[str], limit: dict[str, int]
@@ -173,7 +175,7 @@ def scores_by_place(ids: Tensor, image: int) -> Tensor:
     return (word_scores(ids + 31 * places, image) * 7) % 0.9 + 0.05
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, **UNTIMED)
 @given(
     names=st.lists(some_names, min_size=1, max_size=12, unique_by=normalized_name),
     data=st.data(),
@@ -190,7 +192,7 @@ def test_with_orders_of_its_own_the_callers_order_moves_no_score(
     assert_same({order[i]: score for i, score in permuted.items()}, found)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, **UNTIMED)
 @given(lists=st.lists(name_lists, min_size=1, max_size=3), num_orders=st.integers(1, 4))
 def test_every_order_keeps_the_index_of_the_name(lists: list[list[str]], num_orders: int) -> None:
     found = ask(known_model(TOKENIZER, num_orders=num_orders), lists)

@@ -1,0 +1,71 @@
+"""Questions and captions with pseudo boxes of their phrases, as JSON lines.
+
+A line is one of :mod:`glipv2_d2.data.readers.captions`, whose caption is also to be said. That of a
+question is the question and its answer behind a blank, and the line also has::
+
+    {"caption": "what is on the mat? dog", "question": "what is on the mat?", "question_id": 7,
+     "answers": {"dog": 1.0, "cat": 0.3}}
+
+``tools/ground_questions.py`` writes such lines. Training packs no other captions beside these.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from typing import Any
+
+from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.readers.captions import UNUSABLE_LINE, caption_record
+from glipv2_d2.data.registration import Record, register
+from glipv2_d2.structures import fields
+
+logger = logging.getLogger(__name__)
+
+
+def register_grounded_text(name: str, json_file: str, image_root: str) -> None:
+    register(
+        name,
+        functools.partial(read_grounded_text, json_file, image_root, name),
+        source_files=(json_file, image_root),
+    )
+
+
+def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
+    """One record per line. One without a box over the score threshold asks for words only."""
+    faults = Faults()
+    records: list[Record] = []
+    with open(json_file, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                content = json.loads(line)
+                record = _record(content, os.path.join(image_root, content["image"]))
+            # A line cut short by a killed writer, or another tool's fields.
+            except (ValueError, KeyError, TypeError) as error:
+                place = f"{json_file}:{number} ({type(error).__name__}: {error})"
+                faults.add(UNUSABLE_LINE, place)
+                continue
+            records.append({"image_id": len(records), **record})
+    faults.warn(logger, dataset_name)
+    return records
+
+
+def _record(content: dict[str, Any], path: str) -> Record:
+    record = caption_record(content, path)
+    if fields.QUESTION in content:
+        if not record[fields.CAPTION].startswith(content[fields.QUESTION].strip()):
+            raise ValueError("the caption does not begin with the question")
+        record[fields.QUESTION] = content[fields.QUESTION]
+        record[fields.QUESTION_ID] = content[fields.QUESTION_ID]
+        record[fields.ANSWERS] = {
+            str(answer): float(score) for answer, score in content[fields.ANSWERS].items()
+        }
+    else:
+        record[fields.TARGET_CAPTIONS] = [record[fields.CAPTION]]
+    if not record["annotations"]:
+        del record["annotations"], record[fields.CAPTION]
+    return record

@@ -1,0 +1,116 @@
+"""Questions on their way to a teacher and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ground_questions
+import pytest
+from detectron2.data import DatasetCatalog
+from helpers.models import random_image, tiny_cfg, tiny_model
+
+from glipv2_d2.data.custom import FORMATS
+from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.data.readers.grounded_text import read_grounded_text
+from glipv2_d2.data.sanitize import sanitize_dataset
+from glipv2_d2.data.text_tasks import soft_scores
+
+
+def question(number: int, text: str, answers: list[str]) -> dict[str, Any]:
+    return {
+        "file_name": f"{number // 10}.jpg",
+        "image_id": number // 10,
+        "question_id": number,
+        "question": text,
+        "human_answers": answers,
+        "answers": soft_scores(answers),
+    }
+
+
+ASKED = [
+    question(10, "what is on the mat?", ["dog"] * 7 + ["cat"] * 3),
+    question(11, "is it red? ", ["yes"] * 10),
+]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    DatasetCatalog.register("ground_questions", lambda: [dict(record) for record in ASKED])
+    yield
+    DatasetCatalog.remove("ground_questions")
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Path:
+    """What comes back from a teacher that finds the mat and the dog."""
+    pairs, labels = tmp_path / "asked" / "pairs.jsonl", tmp_path / "labels.jsonl"
+    arguments = ["--dataset", "ground_questions", "--output"]
+    assert ground_questions.main(["pairs", *arguments, str(pairs)]) == 0
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert lines == [
+        {"image": "1.jpg", "caption": "what is on the mat? dog"},
+        {"image": "1.jpg", "caption": "is it red? yes"},
+    ]
+    found = {"boxes": [[1, 2, 9, 8], [3, 4, 7, 6]], "spans": [[[20, 23]], [[11, 18]]]}
+    labels.write_text(json.dumps({**lines[0], **found, "scores": [0.9, 0.6], "height": 10}))
+    target = tmp_path / "train.jsonl"
+    assert ground_questions.main(["join", *arguments, str(target), "--labels", str(labels)]) == 0
+    return target
+
+
+def test_a_question_comes_back_with_boxes_and_answers(joined: Path) -> None:
+    grounded, plain = read_grounded_text(str(joined), "images", "asked")
+    assert grounded["question"] == "what is on the mat?" and grounded["question_id"] == 10
+    assert grounded["answers"] == {"dog": 1.0, "cat": 1.0}
+    assert [a["tokens_positive"] for a in grounded["annotations"]] == [[[20, 23]], [[11, 18]]]
+    assert plain.keys() == {"image_id", "file_name", "question", "question_id", "answers"}
+
+
+def test_a_model_learns_the_answers_box_at_its_hidden_place(
+    joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = read_grounded_text(str(joined), str(tmp_path), "asked")
+    for record in records:
+        record |= {"height": 64, "width": 64}
+    answering = ("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ["dog", "yes"])
+    model = tiny_model(*answering)
+    sane = sanitize_dataset(records, name="asked", class_names=(), tokenizer=model.tokenizer)
+    monkeypatch.setattr(
+        "glipv2_d2.data.mapper.read_image", lambda *_: random_image().permute(1, 2, 0).numpy()
+    )
+    mapper = GroundingMapper(tiny_cfg("INPUT.MIN_SIZE_TRAIN", (64,)), is_train=True, class_names={})
+    tasks = model.tasks.for_training([mapper(record) for record in sane])
+    assert tasks.to_find[0].prompt.text == "what is on the mat? [MASK]"
+    assert tasks.to_find[0].prompt.phrases == ["[MASK]", "the mat"]
+    assert [asked.prompt.text for asked in tasks.questions] == ["is it red? [MASK]"]
+
+
+def test_captions_of_a_teacher_are_also_to_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    line = {"image": "1.jpg", "caption": "a dog", "boxes": [[1, 2, 9, 8]], "spans": [[[0, 5]]]}
+    path.write_text(json.dumps(line))
+    (record,) = read_grounded_text(str(path), "images", "said")
+    assert record["caption"] == "a dog" and record["target_captions"] == ["a dog"]
+
+
+def test_a_line_whose_caption_is_of_another_question_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    line = {"image": "1.jpg", "caption": "a dog", "boxes": [], "spans": [], "question": "why?"}
+    path.write_text(json.dumps(line))
+    assert read_grounded_text(str(path), "images", "bad") == []
+    assert f"{path}:1" in caplog.text
+
+
+def test_the_form_is_one_of_the_custom_ones() -> None:
+    assert FORMATS["grounded_text"][1] == ("json", "images")
+
+
+def test_joining_without_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["join", "--dataset", "ground_questions", "--output", str(tmp_path / "x.jsonl")]
+    assert ground_questions.main(arguments) == 1
+    assert "join needs --labels" in capsys.readouterr().err
