@@ -9,8 +9,14 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def torchrun(function: Callable[..., Any], *args: Any, num_processes: int = 2) -> list[Any]:
+def torchrun(
+    function: Callable[..., Any], *args: Any, num_processes: int = 2, start_method: str = "fork"
+) -> list[Any]:
     """What ``function(*args)`` returns in each process, in the order of ranks.
+
+    Args:
+        start_method: "spawn" for what can be imported and takes gradients: forked processes have
+            none where a test has started autograd's threads.
 
     Raises:
         ChildFailedError: a process failed; the others have been ended.
@@ -22,7 +28,7 @@ def torchrun(function: Callable[..., Any], *args: Any, num_processes: int = 2) -
         run_id="test",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        start_method="fork",
+        start_method=start_method,
         max_restarts=0,
         monitor_interval=0.05,
     )
