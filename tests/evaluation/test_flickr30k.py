@@ -182,7 +182,9 @@ def test_two_processes_find_what_one_finds(cfg: CfgNode, register: Register) -> 
     records, answers = random_data(0)
     dataset = register(records, evaluator_type="flickr30k")
     alone = evaluate(cfg, dataset, answers)
-    (first, images), (second, _) = torchrun(evaluate_a_share, cfg, dataset, answers)
+    (first, images), (second, _) = torchrun(
+        evaluate_a_share, cfg, dataset, answers, start_method="fork"
+    )
     assert first == alone
     assert second == {}
     assert images == sorted(images)

@@ -1,26 +1,35 @@
-"""torchrun in a test: its agent, with processes that are forked and so start at once."""
+"""torchrun in a test: its agent, with processes that start at once."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+# Where processes are forks of one that has done nothing but import these.
+PRELOADED = ["torch", "detectron2.engine", "glipv2_d2.engine.trainer", "glipv2_d2.evaluation"]
+
 
 def torchrun(
-    function: Callable[..., Any], *args: Any, num_processes: int = 2, start_method: str = "fork"
+    function: Callable[..., Any],
+    *args: Any,
+    num_processes: int = 2,
+    start_method: str = "forkserver",
 ) -> list[Any]:
     """What ``function(*args)`` returns in each process, in the order of ranks.
 
     Args:
-        start_method: "spawn" for what can be imported and takes gradients: forked processes have
-            none where a test has started autograd's threads.
+        function: of a module's top level, since the processes import it.
+        start_method: "fork" for what reads data sets that the test has registered. It has no
+            gradients where a test before it has started autograd's threads.
 
     Raises:
         ChildFailedError: a process failed; the others have been ended.
     """
+    multiprocessing.set_forkserver_preload(PRELOADED)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -37,6 +46,5 @@ def torchrun(
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
-    # OpenMP's threads do not live on in a fork.
     torch.set_num_threads(1)
     return function(*args)

@@ -104,7 +104,7 @@ def test_two_processes_of_torchrun_learn_what_one_process_learns(
     )
     one, two = tmp_path / "one", tmp_path / "two"
     assert in_child(run, *arguments, str(one)) == 0
-    torchrun(run, *arguments, str(two), start_method="spawn")
+    torchrun(run, *arguments, str(two))
     before, expected, shared = (
         torch.load(path, weights_only=True)["model"]
         for path in (start, one / "model_final.pth", two / "model_final.pth")
