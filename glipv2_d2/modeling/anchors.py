@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
+from glipv2_d2.modeling.bounded_cache import BoundedCache
 
 # 32 input shapes of five levels.
 MAX_CACHED_LEVELS = 160
@@ -53,19 +53,11 @@ class AnchorGenerator(nn.Module):
 
     def _anchors_of(self, stride: int, feature: Tensor) -> Tensor:
         height, width = feature.shape[-2:]
-        # A compiler computes them once for each of its shapes.
-        if torch.compiler.is_compiling():
-            return _grid_anchors(stride, self.scale, height, width, feature.device)
-        key = (stride, height, width, feature.device, stream_id(feature.device))
-        known = self._anchors.find([key])
-        if not known:
-            # Tensors made in inference mode could not be used in a later training step.
-            with torch.inference_mode(mode=False):
-                known[key] = _grid_anchors(stride, self.scale, height, width, feature.device)
-            # A tracer's stand-ins (FakeTensor) are no anchors for others.
-            if type(known[key]) is Tensor:
-                self._anchors.keep(known)
-        return known[key]
+        return self._anchors.tensor(
+            (stride, height, width),
+            feature.device,
+            lambda: _grid_anchors(stride, self.scale, height, width, feature.device),
+        )
 
 
 def _grid_anchors(

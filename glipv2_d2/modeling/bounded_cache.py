@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -79,6 +80,27 @@ class BoundedCache(Generic[K, V]):
                 self._values.move_to_end(key)
             while len(self._values) > self.size:
                 self._values.popitem(last=False)
+
+    def tensor(
+        self: BoundedCache[Hashable, Tensor],
+        key: Hashable,
+        device: torch.device,
+        compute: Callable[[], Tensor],
+    ) -> Tensor:
+        """A tensor that depends on its key and device alone, computed where it is not known."""
+        # A compiler computes it once for each of its shapes.
+        if torch.compiler.is_compiling():
+            return compute()
+        key = (key, device, stream_id(device))
+        known = self.find([key])
+        if not known:
+            # Tensors made in inference mode could not be used in a later training step.
+            with torch.inference_mode(mode=False):
+                known[key] = compute()
+            # A tracer's stand-ins (FakeTensor) are no numbers for others.
+            if type(known[key]) is Tensor:
+                self.keep(known)
+        return known[key]
 
     def _follow(self, version: Hashable) -> None:
         if version != self._version:

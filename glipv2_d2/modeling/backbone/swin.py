@@ -11,16 +11,19 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import (
+    BasicLayer,
     Mlp,
     SwinTransformer,
     SwinTransformerBlock,
     WindowAttention,
+    window_partition,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
+from glipv2_d2.modeling.bounded_cache import BoundedCache
 
 # Detectron2 counts from stage 0 (stride 4). That one's output is not used, so it gets no norm:
 # GLIP's files have none either (GLIP spec 3).
@@ -29,6 +32,11 @@ _OUT_STAGES = (1, 2, 3)
 # Numbers of a band's largest tensor where no gradient is asked for: what lies between two products
 # then stays in the cache of a CPU (8 MB), and the peak memory is that of a band.
 _MAX_BAND_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
+
+# Sizes of maps whose masks a stage keeps; one of 200 x 334 has 13 MB.
+_CACHED_MASKS = 2
+# What the original adds to the scores of positions that do not belong together.
+_APART = -100.0
 
 
 def bands(x: Tensor, numbers_per_row: int) -> tuple[Tensor, ...]:
@@ -136,6 +144,48 @@ class ThreadSafeBlock(SwinTransformerBlock):
     W = _SizeOfThread()
 
 
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(W, A, A), what is added to the scores within the W windows of a shifted map.
+
+    Shifting brings opposite edges of the map together; positions of different regions stay apart.
+
+    Args:
+        height, width: of the map, padded to multiples of ``window``.
+    """
+
+    def parts(size: int) -> Tensor:
+        places = torch.arange(size, device=device)
+        return (places >= size - window).long() + (places >= size - shift)
+
+    regions = 3 * parts(height)[:, None] + parts(width)
+    windows = window_partition(regions[None, ..., None], window).flatten(1)
+    return (windows[:, None] != windows[:, :, None]) * _APART
+
+
+class MaskKeepingLayer(BasicLayer):
+    """Detectron2's stage, which keeps the masks of the sizes that it saw last."""
+
+    masks: BoundedCache[Any, Tensor]
+
+    def forward(self, x: Tensor, H: int, W: int) -> tuple[Tensor, int, int, Tensor, int, int]:
+        """(N, H W, C) -> the same with its size, then what the next stage reads with its size."""
+        mask = self.mask(H, W, x.device)
+        for block in self.blocks:
+            block.H, block.W = H, W
+            x = block(x, mask)
+        if self.downsample is None:
+            return x, H, W, x, H, W
+        return x, H, W, self.downsample(x, H, W), (H + 1) // 2, (W + 1) // 2
+
+    def mask(self, height: int, width: int, device: torch.device) -> Tensor:
+        """(W, A, A) of a map that is not padded yet."""
+        window = self.window_size
+        padded = [-(-size // window) * window for size in (height, width)]
+        return self.masks.tensor(
+            tuple(padded), device, lambda: shift_mask(*padded, window, self.shift_size, device)
+        )
+
+
 class Swin(SwinTransformer):
     """Detectron2's Swin Transformer with outputs p1, p2, p3 of strides 8, 16, 32.
 
@@ -151,6 +201,8 @@ class Swin(SwinTransformer):
         """
         super().__init__(**kwargs)
         for layer in self.layers:
+            layer.__class__ = MaskKeepingLayer
+            layer.masks = BoundedCache(_CACHED_MASKS)
             for block in layer.blocks:
                 block.__class__ = ThreadSafeBlock
                 block.attn = FusedWindowAttention.like(block.attn)

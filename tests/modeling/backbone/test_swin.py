@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
-from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
+from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, WindowAttention
 
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.modeling.backbone import GroundingFPN, swin
@@ -139,3 +140,30 @@ def test_a_thread_that_told_a_block_no_size_reads_the_last_one() -> None:
     block.H = 3
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: block.H).result() == 3
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 22)])
+def test_a_stage_computes_what_detectron2s_does_and_its_mask_once(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tiny_swin_fpn().bottom_up.layers[1].double().eval()
+    x = torch.randn(1, size[0] * size[1], 16, dtype=torch.float64)
+    expected = BasicLayer.forward(stage, x, *size)
+    computed = []
+
+    def shift_mask(*args: Any) -> torch.Tensor:
+        computed.append(args)
+        return compute(*args)
+
+    compute = swin.shift_mask
+    monkeypatch.setattr(swin, "shift_mask", shift_mask)
+    for _ in range(2):
+        torch.testing.assert_close(stage(x, *size), expected)
+    assert len(computed) == 1
+
+
+def test_a_stage_keeps_few_masks() -> None:
+    stage = tiny_swin_fpn().bottom_up.layers[0]
+    for height in range(4, 60, 4):
+        stage.mask(height, 8, torch.device("cpu"))
+    assert len(stage.masks) < 5
