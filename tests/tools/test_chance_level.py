@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import chance_level
+import pytest
+
+BOX = [10.0, 10.0, 20.0, 20.0]
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """One thing of each of three names, in an image of its own, all found and named right."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64} for i in (1, 2, 3)]
+    annotations = [
+        {"id": i, "image_id": i, "category_id": i, "bbox": BOX, "area": 400.0, "iscrowd": 0}
+        for i in (1, 2, 3)
+    ]
+    truth = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"thing {i}"} for i in (1, 2, 3)],
+    }
+    results = [{"image_id": i, "category_id": i, "bbox": BOX, "score": 0.9} for i in (1, 2, 3)]
+    return [
+        *("--annotations", write(tmp_path / "truth.json", truth)),
+        *("--results", write(tmp_path / "results.json", results)),
+    ]
+
+
+def test_right_names_are_worth_all_and_wrong_ones_nothing(
+    files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance_level.main(files)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "bbox" in line]
+    values = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    assert values == pytest.approx([100, 100, 0, 0])
+
+
+def test_results_of_another_data_set_are_refused(files: list[str]) -> None:
+    results = Path(files[3])
+    other = json.loads(results.read_text())
+    other[0]["category_id"] = 77
+    results.write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match=r"\[77\]"):
+        chance_level.main(files)
