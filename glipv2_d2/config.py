@@ -92,7 +92,8 @@ def _add_language_config(cfg: CfgNode) -> None:
 
 def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.FUSED_HEAD = CfgNode()
-    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, L), DynamicHead (GLIP-A, no fusion).
+    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, L), DynamicHead (GLIP-A, no fusion),
+    # or one of the small models, see modeling/fusion.
     cfg.MODEL.FUSED_HEAD.NAME = "FusedDynamicHead"
     cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 6
     cfg.MODEL.FUSED_HEAD.GROUP_NORM_GROUPS = 16
@@ -179,8 +180,9 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # Answers to questions, from the fused words. Weight of the loss; 0: not built.
     cfg.MODEL.ANSWER = CfgNode()
     cfg.MODEL.ANSWER.WEIGHT = 0.0
-    # The answers that there are: a file with one per line (tools/answer_vocabulary.py), or a list.
-    # With neither those in the metadata ("answers") of the data sets.
+    # The answers that there are: a file with one per line (tools/answer_vocabulary.py), which a
+    # package may carry ("package:NAME/PATH"), or a list. With neither those in the metadata
+    # ("answers") of the data sets.
     cfg.MODEL.ANSWER.FILE = ""
     cfg.MODEL.ANSWER.ANSWERS = []
     # "classes": weights of its own for every answer; "words": answers are matched by their text, so
@@ -309,8 +311,9 @@ def _add_solver_config(cfg: CfgNode) -> None:
 def _add_test_config(cfg: CfgNode) -> None:
     # Of evaluation and the Predictor: fp32, or autocast to bf16 or (on CUDA) fp16.
     cfg.TEST.PRECISION = "fp32"
-    # COCO's AP by the package faster-coco-eval, which is to be installed: several times as fast
-    # and, where we measured, equal to five decimals. Papers count pycocotools' numbers.
-    cfg.TEST.FAST_COCO_EVAL = False
+    # AP by packages that are to be installed: COCO's by faster-coco-eval, LVIS's by hotcoco.
+    # Several times as fast and, where we measured, equal to five decimals. Papers count the slow
+    # ones' numbers.
+    cfg.TEST.FAST_EVAL = False
     # PhraseCut: detections of a phrase with at least this score are part of its region.
     cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5

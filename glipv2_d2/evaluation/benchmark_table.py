@@ -45,15 +45,18 @@ class Report:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def summary(self) -> dict[str, float]:
-        """Average and median of the first metric, of as many data sets as have it."""
+    def values(self) -> list[float]:
+        """The first metric of the data sets that have it."""
         metric = self.benchmark.metrics[0]
-        values = [
-            value for outcome in self.outcomes if (value := _value(outcome, metric)) is not None
-        ]
-        if not self.benchmark.is_averaged or not values:
+        values = [_value(outcome, metric) for outcome in self.outcomes]
+        return [value for value in values if value is not None]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Average and median of :attr:`values`, where they count."""
+        if not self.benchmark.is_averaged or not self.values:
             return {}
-        return {"average": statistics.fmean(values), "median": statistics.median(values)}
+        return {"average": statistics.fmean(self.values), "median": statistics.median(self.values)}
 
 
 def to_text(reports: Sequence[Report], tablefmt: str) -> str:
@@ -94,7 +97,7 @@ def _rows(report: Report) -> list[tuple[str, str, str]]:
         rows.append((name, f"{len(missing)} others", f"{missing[0].reason}, and so on"))
     if report.summary:
         metric = report.benchmark.metrics[0].replace("/", " ")
-        count = sum(outcome.results is not None for outcome in report.outcomes)
+        count = len(report.values)
         of = f"{count} of {len(report.outcomes)}" if count < len(report.outcomes) else str(count)
         numbers = ", ".join(f"{key} {value:.2f}" for key, value in report.summary.items())
         rows.append((name, f"all ({of})", f"{metric}: {numbers}"))

@@ -60,12 +60,14 @@ def benchmarks() -> dict[str, Benchmark]:
                 f"phrasecut_{kind}/{iou}" for kind in ("segm", "bbox") for iou in ("mIoU", "cIoU")
             ),
         ),
+        *_questions(),
+        Benchmark("coco_captions", (("coco_captions_karpathy_test",),), CAPTION_METRICS),
     )
     return {benchmark.name: benchmark for benchmark in listed}
 
 
 def _mini() -> list[Benchmark]:
-    """Composed scenes: names, phrases of captions, and phrases that tell two things apart."""
+    """Composed scenes, for every task."""
 
     def datasets(suffix: str) -> tuple[tuple[str, ...], ...]:
         return tuple((f"mini_stamps_{split}{suffix}",) for split in builtin.STAMPS_TEST_SPLITS)
@@ -74,6 +76,8 @@ def _mini() -> list[Benchmark]:
         Benchmark("mini", datasets(""), BOX_AND_MASK_AP),
         Benchmark("mini_captions", datasets("_captions"), ("grounding/R@1", "grounding/R@5")),
         Benchmark("mini_referring", datasets("_referring"), REFERRING_METRICS),
+        Benchmark("mini_vqa", datasets("_vqa"), ANSWER_METRICS),
+        Benchmark("mini_captioning", datasets("_captioning"), CAPTION_METRICS),
     ]
 
 
@@ -132,6 +136,19 @@ REFERRING_METRICS = ("referring_bbox/P@0.5", "referring_segm/mIoU", "referring_s
 def _refcoco(dataset: str, splits: Sequence[str]) -> Benchmark:
     names = [f"{dataset}_{split}" for split in splits if split != "train"]
     return Benchmark(dataset, tuple((name,) for name in names), REFERRING_METRICS)
+
+
+ANSWER_METRICS = (
+    "vqa/accuracy",
+    *(f"vqa/accuracy-{kind}" for kind in ("yes/no", "number", "other")),
+)
+CAPTION_METRICS = ("captions/CIDEr", "captions/BLEU-4", "captions/ROUGE-L")
+
+
+def _questions() -> list[Benchmark]:
+    """Those whose answers are public."""
+    sets = (("vqav2", "vqav2_val"), ("gqa", "gqa_balanced_testdev"), ("easy_vqa", "easy_vqa_test"))
+    return [Benchmark(name, ((dataset,),), ANSWER_METRICS) for name, dataset in sets]
 
 
 def select(names: Sequence[str]) -> list[Benchmark]:

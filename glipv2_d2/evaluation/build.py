@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from glipv2_d2.evaluation.captions import CaptionEvaluator
 from glipv2_d2.evaluation.coco import AveragePrecisionEvaluator, load_fast_cocoeval
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
-from glipv2_d2.evaluation.lvis import FixedLVISEvaluator, LimitedLVISEvaluator
+from glipv2_d2.evaluation.lvis import FixedLVISEvaluator, LimitedLVISEvaluator, load_fast_lvis
 from glipv2_d2.evaluation.named_classes import NamedClassesEvaluator
 from glipv2_d2.evaluation.phrasecut import PhraseCutEvaluator
 from glipv2_d2.evaluation.refcoco import RefCOCOEvaluator
@@ -44,6 +44,14 @@ def build_evaluator(
     return StagedEvaluator(lambda staging: _EVALUATORS[kind](cfg, dataset_name, staging), folder)
 
 
+def missing_head(cfg: CfgNode, dataset_name: str) -> str | None:
+    """Why a model of this config gives nothing that the data set's evaluator could measure."""
+    key = _NEEDED_HEADS.get(MetadataCatalog.get(dataset_name).get("evaluator_type"))
+    if key is None or cfg.MODEL[key].WEIGHT != 0:
+        return None
+    return f"the model has no head for it: MODEL.{key}.WEIGHT is {cfg.MODEL[key].WEIGHT:g}"
+
+
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:
     return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
 
@@ -56,7 +64,7 @@ def _coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
         dataset_name,
         tasks=_tasks(cfg),
         output_dir=output_folder,
-        fast_cocoeval=load_fast_cocoeval() if cfg.TEST.FAST_COCO_EVAL else None,
+        fast_cocoeval=load_fast_cocoeval() if cfg.TEST.FAST_EVAL else None,
     )
     if not has_file:
         # Detectron2 wrote the ground truth into this evaluation's folder, which will be gone.
@@ -73,6 +81,7 @@ def _lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
             tasks=_tasks(cfg),
             output_dir=output_folder,
             max_dets_per_image=max_detections,
+            fast_lvis=load_fast_lvis() if cfg.TEST.FAST_EVAL else None,
         )
     except ImportError as error:
         raise ValueError(
@@ -112,6 +121,10 @@ _EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "vqa": _vqa,
     "captions": _captions,
 }
+
+
+# Of evaluators of texts, the part of MODEL that gives them.
+_NEEDED_HEADS = {"vqa": "ANSWER", "captions": "CAPTION"}
 
 
 def evaluator_types() -> list[str]:

@@ -82,7 +82,7 @@ def load_fast_cocoeval() -> type:
         from faster_coco_eval import COCOeval_faster
     except ImportError as error:
         raise ValueError(
-            "TEST.FAST_COCO_EVAL needs the package faster-coco-eval: pip install "
+            "TEST.FAST_EVAL needs the package faster-coco-eval: pip install "
             "faster-coco-eval; or set it to False"
         ) from error
     return COCOeval_faster

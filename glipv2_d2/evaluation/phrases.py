@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
 from torch import Tensor
 
+from glipv2_d2.evaluation.records import records_by_id
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,13 @@ class PhraseEvaluator(DatasetEvaluator):
             dataset_name: registered; its records have captions and phrases.
             output_folder: where the main process writes the rows.
             file_name: of the rows.
+
+        Raises:
+            ValueError: records cannot be told apart.
         """
         self.dataset_name = dataset_name
         self.path = Path(output_folder) / file_name
-        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._records = records_by_id(dataset_name, fields.IMAGE_ID)
         self._rows: list[Row] = []
 
     @abstractmethod

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from glipv2_d2.evaluation.records import records_by_id
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,13 @@ class TextEvaluator(DatasetEvaluator):
         Args:
             dataset_name: registered.
             output_folder: where the main process writes.
+
+        Raises:
+            ValueError: records cannot be told apart.
         """
         self.dataset_name = dataset_name
         self.output_folder = Path(output_folder)
-        self._records = {record[self.id_key]: record for record in DatasetCatalog.get(dataset_name)}
+        self._records = records_by_id(dataset_name, self.id_key)
         self._texts: dict[Any, str] = {}
 
     @abstractmethod

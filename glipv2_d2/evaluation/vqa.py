@@ -100,6 +100,6 @@ def means(
     """
     by_type = defaultdict(list)
     for accuracy, record in zip(accuracies, records, strict=True):
-        if key in record:
-            by_type[record[key]].append(accuracy)
+        if record.get(key) is not None:
+            by_type[str(record[key])].append(accuracy)
     return {kind: mean(by_type[kind]) for kind in sorted(by_type)}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -29,17 +26,13 @@ from glipv2_d2.modeling.heads.roi_heads import build_grounding_roi_heads
 from glipv2_d2.modeling.label_predictions import LabelPredictions
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
 from glipv2_d2.modeling.orders import judge_in_orders
-from glipv2_d2.modeling.postprocess import (
-    DetectionsPerImage,
-    among_best,
-    paste_masks,
-    to_instances,
-)
-from glipv2_d2.modeling.prompting import InputPrompts
+from glipv2_d2.modeling.postprocess import DetectionsPerImage
+from glipv2_d2.modeling.prompting import InputPrompts, build_input_prompts
+from glipv2_d2.modeling.results import Found, image_results, still_wanted
 from glipv2_d2.modeling.rounds import rounds, select_images, select_sizes
 from glipv2_d2.modeling.saying import say, text_losses
 from glipv2_d2.modeling.tasks import InputTasks
-from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch, fields
+from glipv2_d2.structures import LanguageFeatures, Prompt, Reading, TokenBatch, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -59,9 +52,6 @@ class GLIPv2(nn.Module):
 
     checkpoint_loss_prefixes = ("inter_image.", "masked_language.")
     """Names of weights that only a loss reads."""
-
-    checkpoint_optional_prefixes = (*checkpoint_loss_prefixes, "roi_heads.", "answer.", "caption.")
-    """Names of weights that files and models may have or not."""
 
     @configurable
     def __init__(
@@ -161,16 +151,8 @@ class GLIPv2(nn.Module):
                 cfg, {**shapes, LANGUAGE: ShapeSpec(channels=width)}
             ),
             "tokenizer": tokenizer,
-            "input_prompts": InputPrompts(
-                tokenizer=tokenizer,
-                separator=cfg.MODEL.PROMPT.SEPARATOR,
-                max_tokens=cfg.MODEL.PROMPT.MAX_TOKENS,
-                max_classes=cfg.MODEL.PROMPT.MAX_CLASSES,
-                default_classes=functools.partial(
-                    dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-                ),
-                num_orders=cfg.MODEL.PROMPT.NUM_ORDERS,
-                takes_negatives=True,
+            "input_prompts": build_input_prompts(
+                cfg, tokenizer, num_orders=cfg.MODEL.PROMPT.NUM_ORDERS, takes_negatives=True
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -199,6 +181,18 @@ class GLIPv2(nn.Module):
             f"{name}.{prefix}"
             for name, module in self.named_modules()
             for prefix in getattr(module, "checkpoint_excluded", ())
+        )
+
+    @property
+    def checkpoint_optional_prefixes(self) -> tuple[str, ...]:
+        """Names of weights that files and models may have or not.
+
+        The fused head names its own in its ``checkpoint_optional``.
+        """
+        of_fused_head = getattr(self.fused_head, "checkpoint_optional", ())
+        return (
+            *(*self.checkpoint_loss_prefixes, "roi_heads.", "answer.", "caption."),
+            *(f"fused_head.{prefix}" for prefix in of_fused_head),
         )
 
     @property
@@ -290,30 +284,29 @@ class GLIPv2(nn.Module):
             for x, texts in zip(batched_inputs, said, strict=True)
         ]
 
-        results_per_image: list[list[tuple[DetectionsPerImage, Prompt]]] = [[] for _ in images]
+        found_per_image: list[list[Found]] = [[] for _ in images]
+        limit = self.max_detections_per_image
         for indices, prompts in rounds(prompts_per_image):
             selected = select_images(features, indices)
             reading = self.read(selected, prompts)
-            asked_images = select_sizes(images, indices)
-            if self.input_prompts.num_orders > 1:
-                judged = judge_in_orders(self, selected, prompts, reading)
-                detections = self.proposal_generator.detect(
-                    judged, prompts, asked_images.image_sizes
-                )
-            else:
-                detections, _ = self.proposal_generator(asked_images, *reading.fused)
+            detections = self.detect(select_sizes(images, indices), selected, prompts, reading)
             if self.roi_heads is not None:
                 detections = [
-                    self.still_wanted(found, results_per_image[i], len(prompts_per_image[i]))
+                    still_wanted(
+                        found,
+                        found_per_image[i],
+                        num_prompts=len(prompts_per_image[i]),
+                        limit=limit,
+                    )
                     for i, found in zip(indices, detections, strict=True)
                 ]
                 detections, _ = self.roi_heads(selected, *reading.fused, detections)
             for i, found, prompt in zip(indices, detections, prompts, strict=True):
-                results_per_image[i].append((found, prompt))
+                found_per_image[i].append((found, prompt))
         return [
-            (self.describe(x, results, size) if results else {}) | texts
-            for x, results, size, texts in zip(
-                batched_inputs, results_per_image, images.image_sizes, said, strict=True
+            image_results(x, found, size, limit) | texts
+            for x, found, size, texts in zip(
+                batched_inputs, found_per_image, images.image_sizes, said, strict=True
             )
         ]
 
@@ -325,21 +318,29 @@ class GLIPv2(nn.Module):
         words = fused_language if self.scores_fused_words else language
         return Reading(fused_features, words, tokens)
 
+    def detect(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        prompts: list[Prompt],
+        reading: Reading,
+    ) -> list[DetectionsPerImage]:
+        """What N images show of a prompt each; of class names in every order that is to be asked.
+
+        Args:
+            images: for their sizes without padding.
+            features: before fusion.
+            reading: what :meth:`read` gave for them.
+        """
+        if self.input_prompts.num_orders > 1:
+            judged = judge_in_orders(self, features, prompts, reading)
+            return self.proposal_generator.detect(judged, prompts, images.image_sizes)
+        detections, _ = self.proposal_generator(images, *reading.fused)
+        return detections
+
     def judge(self, reading: Reading) -> list[LabelPredictions]:
         """What every location of every image says of its names, before anything is a detection."""
         return self.proposal_generator.judge(*reading.fused)
-
-    def still_wanted(
-        self,
-        found: DetectionsPerImage,
-        earlier: list[tuple[DetectionsPerImage, Prompt]],
-        num_prompts: int,
-    ) -> DetectionsPerImage:
-        """What a prompt found that :meth:`describe` may keep: a mask for the others is wasted."""
-        if num_prompts == 1 or self.max_detections_per_image < 0:
-            return found
-        others = [detections for detections, _ in earlier]
-        return among_best(found, others, self.max_detections_per_image)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad right and bottom with zeros to the batch's largest image."""
@@ -350,81 +351,3 @@ class GLIPv2(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
-
-    def describe(
-        self,
-        x: dict[str, Any],
-        results: list[tuple[DetectionsPerImage, Prompt]],
-        image_size: tuple[int, int],
-    ) -> dict[str, Any]:
-        """Detections of all prompts of one image, in the caller's pixels and classes."""
-        output_size = (x.get(fields.HEIGHT, image_size[0]), x.get(fields.WIDTH, image_size[1]))
-        instances = Instances.cat(
-            [
-                to_instances(detections, image_size, output_size, prompt.classes)
-                for detections, prompt in results
-            ]
-        )
-        limit = self.max_detections_per_image
-        if len(results) > 1 and 0 <= limit < len(instances):
-            instances = instances[instances.scores.topk(limit).indices]
-        if instances.has("pred_masks"):
-            instances = paste_masks(instances, image_size)
-        described: dict[str, Any] = {fields.INSTANCES: instances}
-        if fields.CAPTION in x:
-            described[fields.PHRASES] = results[0][1].phrases
-        return described
-
-
-@dataclass(frozen=True)
-class Reading:
-    """N images and their prompts after they have read each other.
-
-    Attributes:
-        features: per level (N, C, H_i, W_i), fused.
-        words: (N, T, D), what regions are scored against.
-        tokens: the prompts.
-    """
-
-    features: dict[str, Tensor]
-    words: LanguageFeatures
-    tokens: TokenBatch
-
-    @property
-    def fused(self) -> tuple[dict[str, Tensor], LanguageFeatures, TokenBatch]:
-        """The three, in the order in which heads take them."""
-        return self.features, self.words, self.tokens
-
-
-def dataset_classes(
-    train_names: Sequence[str], test_names: Sequence[str], training: bool
-) -> Sequence[str]:
-    """The class names in the metadata of the config's data sets.
-
-    They are the first one's. An input does not tell which data set it is from, so all that are
-    known to have other names are an error.
-
-    Raises:
-        ValueError: there is no data set, it has no names, or another one has other names.
-    """
-    names = train_names if training else test_names
-    if not names:
-        which = "TRAIN" if training else "TEST"
-        raise ValueError(
-            f"the input has no 'classes', 'caption' or 'prompt', and DATASETS.{which} is empty: "
-            "say what to look for"
-        )
-    metadata = MetadataCatalog.get(names[0])
-    if not metadata.get("thing_classes") and names[0] in DatasetCatalog:
-        DatasetCatalog.get(names[0])  # a lazily registered data set learns its names by loading
-    classes = metadata.get("thing_classes")
-    if not classes:
-        raise ValueError(f"data set {names[0]!r} has no thing_classes in its metadata")
-    for other in names[1:]:
-        if list(MetadataCatalog.get(other).get("thing_classes", classes)) != list(classes):
-            raise ValueError(
-                f"the input has no 'classes', and the data sets {names[0]!r} and {other!r} have "
-                "different names: use this project's loaders (tools/train_net.py), which say of "
-                "every image what it is asked, or give 'classes'"
-            )
-    return classes

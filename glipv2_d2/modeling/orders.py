@@ -6,14 +6,14 @@ little between the orders, while detections would first have to be matched. Our 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from glipv2_d2.modeling.label_predictions import LabelPredictions
 from glipv2_d2.modeling.prompting import InputPrompts
 from glipv2_d2.modeling.rounds import rounds, select_images
-from glipv2_d2.structures import Prompt
+from glipv2_d2.structures import Prompt, Reading
 
 
 class Judge(Protocol):
@@ -21,15 +21,15 @@ class Judge(Protocol):
 
     input_prompts: InputPrompts
 
-    def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Any:
+    def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Reading:
         """What comes of images and prompts reading each other."""
 
-    def judge(self, reading: Any) -> list[LabelPredictions]:
+    def judge(self, reading: Reading) -> list[LabelPredictions]:
         """What was read, as scores and boxes of each image."""
 
 
 def judge_in_orders(
-    model: Judge, features: dict[str, Tensor], prompts: list[Prompt], reading: Any
+    model: Judge, features: dict[str, Tensor], prompts: list[Prompt], reading: Reading
 ) -> list[LabelPredictions]:
     """The means over the orders of each prompt.
 

@@ -5,12 +5,15 @@ A *label* indexes the spans of one prompt, a *class* the caller's list (see stru
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
 from glipv2_d2.modeling.bounded_cache import BoundedCache
@@ -207,3 +210,53 @@ class InputPrompts:
                 self.max_tokens,
             )
         return instances[is_asked]
+
+
+def build_input_prompts(cfg: CfgNode, tokenizer: Tokenizer, **options: Any) -> InputPrompts:
+    """What ``cfg.MODEL.PROMPT`` asks; by default the names of the config's data sets.
+
+    Args:
+        options: further ones of :class:`InputPrompts`, which not every model has a use for.
+    """
+    return InputPrompts(
+        tokenizer=tokenizer,
+        separator=cfg.MODEL.PROMPT.SEPARATOR,
+        max_tokens=cfg.MODEL.PROMPT.MAX_TOKENS,
+        max_classes=cfg.MODEL.PROMPT.MAX_CLASSES,
+        default_classes=functools.partial(dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST),
+        **options,
+    )
+
+
+def dataset_classes(
+    train_names: Sequence[str], test_names: Sequence[str], training: bool
+) -> Sequence[str]:
+    """The class names in the metadata of the config's data sets.
+
+    They are the first one's. An input does not tell which data set it is from, so all that are
+    known to have other names are an error.
+
+    Raises:
+        ValueError: there is no data set, it has no names, or another one has other names.
+    """
+    names = train_names if training else test_names
+    if not names:
+        which = "TRAIN" if training else "TEST"
+        raise ValueError(
+            f"the input has no 'classes', 'caption' or 'prompt', and DATASETS.{which} is empty: "
+            "say what to look for"
+        )
+    metadata = MetadataCatalog.get(names[0])
+    if not metadata.get("thing_classes") and names[0] in DatasetCatalog:
+        DatasetCatalog.get(names[0])  # a lazily registered data set learns its names by loading
+    classes = metadata.get("thing_classes")
+    if not classes:
+        raise ValueError(f"data set {names[0]!r} has no thing_classes in its metadata")
+    for other in names[1:]:
+        if list(MetadataCatalog.get(other).get("thing_classes", classes)) != list(classes):
+            raise ValueError(
+                f"the input has no 'classes', and the data sets {names[0]!r} and {other!r} have "
+                "different names: use this project's loaders (tools/train_net.py), which say of "
+                "every image what it is asked, or give 'classes'"
+            )
+    return classes

@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.prompting import InputPrompts
 from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 from glipv2_d2.text.prompts import caption_prompt
 from glipv2_d2.text.questions import answered_prompt, hide_answer, question_prompt
@@ -151,14 +152,15 @@ class InputTasks:
         """The questions to be answered.
 
         Raises:
-            ValueError: one is empty or too long, or the model answers none.
+            ValueError: one is empty or too long, its choices are no list of different answers, or
+                the model answers none.
         """
         asked = []
         for i, x in enumerate(inputs):
             self._check(x)
             question = self._question(i, x)
             if question is not None:
-                asked.append(replace(question, choices=x.get(fields.CHOICES)))
+                asked.append(replace(question, choices=_choices_of(x)))
         return asked
 
     def descriptions(self, inputs: Sequence[dict[str, Any]]) -> dict[Decoding | None, list[int]]:
@@ -244,8 +246,11 @@ class InputTasks:
             return []
         if isinstance(captions, str) or not captions:
             raise ValueError(f"{place_of(x)}: target_captions {captions!r} is no list of captions")
-        if empty := [caption for caption in captions if not caption.strip()]:
-            raise ValueError(f"{place_of(x)}: the caption {empty[0]!r} has no words: take it out")
+        for caption in captions:
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError(
+                    f"{place_of(x)}: the caption {caption!r} has no words: take it out"
+                )
         return [self.tokenizer.fit(Prompt(caption.strip(), (), ())) for caption in captions]
 
 
@@ -267,6 +272,11 @@ def _answers_of(x: dict[str, Any]) -> Mapping[str, float]:
             f"{place_of(x)} has no 'answers', as in a test set; there is nothing to learn from it"
         )
     return x[fields.ANSWERS]
+
+
+def _choices_of(x: dict[str, Any]) -> list[str] | None:
+    choices = x.get(fields.CHOICES)
+    return None if choices is None else check_answers(choices, f"{place_of(x)}: the choices")
 
 
 def _no_instances(x: dict[str, Any]) -> Instances:

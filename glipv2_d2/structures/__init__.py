@@ -2,5 +2,13 @@
 
 from glipv2_d2.structures.dense import DensePredictions, DenseTargets
 from glipv2_d2.structures.language import LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures.reading import Reading
 
-__all__ = ["DensePredictions", "DenseTargets", "LanguageFeatures", "Prompt", "TokenBatch"]
+__all__ = [
+    "DensePredictions",
+    "DenseTargets",
+    "LanguageFeatures",
+    "Prompt",
+    "Reading",
+    "TokenBatch",
+]

@@ -6,8 +6,13 @@ vqaEval.py), its oddities included: what it does to a model's answer decides whe
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 from collections.abc import Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+_PACKAGE_PREFIX = "package:"
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
@@ -105,9 +110,15 @@ def check_answers(answers: Sequence[str], source: str) -> list[str]:
 def read_answers(path: str) -> list[str]:
     """The answers of a file that has one per line, as ``tools/answer_vocabulary.py`` writes it.
 
+    Args:
+        path: a file; or "package:NAME/PATH", one that an installed package carries.
+
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, ModuleNotFoundError: there is no such file or package.
         ValueError: an answer is empty or there twice.
     """
-    with open(path, encoding="utf-8") as file:
-        return check_answers(file.read().splitlines(), repr(path))
+    file: Traversable = Path(path)
+    if path.startswith(_PACKAGE_PREFIX):
+        package, _, inside = path.removeprefix(_PACKAGE_PREFIX).partition("/")
+        file = importlib.resources.files(package) / inside
+    return check_answers(file.read_text(encoding="utf-8").splitlines(), repr(path))

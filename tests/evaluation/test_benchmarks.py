@@ -93,6 +93,7 @@ def test_average_and_median_are_of_the_sets_that_are_here() -> None:
 def test_a_set_without_a_number_is_left_out_of_the_average() -> None:
     report = Report(AVERAGED, (outcome("a", 10.0), outcome("b", None)))
     assert report.summary["average"] == 10
+    assert "all (1 of 2)" in to_text([report], "github")
 
 
 def test_many_data_sets_that_are_not_here_share_a_row() -> None:

@@ -150,7 +150,7 @@ def test_the_fast_evaluation_computes_in_place_of_the_slow_one(
     dataset = write_coco(things)
     slow = evaluate(cfg, dataset, found)["bbox"]
     assert computed == []
-    cfg.TEST.FAST_COCO_EVAL = True
+    cfg.TEST.FAST_EVAL = True
     assert evaluate(cfg, dataset, found)["bbox"] == pytest.approx(slow, nan_ok=True)
     assert computed == ["bbox"]
 
@@ -162,9 +162,9 @@ def test_an_installed_fast_evaluation_gives_the_same_numbers(
     for seed in range(3):
         things, found = random_data(seed)
         dataset = write_coco(things)
-        cfg.TEST.FAST_COCO_EVAL = False
+        cfg.TEST.FAST_EVAL = False
         slow = evaluate(cfg, dataset, found)["bbox"]
-        cfg.TEST.FAST_COCO_EVAL = True
+        cfg.TEST.FAST_EVAL = True
         assert evaluate(cfg, dataset, found)["bbox"] == pytest.approx(slow, nan_ok=True)
 
 
@@ -172,6 +172,6 @@ def test_a_fast_evaluation_that_is_not_installed_is_named(
     cfg: CfgNode, write_coco: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    cfg.TEST.FAST_COCO_EVAL = True
+    cfg.TEST.FAST_EVAL = True
     with pytest.raises(ValueError, match="pip install faster-coco-eval"):
         build_evaluator(cfg, write_coco([Thing(0, 0, BOX)]))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import lvis as lvis_package
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
@@ -205,6 +208,29 @@ def test_ap_with_a_limit_per_image_is_what_a_plain_search_gives(
     expected = searched(things, best_of(found, lambda one: one.image, 25), *known)
     results = evaluate(cfg, write_lvis(things, *known), found)
     assert {name: results[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("limit", [-1, 25])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fast_evaluation_gives_the_same_numbers(
+    seed: int, limit: int, cfg: CfgNode, write_lvis: Callable[..., str]
+) -> None:
+    cfg.TEST.DETECTIONS_PER_IMAGE = limit
+    things, found, *known = random_data(seed)
+    dataset = write_lvis(things, *known)
+    slow = evaluate(cfg, dataset, found)
+    cfg.TEST.FAST_EVAL = True
+    with mock.patch.object(lvis_package.LVISEval, "run", side_effect=AssertionError):
+        assert evaluate(cfg, dataset, found) == pytest.approx(slow, nan_ok=True)
+
+
+def test_a_fast_evaluation_that_is_not_installed_is_named(
+    cfg: CfgNode, write_lvis: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    cfg.TEST.FAST_EVAL = True
+    with pytest.raises(ValueError, match="pip install hotcoco"):
+        build_evaluator(cfg, write_lvis([Thing(0, 0, BOX)]))
 
 
 def test_dropping_what_cannot_count_changes_nothing(

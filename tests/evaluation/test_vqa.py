@@ -184,5 +184,18 @@ def test_two_processes_measure_as_one(asked: str, tmp_path: Path) -> None:
     expected = alone.evaluate()
     written = (tmp_path / "vqa_results.json").read_text()
     (tmp_path / "two").mkdir()
-    assert torchrun(evaluate_half, str(tmp_path / "two")) == [expected, {}]
+    assert torchrun(evaluate_half, str(tmp_path / "two"), start_method="fork") == [expected, {}]
     assert (tmp_path / "two" / "vqa_results.json").read_text() == written
+
+
+UNTYPED = [record(30, PEOPLE, answer_type=None), record(20, PEOPLE, answer_type="yes/no")]
+
+
+@pytest.mark.parametrize("asked", [UNTYPED], indirect=True)
+def test_a_question_of_no_type_counts_among_all_only(asked: str, tmp_path: Path) -> None:
+    evaluator = VQAEvaluator(asked, str(tmp_path))
+    process(evaluator, UNTYPED)
+    assert evaluator.evaluate()["vqa"] == {
+        "accuracy": pytest.approx(80),
+        "accuracy-yes/no": pytest.approx(60),
+    }

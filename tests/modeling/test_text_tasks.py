@@ -383,6 +383,14 @@ def test_a_question_that_cannot_be_asked_is_named(
         model([question_input(**change)])
 
 
+@pytest.mark.parametrize("choices", [[], "yes", ["yes", "Yes."], ["yes", " "]])
+def test_choices_that_are_no_list_of_answers_are_named_with_their_question(
+    choices: object, model: GLIPv2
+) -> None:
+    with pytest.raises(ValueError, match=r"question 7 of image '7.jpg': the choices: "):
+        answer(model, asked(question="is it?"), question_input(choices=choices))
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -392,6 +400,7 @@ def test_a_question_that_cannot_be_asked_is_named(
         ({"target_captions": [], "file_name": "3.jpg"}, r"'3.jpg'.*\[\] is no list of captions"),
         ({"target_captions": "a dog"}, "'a dog' is no list of captions"),
         ({"target_captions": ["a dog", " "]}, "the caption ' ' has no words"),
+        ({"target_captions": ["a dog", None]}, "the caption None has no words"),
     ],
 )
 def test_a_record_without_something_to_learn_is_named(x: dict, message: str) -> None:

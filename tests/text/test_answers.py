@@ -104,3 +104,10 @@ def test_a_file_has_one_answer_per_line(tmp_path: Path) -> None:
     path.write_text("yes\n\nno\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"answers\.txt.*number 1"):
         read_answers(str(path))
+
+
+def test_a_package_may_carry_the_file() -> None:
+    answers = read_answers("package:glipv2_d2/assets/mini_answers.txt")
+    assert {"yes", "no", "2", "circle", "giraffe"} <= set(answers)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        read_answers("package:glipv2_d2/assets/nothing.txt")

@@ -179,10 +179,10 @@ class MaskKeepingLayer(BasicLayer):
 
     def mask(self, height: int, width: int, device: torch.device) -> Tensor:
         """(W, A, A) of a map that is not padded yet."""
-        window = self.window_size
-        padded = [-(-size // window) * window for size in (height, width)]
+        window, shift = self.window_size, self.shift_size
+        height, width = (-(-size // window) * window for size in (height, width))
         return self.masks.tensor(
-            tuple(padded), device, lambda: shift_mask(*padded, window, self.shift_size, device)
+            (height, width), device, lambda: shift_mask(height, width, window, shift, device)
         )
 
 

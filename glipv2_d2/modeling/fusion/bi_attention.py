@@ -270,6 +270,27 @@ class BiAttention(_AbsorbedAttention):
         return self.language_out(value.flatten(2))
 
 
+class EvidentBiAttention(BiAttention):
+    """Words also learn how well the best positions matched them.
+
+    The softmax over positions says which of them match a word best, but not whether any does; what
+    tells "is there a dog?" is lost. Here each head's logarithm of the sum of exp(score), a soft
+    maximum, is projected and added, from zeros to start with. Our choice.
+    """
+
+    def __init__(self, *, language_dim: int, num_heads: int, **kwargs: Any) -> None:
+        """Arguments as of :class:`BiAttention`."""
+        super().__init__(language_dim=language_dim, num_heads=num_heads, **kwargs)
+        self.evidence = nn.Linear(num_heads, language_dim)
+        for parameter in self.evidence.parameters():
+            nn.init.zeros_(parameter)
+
+    def _project(self, reading: PositionsRead) -> Tensor:
+        matched = reading.max_scores.flatten(1) + reading.sums.log()
+        matched = matched.unflatten(1, (self.num_heads, -1)).transpose(1, 2)  # (N, T, H)
+        return super()._project(reading) + self.evidence(matched)
+
+
 class WordFusion(nn.Module):
     """The image reads the text, on top of its *normalised* self; the text stays as it is.
 

@@ -109,6 +109,7 @@ class FusedDynamicHead(BlockHead):
     """GLIP-T, GLIP-L and GLIPv2: fusion, language layer and DyConv in every block."""
 
     words_read_image = True
+    attention_type: type[BiAttention] = BiAttention
 
     @configurable
     def __init__(
@@ -131,7 +132,7 @@ class FusedDynamicHead(BlockHead):
                 fusion=BiAttentionFusion(
                     visual_dim=visual_dim,
                     language_dim=language_dim,
-                    attention=BiAttention(
+                    attention=self.attention_type(
                         visual_dim=visual_dim,
                         language_dim=language_dim,
                         attention_dim=fusion_dim,
@@ -250,6 +251,7 @@ class ImageFusedDynamicHead(BlockHead):
             for _ in range(num_blocks)
         ]
         super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
+        self.visual_dim = visual_dim
 
     @classmethod
     def from_config(

@@ -121,14 +121,14 @@ class AnswerHead(nn.Module):
         """The best answer to each fused question.
 
         Args:
-            choices: per question the answers to choose from; None: the list of training.
+            choices: per question at least one answer to choose from; None: the list of training.
 
         Raises:
-            ValueError: choices that cannot be asked.
+            ValueError: the head scores a list of its own, and a choice is not in it.
         """
         pooled = self.pool(language)
         guesses: dict[int, Guess] = {}
-        lists = [self.answers if c is None else tuple(check_choices(c)) for c in choices]
+        lists = [self.answers if c is None else tuple(c) for c in choices]
         for answers in dict.fromkeys(lists):
             rows = [row for row, own in enumerate(lists) if own == answers]
             with torch.autocast(pooled.device.type, enabled=False):
@@ -286,11 +286,6 @@ def configured_answers(cfg: CfgNode) -> list[str]:
             "in MODEL.ANSWER.FILE (tools/answer_vocabulary.py writes one) or MODEL.ANSWER.ANSWERS"
         )
     return check_answers(list(dict.fromkeys(joined)), f"the metadata of {names}")
-
-
-def check_choices(choices: Sequence[str]) -> list[str]:
-    """Raise a ValueError where answers to choose from are no list of different answers."""
-    return check_answers(choices, "the answers to choose from")
 
 
 def prior_logit(num_answers: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
 from glipv2_d2.modeling.heads.roi_heads import mean_words
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
 from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.modeling.meta_arch import GLIPv2, dataset_classes
-from glipv2_d2.modeling.prompting import InputPrompts
+from glipv2_d2.modeling.meta_arch import GLIPv2
+from glipv2_d2.modeling.prompting import InputPrompts, build_input_prompts
 from glipv2_d2.modeling.two_stage.asked_names import AskedNames, asking
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -76,15 +75,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
                 cfg, {**shapes, LANGUAGE: ShapeSpec(channels=language_backbone.width)}
             ),
             "tokenizer": tokenizer,
-            "input_prompts": InputPrompts(
-                tokenizer=tokenizer,
-                separator=cfg.MODEL.PROMPT.SEPARATOR,
-                max_tokens=cfg.MODEL.PROMPT.MAX_TOKENS,
-                max_classes=cfg.MODEL.PROMPT.MAX_CLASSES,
-                default_classes=functools.partial(
-                    dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-                ),
-            ),
+            "input_prompts": build_input_prompts(cfg, tokenizer),
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,

@@ -8,6 +8,7 @@ from glipv2_d2.modeling.fusion import bi_attention
 from glipv2_d2.modeling.fusion.bi_attention import (
     BiAttention,
     BiAttentionFusion,
+    EvidentBiAttention,
     WordAttention,
     WordFusion,
     flatten_levels,
@@ -92,6 +93,27 @@ def test_padding_of_the_text_changes_nothing() -> None:
     image, text = attention(visual[1:], language[1:, :3], mask[1:, :3])
     torch.testing.assert_close(padded_image, image)
     torch.testing.assert_close(padded_text[:, :3], text)
+
+
+def test_evidence_is_the_logarithm_of_the_sum_over_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"visual_dim": 6, "language_dim": 10, "attention_dim": 16, "num_heads": 4}
+    torch.manual_seed(0)
+    plain = BiAttention(**sizes, dropout=0.0).double()
+    evident = EvidentBiAttention(**sizes, dropout=0.0).double()
+    evident.load_state_dict(plain.state_dict(), strict=False)
+    visual, language, mask = (x.double() if x.is_floating_point() else x for x in random_inputs())
+    # From zeros to start with.
+    torch.testing.assert_close(evident(visual, language, mask), plain(visual, language, mask))
+    torch.nn.init.normal_(evident.evidence.weight)
+    query = evident.visual_query(visual).unflatten(-1, (4, 4)) / 2
+    key = evident.language_key(language).unflatten(-1, (4, 4))
+    scores = torch.einsum("nphd,nthd->npth", query, key)
+    expected = plain.read_image(visual, language) + evident.evidence(scores.logsumexp(dim=1))
+    monkeypatch.setattr(bi_attention, "MAX_BAND_SCORES", {"cpu": 3 * 2 * 4 * 5})
+    with torch.no_grad():
+        torch.testing.assert_close(evident.read_image(visual, language), expected)
 
 
 def test_dropout_also_drops_the_bias_that_the_words_read() -> None:

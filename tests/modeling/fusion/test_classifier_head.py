@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -10,7 +12,7 @@ from glipv2_d2.structures import LanguageFeatures
 
 WORD_WIDTH = 12
 VISUAL_DIM = 16
-HEADS = ("ClassifierFusedHead", "ClassifierFusedDynamicHead")
+HEADS = ("ClassifierFusedHead", "ClassifierFusedDynamicHead", "ClassifierReadingDynamicHead")
 
 
 def build(
@@ -64,3 +66,32 @@ def test_words_read_the_image_where_the_head_says_so() -> None:
     features["p3"][:, :VISUAL_DIM] += torch.randn(VISUAL_DIM, 8, 8)
     _, of_another_image = head(features, language)
     assert not torch.allclose(fused.hidden, of_another_image.hidden)
+
+
+def test_a_reading_head_starts_with_the_maps_of_the_head_whose_weights_it_takes() -> None:
+    first, reading = build().double(), build(name="ClassifierReadingDynamicHead").double()
+    weights = first.state_dict()
+    missing = reading.load_state_dict(weights, strict=False).missing_keys
+    assert len(missing) + len(weights) == len(reading.state_dict())
+    assert all(name.startswith(reading.checkpoint_optional) for name in missing)
+    features, language = inputs()
+    features = {name: level.double() for name, level in features.items()}
+    language = replace(language, hidden=language.hidden.double())
+    maps, _ = first(features, language)
+    same_maps, _ = reading(features, language)
+    for name, level in maps.items():
+        torch.testing.assert_close(same_maps[name], level)
+
+
+@pytest.mark.parametrize("part", ["the classifier's words", "the place"])
+def test_words_of_a_reading_head_read_what_is_seen_and_where(part: str) -> None:
+    head = build(name="ClassifierReadingDynamicHead")
+    torch.nn.init.normal_(head.seen.weight)
+    features, language = inputs()
+    words = head.words(features, language).hidden
+    for name, level in features.items():
+        if part == "the place":
+            features[name] = level.flip(-1)
+        else:
+            level[:, VISUAL_DIM:] += 1
+    assert not torch.allclose(head.words(features, language).hidden, words)
