@@ -8,6 +8,7 @@ from typing import Any
 
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.language import Span
+from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 
 Phrase = str | Sequence[Span]
@@ -28,7 +29,7 @@ def prompt_per_image(
     if caption is not None and negatives is not None:
         raise ValueError(f"negatives={negatives!r} belong to classes, not to a caption")
     if caption is not None and classes is None:
-        return [caption_fields(caption, phrases)] * num_images
+        return [_caption_fields(caption, phrases)] * num_images
     if classes is None or caption is not None:
         raise ValueError(
             f"give classes or a caption, one of the two: classes={classes!r}, caption={caption!r}"
@@ -63,7 +64,44 @@ def _list_per_image(num_images: int, what: str, names: ClassNames) -> list[list[
     return [list(of_image) for of_image in lists]
 
 
-def text_per_image(num_images: int, what: str, texts: str | Sequence[str]) -> list[str]:
+def question_per_image(
+    num_images: int, questions: str | Sequence[str], choices: Sequence[str] | None, *, ground: bool
+) -> list[dict[str, Any]]:
+    """The fields of each image's question.
+
+    Args:
+        questions: one for all images, or one per image.
+        choices: the answers to choose from; None: the model's.
+        ground: its phrases are to be found.
+
+    Raises:
+        ValueError: an image has no question, or the choices are none.
+    """
+    asked: dict[str, Any] = {fields.GROUND: ground}
+    if choices is not None:
+        asked[fields.CHOICES] = check_answers(choices, "choices")
+    return [
+        {fields.QUESTION: question, **asked}
+        for question in _text_per_image(num_images, "question", questions)
+    ]
+
+
+def caption_per_image(num_images: int, captions: str | Sequence[str]) -> list[dict[str, Any]]:
+    """The fields of each image's caption, whose noun phrases are to be found.
+
+    Args:
+        captions: one for all images, or one per image.
+
+    Raises:
+        ValueError: an image has no caption, or one has no noun phrase.
+    """
+    return [
+        _caption_fields(caption, None)
+        for caption in _text_per_image(num_images, "caption", captions)
+    ]
+
+
+def _text_per_image(num_images: int, what: str, texts: str | Sequence[str]) -> list[str]:
     """The text of each image.
 
     Args:
@@ -83,10 +121,12 @@ def text_per_image(num_images: int, what: str, texts: str | Sequence[str]) -> li
     return per_image
 
 
-def caption_fields(caption: str, phrases: Sequence[Phrase] | None) -> dict[str, Any]:
+def _caption_fields(caption: str, phrases: Sequence[Phrase] | None) -> dict[str, Any]:
     """The fields of a caption whose phrases, by default the noun phrases, are to be found."""
     if not re.search(r"\w", caption):
         raise ValueError(f"the caption {caption!r} has no word; write what to look for")
+    if isinstance(phrases, str):
+        raise ValueError(f"phrases is a list, not the text {phrases!r}: put it in a list")
     if phrases is None:
         spans_per_phrase = noun_phrases(caption)
         if not spans_per_phrase:
@@ -103,7 +143,13 @@ def caption_fields(caption: str, phrases: Sequence[Phrase] | None) -> dict[str, 
 
 def _phrase_spans(caption: str, phrase: Phrase) -> list[Span]:
     if not isinstance(phrase, str):
-        return [(int(start), int(end)) for start, end in phrase]
+        try:
+            return [(int(start), int(end)) for start, end in phrase]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the phrase {phrase!r} is neither words of the caption {caption!r} nor a list of "
+                "its characters [start, end)"
+            ) from error
     match = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE)
     if not phrase.strip() or match is None:
         raise ValueError(f"the phrase {phrase!r} is not in the caption {caption!r}; copy its words")

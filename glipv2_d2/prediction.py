@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from glipv2_d2.evaluation.thresholds import NameThresholds
+from glipv2_d2.structures import fields
 from glipv2_d2.structures.language import Span
 
 Thresholds = NameThresholds | Mapping[str, float] | str | Path
@@ -38,6 +39,28 @@ class Prediction:
     image_size: tuple[int, int]
     text: str | None = None
     spans: tuple[tuple[Span, ...], ...] = ()
+
+    @staticmethod
+    def of(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+        """What a model found.
+
+        Args:
+            x: its input dict, which asked ``classes``, a ``caption``, or to ``ground`` a text.
+            output: the model's.
+        """
+        instances = output[fields.INSTANCES].to("cpu")
+        best_first = instances.scores.argsort(descending=True, stable=True)
+        names = output.get(fields.PHRASES, x.get(fields.CLASSES, ()))
+        text, spans = x.get(fields.CAPTION), x.get(fields.PHRASES, ())
+        if fields.PROMPT in output:
+            text, spans = output[fields.PROMPT].text, output[fields.PROMPT].spans
+        return Prediction(
+            instances[best_first],
+            list(names),
+            (x[fields.HEIGHT], x[fields.WIDTH]),
+            text,
+            tuple(tuple(of_name) for of_name in spans),
+        )
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -100,6 +123,14 @@ class Answer:
     score: float
     grounding: Prediction | None = None
 
+    @staticmethod
+    def of(x: dict[str, Any], output: dict[str, Any]) -> Answer:
+        """What a model answered; ``x`` has asked a ``question``, and maybe to ``ground`` it."""
+        grounding = Prediction.of(x, output) if x[fields.GROUND] else None
+        return Answer(
+            x[fields.QUESTION], output[fields.ANSWER], output[fields.ANSWER_SCORE], grounding
+        )
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -111,6 +142,13 @@ class Caption:
 
     caption: str
     grounding: Prediction | None = None
+
+    @staticmethod
+    def of(x: dict[str, Any], output: dict[str, Any]) -> Caption:
+        """What a model said; ``x`` has asked it to ``describe``, and maybe to ``ground`` that."""
+        return Caption(
+            output[fields.CAPTION], Prediction.of(x, output) if x[fields.GROUND] else None
+        )
 
 
 def _encode_mask(mask: np.ndarray) -> dict[str, Any]:

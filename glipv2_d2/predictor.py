@@ -24,7 +24,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from glipv2_d2.asking import ClassNames, Phrase, caption_fields, prompt_per_image, text_per_image
+from glipv2_d2.asking import (
+    ClassNames,
+    Phrase,
+    caption_per_image,
+    prompt_per_image,
+    question_per_image,
+)
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.setup import load_config
@@ -143,14 +149,12 @@ class Predictor:
         least = NameThresholds.of({} if thresholds is None else thresholds)
 
         def read(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
-            return _prediction_of(x, output).above(least)
+            return Prediction.of(x, output).above(least)
 
-        if isinstance(images, IMAGE_SOURCES):
-            prompts = prompt_per_image(1, classes, negatives, caption, phrases)
-            return self._ask_one(images, prompts[0], read, channel_order)
-        sources = list(images)
-        prompts = prompt_per_image(len(sources), classes, negatives, caption, phrases)
-        return self._ask_all(sources, prompts, read, channel_order, batch_size, on_error)
+        def ask(num_images: int) -> list[dict[str, Any]]:
+            return prompt_per_image(num_images, classes, negatives, caption, phrases)
+
+        return self._ask(images, ask, read, channel_order, batch_size, on_error)
 
     @overload
     def answer(  # type: ignore[overload-overlap]
@@ -204,16 +208,11 @@ class Predictor:
                 the model has no head for answers.
         """
         self._check_is_glipv2("answer")
-        is_one = isinstance(images, IMAGE_SOURCES)
-        sources: list[Any] = [images] if is_one else list(images)  # type: ignore[arg-type]
-        asked = [
-            {fields.QUESTION: question, fields.GROUND: ground}
-            | ({} if choices is None else {fields.CHOICES: list(choices)})
-            for question in text_per_image(len(sources), "question", questions)
-        ]
-        if is_one:
-            return self._ask_one(sources[0], asked[0], _answer_of, channel_order)
-        return self._ask_all(sources, asked, _answer_of, channel_order, batch_size, on_error)
+
+        def ask(num_images: int) -> list[dict[str, Any]]:
+            return question_per_image(num_images, questions, choices, ground=ground)
+
+        return self._ask(images, ask, Answer.of, channel_order, batch_size, on_error)
 
     @overload
     def caption(  # type: ignore[overload-overlap]
@@ -287,14 +286,11 @@ class Predictor:
         head = self.model.caption
         # Without a head the model says what to do.
         describe = True if head is None else replace(head.decoding, **changes)
-        asked = {fields.DESCRIBE: describe, fields.GROUND: ground}
-        if isinstance(images, IMAGE_SOURCES):
-            return self._ask_one(images, asked, _caption_of, channel_order)
-        sources = list(images)
-        asked_per_image = [asked] * len(sources)
-        return self._ask_all(
-            sources, asked_per_image, _caption_of, channel_order, batch_size, on_error
-        )
+
+        def ask(num_images: int) -> list[dict[str, Any]]:
+            return [{fields.DESCRIBE: describe, fields.GROUND: ground}] * num_images
+
+        return self._ask(images, ask, Caption.of, channel_order, batch_size, on_error)
 
     @overload
     def ground(  # type: ignore[overload-overlap]
@@ -333,15 +329,11 @@ class Predictor:
             images, channel_order, batch_size, on_error: as of :meth:`predict`.
             captions: one for all images, or one per image.
         """
-        is_one = isinstance(images, IMAGE_SOURCES)
-        sources: list[Any] = [images] if is_one else list(images)  # type: ignore[arg-type]
-        asked = [
-            caption_fields(caption, None)
-            for caption in text_per_image(len(sources), "caption", captions)
-        ]
-        if is_one:
-            return self._ask_one(sources[0], asked[0], _prediction_of, channel_order)
-        return self._ask_all(sources, asked, _prediction_of, channel_order, batch_size, on_error)
+
+        def ask(num_images: int) -> list[dict[str, Any]]:
+            return caption_per_image(num_images, captions)
+
+        return self._ask(images, ask, Prediction.of, channel_order, batch_size, on_error)
 
     def name_scores(
         self,
@@ -366,6 +358,8 @@ class Predictor:
         self._check_is_glipv2("name_scores")
         loaded = [load_image(image, channel_order) for image in images]
         prompts = prompt_per_image(len(loaded), classes, None, None, None)
+        if not loaded:
+            return np.zeros((0, len(classes)), dtype=np.float32)
         inputs = [
             self._make_input(image, prompt) for image, prompt in zip(loaded, prompts, strict=True)
         ]
@@ -388,35 +382,30 @@ class Predictor:
                 f"{what} needs MODEL.META_ARCHITECTURE GLIPv2, not {type(self.model).__name__}"
             )
 
-    def _ask_one(
+    def _ask(
         self,
-        source: ImageSource,
-        asked: dict[str, Any],
-        read: Callable[[dict[str, Any], dict[str, Any]], R],
-        channel_order: ChannelOrder | None,
-    ) -> R:
-        x = self._make_input(load_image(source, channel_order), asked)
-        return read(x, self._run([x])[0])
-
-    def _ask_all(
-        self,
-        sources: Sequence[ImageSource],
-        asked: Sequence[dict[str, Any]],
+        images: ImageSource | Iterable[ImageSource],
+        ask: Callable[[int], Sequence[dict[str, Any]]],
         read: Callable[[dict[str, Any], dict[str, Any]], R],
         channel_order: ChannelOrder | None,
         batch_size: int,
         on_error: OnError,
-    ) -> list[R | None]:
-        """What is read from the input and output of each image; None for a file that is skipped.
+    ) -> R | list[R | None]:
+        """What is read from the input and output of one image; of several, None for skipped ones.
 
         Args:
-            asked: per image the fields that ask for something.
+            ask: a number of images -> for each of them the fields that ask for something.
         """
+        if isinstance(images, IMAGE_SOURCES):
+            x = self._make_input(load_image(images, channel_order), ask(1)[0])
+            return read(x, self._run([x])[0])
         if batch_size < 1 or on_error not in ("raise", "skip"):
             raise ValueError(
                 f"batch_size is {batch_size}, on_error {on_error!r}; "
                 "give at least 1, and 'raise' or 'skip'"
             )
+        sources = list(images)
+        asked = ask(len(sources))
         results: list[R | None] = [None] * len(sources)
         loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
         while batch := list(islice(loaded, batch_size)):
@@ -428,40 +417,6 @@ class Predictor:
     def _run(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with torch.no_grad(), inference_precision(self.cfg):
             return self.model(inputs)
-
-
-def _prediction_of(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
-    """What was found, best first."""
-    instances = output[fields.INSTANCES].to("cpu")
-    best_first = instances.scores.argsort(descending=True, stable=True)
-    names = output.get(fields.PHRASES, x.get(fields.CLASSES, ()))
-    text, spans = x.get(fields.CAPTION), x.get(fields.PHRASES, ())
-    if fields.PROMPT in output:
-        text, spans = output[fields.PROMPT].text, output[fields.PROMPT].spans
-    return Prediction(
-        instances[best_first],
-        list(names),
-        (x[fields.HEIGHT], x[fields.WIDTH]),
-        text,
-        tuple(tuple(of_name) for of_name in spans),
-    )
-
-
-def _grounding_of(x: dict[str, Any], output: dict[str, Any]) -> Prediction | None:
-    return _prediction_of(x, output) if x[fields.GROUND] else None
-
-
-def _answer_of(x: dict[str, Any], output: dict[str, Any]) -> Answer:
-    return Answer(
-        x[fields.QUESTION],
-        output[fields.ANSWER],
-        output[fields.ANSWER_SCORE],
-        _grounding_of(x, output),
-    )
-
-
-def _caption_of(x: dict[str, Any], output: dict[str, Any]) -> Caption:
-    return Caption(output[fields.CAPTION], _grounding_of(x, output))
 
 
 def _prepare_config(

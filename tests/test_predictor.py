@@ -181,6 +181,8 @@ def test_a_caption_without_a_noun_phrase_says_what_to_do(predictor, monkeypatch)
         ({"caption": "a red", "phrases": []}, "phrases is empty"),
         ({"caption": "a red", "phrases": ["blue"]}, "'blue' is not in the caption 'a red'"),
         ({"caption": "a red", "phrases": [""]}, "'' is not in the caption"),
+        ({"caption": "a red", "phrases": "a red"}, "phrases.*the text 'a red'"),
+        ({"caption": "a red", "phrases": [(0, 5)]}, r"phrase \(0, 5\) is neither"),
     ],
 )
 def test_a_prompt_that_asks_nothing_clear_is_an_error_with_its_value(predictor, prompt, message):

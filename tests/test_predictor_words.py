@@ -66,6 +66,26 @@ def test_choices_are_asked(predictor: Predictor, images: list[np.ndarray]) -> No
     assert answer.answer in ("2", "dog")
 
 
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("yes", "choices: 'yes' is no list"),
+        ([], r"choices: \[\] is no list"),
+        (["a", ""], "number 1"),
+    ],
+)
+def test_choices_that_are_no_list_of_answers_are_named(
+    predictor: Predictor, images: list[np.ndarray], choices: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.answer(images[0], QUESTION, choices=choices, channel_order="RGB")
+
+
+def test_no_image_gives_an_empty_list(predictor: Predictor) -> None:
+    assert predictor.answer([], QUESTION) == predictor.caption([]) == []
+    assert predictor.name_scores([], classes=["cat", "dog"]).shape == (0, 2)
+
+
 def test_a_caption_keeps_what_is_asked_of_it(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:

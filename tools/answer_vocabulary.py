@@ -26,7 +26,9 @@ from glipv2_d2.data.answer_vocabulary import build_vocabulary, prior_answers, re
 from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.registration import Record
+from glipv2_d2.data.text_tasks import place_of
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.evaluation.texts import PERCENT
 from glipv2_d2.evaluation.vqa import vqa_accuracy
 from glipv2_d2.structures import fields
 
@@ -36,7 +38,14 @@ Row = tuple[str, str, int, float, float]
 def accuracy_rows(
     name: str, records: Sequence[Record], train: Sequence[Record], vocabulary: Sequence[str]
 ) -> list[Row]:
-    """Per type of question and for all: number, best accuracy and that without looking, percent."""
+    """Per type of question and for all: number, best accuracy and that without looking, percent.
+
+    Raises:
+        ValueError: a record has no answers to compare with.
+    """
+    bare = next((record for record in records if fields.HUMAN_ANSWERS not in record), None)
+    if bare is not None:
+        raise ValueError(f"{place_of(bare)} has no answers: take data sets with answers")
     known = frozenset(vocabulary)
     best = [_accuracy(reachable_answer(record, known), record) for record in records]
     blind = [
@@ -60,7 +69,7 @@ def accuracy_rows(
 
 
 def _accuracy(answer: str, record: Record) -> float:
-    return 100 * vqa_accuracy(answer, record[fields.HUMAN_ANSWERS])
+    return PERCENT * vqa_accuracy(answer, record[fields.HUMAN_ANSWERS])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
     }
     train = [record for name in args.dataset for record in per_dataset[name]]
     vocabulary = build_vocabulary(train, args.min_occurrences)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(args.output) as file:
         file.write("".join(f"{answer}\n" for answer in vocabulary).encode())
     rows = [

@@ -17,6 +17,7 @@ Exit status: 0 everything that is here was evaluated, 1 some of it failed, 2 not
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -46,7 +47,7 @@ from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.tuning import load_model
-from glipv2_d2.evaluation import build_evaluator
+from glipv2_d2.evaluation import build_evaluator, missing_head
 from glipv2_d2.evaluation.benchmark_table import (
     Outcome,
     Report,
@@ -148,6 +149,8 @@ def _outcome(
     if dataset in task.prompts:
         override_prompts(dataset, task.prompts[dataset])
     cfg = task.cfg_of(benchmark)
+    if reason := missing_head(cfg, dataset):
+        return Outcome(dataset, reason=reason)
     key = _key(cfg, dataset, weights)
     path = task.output / "results" / f"{dataset}.json"
     # All processes do what the main one sees.
@@ -272,6 +275,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read_prompts(path: Path) -> Overrides:
+    prompts = read_overrides(path)
+    for name in prompts:
+        if name not in DatasetCatalog:
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            hint = f": did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"'{path}' has prompts of {name!r}, which is no data set{hint}")
+    return prompts
+
+
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
     for name in ("glipv2_d2", "detectron2"):
@@ -281,7 +294,7 @@ def run(args: argparse.Namespace) -> None:
         opts=tuple(args.opts),
         weights=args.weights,
         output=args.output,
-        prompts=read_overrides(args.prompts) if args.prompts else {},
+        prompts=_read_prompts(args.prompts) if args.prompts else {},
     )
     reports = evaluate_all(task, select(args.only))
     if comm.is_main_process():

@@ -51,12 +51,26 @@ def asked_pair(record: Record) -> tuple[str, str]:
 
 
 def read_labels(paths: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
-    """The lines of a teacher by image and caption."""
+    """The lines of a teacher by image and caption.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is none of a teacher's.
+    """
     labels = {}
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            label = json.loads(line)
-            labels[label["image"], label["caption"]] = label
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    label = json.loads(line)
+                    labels[label["image"], label["caption"]] = label
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{path}:{number} is no line of tools/pseudo_label.py "
+                        f"({type(error).__name__}: {error}): take it out, or label anew"
+                    ) from error
     return labels
 
 

@@ -47,6 +47,9 @@ DEFECTS = {
     "span-not-phrase": "spans whose characters are not the phrase that the annotation names",
     "empty-question": "questions without words: training and evaluation refuse them",
     "no-question-id": "questions without question_id: training and evaluation refuse them",
+    "no-answer-scores": "answers that are no scores from 0 to 1 by answer: training and evaluation "
+    "refuse them",
+    "no-caption-list": "target_captions that are no list: training and evaluation refuse them",
     "empty-target-caption": "captions to be said, without words: training refuses them",
     "box-without-phrase": "boxes of a caption that say nothing they show: training drops them",
     "image-does-not-open": "images that are missing or broken: training skips them",
@@ -130,7 +133,7 @@ def check_dataset(
     for record in progress(records, desc=f"{name}, annotations"):
         report.num_boxes += len(record.get("annotations") or ())
         report.num_captions += fields.CAPTION in record
-        report.num_captions += len(record.get(fields.TARGET_CAPTIONS, ()))
+        report.num_captions += len(record.get(fields.TARGET_CAPTIONS) or ())
         report.num_questions += fields.QUESTION in record
         own = record.get(fields.CLASSES)
         if own is not None and tuple(own) not in own_lists:

@@ -32,6 +32,7 @@ BOXES_WITHOUT_PHRASE = "boxes had no phrase in their caption and were dropped"
 BOXES_OF_NO_CHARACTERS = "boxes had a span outside of their caption and were dropped"
 EMPTY_CAPTIONS = "captions were empty and were left out with their image"
 PHRASES_TOO_LONG = "phrases lay beyond the token limit and were dropped"
+QUESTIONS_TOO_LONG = "questions were longer than the token limit and were left out"
 NO_WORD_ANSWERED = "questions had no answer with words and were left out"
 BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
 
@@ -66,10 +67,21 @@ def sanitize_dataset(
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
         elif record.get(fields.ANSWERS) == {}:
             faults.add(NO_WORD_ANSWERED, place_of(record))
+        elif fields.QUESTION in record and not _question_fits(record[fields.QUESTION], tokenizer):
+            faults.add(QUESTIONS_TOO_LONG, place_of(record))
         else:
             sane.append(_sanitize_record(record, class_names, tokenizer, faults))
     faults.warn(logger, name)
     return sane
+
+
+def _question_fits(question: Any, tokenizer: Tokenizer) -> bool:
+    """Whether a question can be asked, with one token for its answer; of no text others tell."""
+    # An ASCII character is at most one token: most questions need not be counted.
+    room = tokenizer.max_tokens - tokenizer.num_special_tokens - 1
+    if not isinstance(question, str) or (question.isascii() and len(question) <= room):
+        return True
+    return tokenizer.count(question.strip()) <= room
 
 
 def _sanitize_record(

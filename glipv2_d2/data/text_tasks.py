@@ -6,7 +6,7 @@ Their keys are said in :mod:`glipv2_d2.structures.fields`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glipv2_d2.data.caption_text import swap_sides
@@ -47,14 +47,28 @@ def task_faults(record: Record) -> list[str]:
             faults.append("empty-question")
         if fields.QUESTION_ID not in record:
             faults.append("no-question-id")
-    if not all(map(has_words, record.get(fields.TARGET_CAPTIONS, ()))):
+        if not _are_scores(record.get(fields.ANSWERS, {})):
+            faults.append("no-answer-scores")
+    captions = record.get(fields.TARGET_CAPTIONS, [])
+    if not isinstance(captions, list | tuple):
+        faults.append("no-caption-list")
+    elif not all(map(has_words, captions)):
         faults.append("empty-target-caption")
     return faults
+
+
+def _are_scores(answers: Any) -> bool:
+    return isinstance(answers, Mapping) and all(
+        isinstance(answer, str) and isinstance(score, int | float) and 0 <= score <= 1
+        for answer, score in answers.items()
+    )
 
 
 MEANING = {
     "empty-question": "the question has no words: give it some, or take it out",
     "no-question-id": "the question has no question_id, by which its answer is known",
+    "no-answer-scores": "the answers are no scores by answer: write them as {'yes': 1.0}, 0 to 1",
+    "no-caption-list": "target_captions is no list of captions: write it as ['a cat on a mat']",
     "empty-target-caption": "one of its captions has no words: give it some, or take it out",
 }
 
@@ -63,8 +77,8 @@ def check_text_task(record: Record, *, is_train: bool) -> None:
     """Raise where a record's words cannot be used.
 
     Raises:
-        ValueError: a question or caption has no words, a question has no id, or in training there
-            is nothing to learn.
+        ValueError: a question or caption has no words, a question has no id, answers or captions
+            are of another form, or in training there is nothing to learn.
     """
     faults = [MEANING[fault] for fault in task_faults(record)]
     if is_train and fields.QUESTION in record and fields.ANSWERS not in record:

@@ -161,3 +161,17 @@ def test_an_empty_caption_goes_with_its_image(
     assert sanitize(tokenizer, record(caption=" ")) == []
     assert "1 captions were empty" in caplog.text
     assert "a.png" in caplog.text
+
+
+def test_a_question_beyond_the_token_limit_is_left_out_and_named(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer takes a token, too."""
+    room = tokenizer.max_tokens - tokenizer.num_special_tokens - 1
+    asked = {"file_name": "q.png", "answers": {"yes": 1.0}}
+    fits = {**asked, "question_id": 1, "question": "why " * room}
+    assert sanitize(
+        tokenizer, fits, {**fits, "question_id": 2, "question": "why " * (room + 1)}
+    ) == [fits]
+    assert "1 questions were longer" in caplog.text
+    assert "question 2 of image 'q.png'" in caplog.text

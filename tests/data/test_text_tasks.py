@@ -70,10 +70,16 @@ def without(record: dict[str, Any], key: str) -> dict[str, Any]:
         ({**QUESTION, "question": None}, "question 5 .*no words"),
         (without(QUESTION, "question_id"), "no question_id"),
         ({**CAPTIONS, "target_captions": ["a cat", ""]}, r"image '1\.jpg': .*no words"),
+        ({**CAPTIONS, "target_captions": "a cat"}, r"image '1\.jpg': .*no list"),
+        ({**CAPTIONS, "target_captions": None}, r"image '1\.jpg': .*no list"),
+        ({**QUESTION, "answers": ["yes"]}, "question 5 .*no scores by answer"),
+        ({**QUESTION, "answers": {"yes": "often"}}, "question 5 .*no scores by answer"),
     ],
 )
 @pytest.mark.parametrize("is_train", [True, False])
-def test_what_has_no_words_is_named(is_train: bool, record: dict[str, Any], message: str) -> None:
+def test_what_is_of_another_form_or_has_no_words_is_named(
+    is_train: bool, record: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         check_text_task(record, is_train=is_train)
 

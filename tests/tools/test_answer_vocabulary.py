@@ -64,6 +64,28 @@ def test_the_table_tells_what_is_reached_by_the_list_and_without_looking(
     assert f"3 answers are in {path}" in printed
 
 
+def test_a_test_set_whose_answers_nobody_knows_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bare = question(1, "no", "is it")
+    del bare["human_answers"], bare["answers"]
+    DatasetCatalog.register("asked_bare", lambda: [bare])
+    arguments = ["--dataset", "asked_train", "--output", str(tmp_path / "answers.txt")]
+    try:
+        arguments += ["--min-occurrences", "1", "--test", "asked_bare"]
+        assert answer_vocabulary.main(arguments) == 1
+    finally:
+        DatasetCatalog.remove("asked_bare")
+    assert "'asked_bare', question 1 of image '1.jpg'" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_list_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.txt"
+    arguments = ["--dataset", "asked_train", "--output", str(path), "--min-occurrences", "1"]
+    assert answer_vocabulary.main(arguments) == 0
+    assert read_answers(str(path)) == ["yes", "2", "no"]
+
+
 def test_an_unknown_data_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--dataset", "asked_tran", "--output", str(tmp_path / "answers.txt")]
     assert answer_vocabulary.main(arguments) == 1

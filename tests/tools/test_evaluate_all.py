@@ -64,6 +64,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def prompts_for(dataset: str, command: list[str]) -> str:
+    """The path of a file that has words for a class of this data set."""
+    path = Path(command[0]).with_name("prompts.json")
+    path.write_text(json.dumps({dataset: {"cat": "small cat"}}))
+    return str(path)
+
+
 def report(command: list[str]) -> dict[str, Any]:
     return json.loads((Path(command[-1]) / "report.json").read_text())["benchmarks"]
 
@@ -146,6 +153,21 @@ def test_a_data_set_that_fails_does_not_stop_the_others(command: list[str], tmp_
     assert datasets[SECOND]["results"]["bbox"]["AP"] == pytest.approx(AP)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"), [("vqa", "MODEL.ANSWER.WEIGHT"), ("captions", "MODEL.CAPTION.WEIGHT")]
+)
+def test_what_a_model_has_no_head_for_is_left_out_with_the_reason(
+    kind: str, key: str, command: list[str], evaluated: list[str]
+) -> None:
+    metadata = MetadataCatalog.get(FIRST)
+    del metadata.evaluator_type
+    metadata.evaluator_type = kind
+    assert evaluate_all.main(command) == 0
+    assert evaluated == [SECOND]
+    first = report(command)["two"]["datasets"][FIRST]
+    assert key in first["reason"] and not first["failed"]
+
+
 def test_where_nothing_is_here_the_command_says_so(command: list[str]) -> None:
     assert evaluate_all.main([*command, "--only", "none"]) == evaluate_all.NOT_DONE
 
@@ -153,7 +175,7 @@ def test_where_nothing_is_here_the_command_says_so(command: list[str]) -> None:
 def test_two_processes_give_the_same_numbers(command: list[str]) -> None:
     alone = [*command[:-1], f"{command[-1]}_alone"]
     evaluate_all.main(alone)
-    assert torchrun(evaluate_all.main, command) == [0, 0]
+    assert torchrun(evaluate_all.main, command, start_method="fork") == [0, 0]
     assert report(command) == report(alone)
 
 
@@ -170,6 +192,7 @@ def test_a_list_tells_what_is_here(command: list[str], capsys: pytest.CaptureFix
         (lambda command: command[:1], "WEIGHTS"),
         (lambda command: [command[0], "no.pth", *command[2:]], "no.pth"),
         (lambda command: [*command, "--prompts", "no.json"], "no.json"),
+        (lambda command: [*command, "--prompts", prompts_for("benchmarked_frist", command)], FIRST),
     ],
 )
 def test_mistakes_are_answered_before_anything_runs(

@@ -106,8 +106,41 @@ def test_a_line_whose_caption_is_of_another_question_is_named(
     assert f"{path}:1" in caplog.text
 
 
+def test_a_line_of_another_form_is_named_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mixed.jsonl"
+    sound = {"image": "1.jpg", "caption": "why? no", "boxes": [], "spans": [], "question": "why?"}
+    sound |= {"question_id": 1, "answers": {"no": 1.0}}
+    odd = ({**sound, "answers": ["no"]}, {**sound, "question": 5})
+    path.write_text("\n".join(map(json.dumps, (*odd, sound))))
+    (record,) = read_grounded_text(str(path), "images", "mixed")
+    assert record["answers"] == {"no": 1.0}
+    assert f"{path}:1" in caplog.text and f"{path}:2" in caplog.text
+
+
 def test_the_form_is_one_of_the_custom_ones() -> None:
     assert FORMATS["grounded_text"][1] == ("json", "images")
+
+
+def test_labels_may_have_blank_lines_and_any_characters(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    # A line separator, which is a character like others here.
+    line = {"image": "1.jpg", "caption": "what is on the mat?\u2028dog", "boxes": []}
+    labels.write_text(f"{json.dumps(line, ensure_ascii=False)}\n\n", encoding="utf-8")
+    assert ground_questions.read_labels([labels]) == {("1.jpg", line["caption"]): line}
+
+
+@pytest.mark.parametrize("line", ['{"image": "1.jpg", "capt', '{"image": "1.jpg"}', "[]"])
+def test_a_line_that_is_no_label_is_named(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    labels = tmp_path / "labels.jsonl"
+    sound = {"image": "1.jpg", "caption": "a dog", "boxes": []}
+    labels.write_text(f"{json.dumps(sound)}\n{line}\n")
+    arguments = ["join", "--dataset", "ground_questions", "--output", str(tmp_path / "x.jsonl")]
+    assert ground_questions.main([*arguments, "--labels", str(labels)]) == 1
+    assert f"{labels}:2" in capsys.readouterr().err
 
 
 def test_joining_without_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -45,7 +45,7 @@ def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> li
                 content = json.loads(line)
                 record = _record(content, os.path.join(image_root, content["image"]))
             # A line cut short by a killed writer, or another tool's fields.
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 place = f"{json_file}:{number} ({type(error).__name__}: {error})"
                 faults.add(UNUSABLE_LINE, place)
                 continue

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.readers.captions import IMAGE_SUFFIXES, shard_members
+from glipv2_d2.data.readers.captions import (
+    IMAGE_SUFFIXES,
+    UNUSABLE_LINE,
+    UNUSABLE_SAMPLE,
+    shard_members,
+)
 
 logger = logging.getLogger(__name__)
 
-UNUSABLE_LINE = "lines were no pair of image and caption and were left out"
 UNUSABLE_ANNOTATION = "annotations had no caption, or no image in the file, and were left out"
-UNUSABLE_SAMPLE = "samples of shards had no image or no caption and were left out"
 
 
 class Pair(NamedTuple):

@@ -103,7 +103,7 @@ def read_questions(
 
     Raises:
         ValueError: a file is not in VQAv2's form, the two are not of the same questions, a
-            question is empty, has no image or is there twice, or has an empty list of answers.
+            question is empty, has no image or is there twice, or has no answers.
     """
     questions = _read_list(questions_file, "questions", ("question_id", "image_id", "question"))
     answers = None
@@ -183,8 +183,15 @@ def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: 
             f"{place} is about the image {entry['image_id']!r} there and about "
             f"{question['image_id']!r} in the file of questions"
         )
-    # Few words are most of the answers: each is kept once.
-    human_answers = [sys.intern(str(given["answer"])) for given in entry["answers"]]
+    human_answers = []
+    for number, given in enumerate(entry["answers"]):
+        if not isinstance(given, dict) or "answer" not in given:
+            raise ValueError(
+                f"{place}: number {number} of its answers is {given!r}; it should be an object "
+                "with an 'answer'"
+            )
+        # Few words are most of the answers: each is kept once.
+        human_answers.append(sys.intern(str(given["answer"])))
     if not human_answers:
         raise ValueError(f"{place} has an empty list of answers; in a test set, leave the file out")
     types = (fields.ANSWER_TYPE, fields.QUESTION_TYPE)

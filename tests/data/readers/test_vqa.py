@@ -131,6 +131,14 @@ def test_an_empty_list_of_answers_is_named(read: Callable[..., Any]) -> None:
         read(questions(), empty)
 
 
+@pytest.mark.parametrize("odd", ["no", {"answer_confidence": "yes"}])
+def test_an_answer_of_another_form_is_named(odd: Any, read: Callable[..., Any]) -> None:
+    other = answers()
+    other["annotations"][0]["answers"][4] = odd
+    with pytest.raises(ValueError, match=r"annotations\.json.*question 458752001.*number 4"):
+        read(questions(), other)
+
+
 def test_a_question_about_an_unlisted_image_is_named(read: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="question 458752000 is about the image 458752"):
         read(questions(), None, {}.__getitem__)
