@@ -50,7 +50,7 @@ from glipv2_d2.engine.stages import (
     floor_seconds,
     machine_tasks,
 )
-from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling import GLIPv2, meta_arch, results
 from glipv2_d2.modeling.fusion.bi_attention import BiAttention
 from glipv2_d2.structures import fields
 
@@ -174,7 +174,10 @@ def watch_stages(recorder: StageRecorder, model: GLIPv2) -> None:
                 recorder.watch(stage, getattr(block, part))
     recorder.watch("post-processing, losses", model.proposal_generator)
     recorder.watch("heads", model.proposal_generator, "predict")
-    recorder.watch("post-processing, losses", model, "describe")
+    recorder.watch("post-processing, losses", meta_arch, "image_results")
+    if model.roi_heads is not None:
+        recorder.watch("masks", model.roi_heads)
+        recorder.watch("masks", results, "paste_masks")
 
 
 def watch_compiled(recorder: StageRecorder, model: GLIPv2) -> None:

@@ -47,6 +47,16 @@ def test_inference_is_measured_by_stage(config_file: str, tmp_path: Path) -> Non
     assert report["rates"].keys() == set(RATES)
 
 
+def test_masks_are_a_stage_of_models_that_have_them(config_file: str, tmp_path: Path) -> None:
+    masks = ("MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_HOURGLASSES", "1")
+    # Random weights find nothing with more certainty.
+    found = ("MODEL.GROUNDING.SCORE_THRESH", "0.0")
+    path = tmp_path / "result.json"
+    arguments = ["--config-file", config_file, *SMALL, "--json", str(path)]
+    assert benchmark.main([*arguments, "--opts", *masks, *found]) == 0
+    assert json.loads(path.read_text())["stages"]["masks"]["convolution_flops"] > 0
+
+
 def test_a_training_step_has_a_backward_pass_and_an_update(
     config_file: str, tmp_path: Path
 ) -> None:
