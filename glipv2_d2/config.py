@@ -188,6 +188,9 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # "classes": weights of its own for every answer; "words": answers are matched by their text, so
     # that lists which were never seen in training can be asked, too.
     cfg.MODEL.ANSWER.SCORE = "classes"
+    # Whether words also learn, before an answer is chosen, how well the regions match them. That
+    # takes the whole fused head and the region-word scores; reading the image takes less.
+    cfg.MODEL.ANSWER.READS_MATCHES = False
     # Where an answer is to be found, it is written as a hidden word behind the question ("mask"),
     # as it is learned from grounded questions; or in its own words ("words"), for models that have
     # learned from other texts only where things are.

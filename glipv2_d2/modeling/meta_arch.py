@@ -96,8 +96,9 @@ class GLIPv2(nn.Module):
             max_detections_per_image: for an image that was asked several prompts; -1: all.
 
         Raises:
-            ValueError: scores are to be averaged, and the proposal generator does not offer it; or
-                words are to be said, and the fused head does not show them the image.
+            ValueError: scores are to be averaged or told to questions, and the proposal generator
+                does not offer it; or words are to be said, and the fused head does not show them
+                the image.
         """
         if input_prompts.num_orders > 1 and not hasattr(proposal_generator, "judge"):
             raise ValueError(
@@ -111,6 +112,13 @@ class GLIPv2(nn.Module):
                 "MODEL.ANSWER and MODEL.CAPTION need words that have read the image, but those of "
                 f"MODEL.FUSED_HEAD.NAME {type(fused_head).__name__} have not: set their WEIGHT to "
                 "0, or choose FusedDynamicHead or ClassifierFusedDynamicHead"
+            )
+        reads_matches = answer is not None and answer.matches is not None
+        if reads_matches and not hasattr(proposal_generator, "match"):
+            raise ValueError(
+                "MODEL.ANSWER.READS_MATCHES is True, but the MODEL.PROPOSAL_GENERATOR "
+                f"{type(proposal_generator).__name__} has no match() as GroundingRPN has: set it "
+                "to False"
             )
         super().__init__()
         self.backbone = backbone
@@ -250,7 +258,8 @@ class GLIPv2(nn.Module):
         # Answer questions and describe images:
         if tasks.finds_nothing:
             losses = {name: 0 * loss for name, loss in losses.items()}
-        return losses | text_losses(self, all_features, tokens, fused_language, tasks)
+        reading = Reading(fused_features, fused_language, words, tokens)
+        return losses | text_losses(self, all_features, reading, tasks)
 
     def mask_losses(
         self,
@@ -316,7 +325,7 @@ class GLIPv2(nn.Module):
         language = self.language_cache(self.language_backbone, tokens)
         fused_features, fused_language = self.fused_head(features, language)
         words = fused_language if self.scores_fused_words else language
-        return Reading(fused_features, words, tokens)
+        return Reading(fused_features, fused_language, words, tokens)
 
     def detect(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from glipv2_d2.modeling.heads.caption import CaptionReader
 from glipv2_d2.modeling.rounds import select_images
 from glipv2_d2.modeling.tasks import Asked, TrainingTasks
-from glipv2_d2.structures import LanguageFeatures, TokenBatch, fields
+from glipv2_d2.structures import LanguageFeatures, Reading, TokenBatch, fields
 
 if TYPE_CHECKING:
     from glipv2_d2.modeling.meta_arch import GLIPv2
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 def text_losses(
     model: GLIPv2,
     features: dict[str, Tensor],
-    tokens: TokenBatch,
-    fused_language: LanguageFeatures,
+    reading: Reading,
     tasks: TrainingTasks,
 ) -> dict[str, Tensor]:
     """Losses of the heads for answers and captions, those that the model has.
@@ -34,17 +33,16 @@ def text_losses(
 
     Args:
         features: of the N images, before fusion.
-        tokens, fused_language: of the texts to find, grounded questions among them.
+        reading: of the texts to find, grounded questions among them.
     """
     losses: dict[str, Tensor] = {}
     if model.answer is not None:
-        pooled = [model.answer.pool(fused_language.rows(tasks.grounded_questions))]
+        pooled = [model.answer.pool(with_matches(model, reading.rows(tasks.grounded_questions)))]
         if tasks.questions:
-            _, words = read_image(model, features, tasks.questions)
-            pooled.append(model.answer.pool(words))
+            pooled.append(model.answer.pool(read_questions(model, features, tasks.questions)))
         losses |= model.answer(torch.cat(pooled), tasks.answers)
     if model.caption is not None:
-        words, captions = fused_language.rows([]), tokens.rows([])
+        words, captions = reading.language.rows([]), reading.tokens.rows([])
         if tasks.captions:
             captions, words = read_image(model, features, tasks.captions, causal=True)
         losses |= model.caption(words, captions)
@@ -64,7 +62,7 @@ def say(
     said: list[dict[str, Any]] = [{} for _ in inputs]
     questions = model.tasks.questions(inputs)
     if model.answer is not None and questions:
-        _, words = read_image(model, features, questions)
+        words = read_questions(model, features, questions)
         guesses = model.answer.guess(words, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
@@ -80,6 +78,29 @@ def say(
         if prompt is not None:
             texts |= {fields.PROMPT: prompt, fields.PHRASES: prompt.phrases}
     return said
+
+
+def read_questions(
+    model: GLIPv2, features: dict[str, Tensor], questions: Sequence[Asked]
+) -> LanguageFeatures:
+    """The words of questions, ready to be pooled.
+
+    Args:
+        features: of the N images, before fusion.
+    """
+    assert model.answer is not None
+    if model.answer.matches is None:
+        return read_image(model, features, questions)[1]
+    selected = select_images(features, [asked.image for asked in questions])
+    return with_matches(model, model.read(selected, [asked.prompt for asked in questions]))
+
+
+def with_matches(model: GLIPv2, reading: Reading) -> LanguageFeatures:
+    """The fused words of questions; where the model tells them, they know what matches them."""
+    if model.answer is None or model.answer.matches is None:
+        return reading.language
+    logits = model.proposal_generator.match(reading.features, reading.words)
+    return model.answer.matches(reading.language, logits)
 
 
 def read_image(

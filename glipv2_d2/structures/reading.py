@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,15 +16,26 @@ class Reading:
 
     Attributes:
         features: per level (N, C, H_i, W_i), fused.
-        words: (N, T, D), what regions are scored against.
+        language: (N, T, D), fused.
+        words: (N, T, D), what regions are scored against: fused or not.
         tokens: the prompts.
     """
 
     features: dict[str, Tensor]
+    language: LanguageFeatures
     words: LanguageFeatures
     tokens: TokenBatch
 
     @property
     def fused(self) -> tuple[dict[str, Tensor], LanguageFeatures, TokenBatch]:
-        """The three, in the order in which heads take them."""
+        """Features, words and tokens, in the order in which heads take them."""
         return self.features, self.words, self.tokens
+
+    def rows(self, indices: Sequence[int]) -> Reading:
+        """Some of the images with their prompts; a prompt's padding stays."""
+        return Reading(
+            {name: level[list(indices)] for name, level in self.features.items()},
+            self.language.rows(indices),
+            self.words.rows(indices),
+            self.tokens.rows(indices),
+        )

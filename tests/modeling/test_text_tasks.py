@@ -72,7 +72,55 @@ def assert_same(ours: dict, expected: dict) -> None:
         )
 
 
+def with_matches(*opts: Any) -> GLIPv2:
+    """A model whose questions have learned to heed how well regions match their words."""
+    built = tiny_model(*ANSWERING, "MODEL.ANSWER.READS_MATCHES", True, *opts)
+    torch.nn.init.normal_(built.answer.matches.projection.weight)
+    return built
+
+
 # Training.
+
+
+def test_at_first_matches_change_no_answer() -> None:
+    question = question_input()
+    plain = tiny_model(*ANSWERING, *NOTHING_RANDOM)
+    matching = tiny_model(*ANSWERING, "MODEL.ANSWER.READS_MATCHES", True, *NOTHING_RANDOM)
+    matching.load_state_dict(plain.state_dict(), strict=False)
+    assert_same(answer(matching, question)[0], answer(plain, question)[0])
+
+
+def test_questions_teach_the_region_word_score_where_they_read_its_matches() -> None:
+    for build, learns in ((with_matches, True), (lambda *o: tiny_model(*ANSWERING, *o), False)):
+        model = build(*NOTHING_RANDOM).train()
+        model([question_input()])["loss_answer"].backward()
+        gradient = model.proposal_generator.region_word.projection.weight.grad
+        assert (gradient is not None and bool(gradient.any())) == learns
+
+
+def test_a_question_with_matches_is_worth_the_same_in_every_batch() -> None:
+    model = with_matches(*NOTHING_RANDOM).train()
+    model.language_backbone.eval()
+    plain, grounded = question_input(), grounded_question_input()
+    with torch.no_grad():
+        losses = [float(model([x])["loss_answer"]) for x in (plain, grounded)]
+        both = float(model([plain, grounded, detection_input()])["loss_answer"])
+    assert both == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
+def test_a_model_without_matches_to_read_is_refused() -> None:
+    model = with_matches()
+    parts = {name: getattr(model, name) for name in ("backbone", "language_backbone", "fused_head")}
+    with pytest.raises(ValueError, match=r"READS_MATCHES.*Identity has no match\(\)"):
+        GLIPv2(
+            **parts,
+            proposal_generator=torch.nn.Identity(),
+            tokenizer=model.tokenizer,
+            input_prompts=model.input_prompts,
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+            answer=model.answer,
+        )
 
 
 def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ class AnswerHead(nn.Module):
         answers: Sequence[str],
         scores: nn.Module,
         weight: float,
+        matches: WordMatches | None = None,
     ) -> None:
         """
         Args:
@@ -57,8 +59,11 @@ class AnswerHead(nn.Module):
             scores: (Q, D) pooled questions and a list of answers -> (Q, A) logits:
                 :class:`ListedScores` or :class:`TextScores`.
             weight: factor of the loss.
+            matches: tells each word how well the regions match it, before words are pooled; None:
+                they are pooled as they come.
         """
         super().__init__()
+        self.matches = matches
         self.answers = tuple(answers)
         self.weight = weight
         self.attention = nn.Linear(language_dim, 1)
@@ -81,6 +86,11 @@ class AnswerHead(nn.Module):
             "answers": answers,
             "scores": _build_scores(cfg.MODEL.ANSWER.SCORE, answers, tokenizer, language_backbone),
             "weight": cfg.MODEL.ANSWER.WEIGHT,
+            "matches": (
+                WordMatches(language_dim=language_backbone.width)
+                if cfg.MODEL.ANSWER.READS_MATCHES
+                else None
+            ),
         }
 
     def pool(self, language: LanguageFeatures) -> Tensor:
@@ -138,6 +148,31 @@ class AnswerHead(nn.Module):
             ):
                 guesses[row] = Guess(answers[index], score)
         return [guesses[row] for row in range(len(lists))]
+
+
+class WordMatches(nn.Module):
+    """Tells words how well regions match them: the best one, and all together.
+
+    Attention says which regions a word should read, not whether any is the thing itself, which
+    "is there a dog?" asks. The region-word scores, which detection learns, say it. They are added
+    to the words, from zeros to start with. Our choice.
+    """
+
+    def __init__(self, *, language_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2, language_dim)
+        for parameter in self.projection.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, language: LanguageFeatures, token_logits_per_level: Sequence[Tensor]
+    ) -> LanguageFeatures:
+        """Questions (Q, T, D) and their region-word logits, (Q, A_i, T) each -> the same shape."""
+        logits = torch.cat([full_precision(level) for level in token_logits_per_level], dim=1)
+        matched = torch.stack([logits.amax(dim=1), logits.logsumexp(dim=1)], dim=-1)
+        with torch.autocast(matched.device.type, enabled=False):
+            hidden = full_precision(language.hidden) + self.projection(matched)
+        return replace(language, hidden=hidden)
 
 
 class ListedScores(nn.Module):

@@ -195,6 +195,15 @@ class GroundingRPN(nn.Module):
             anchors_per_level=self.anchor_generator(levels),
         )
 
+    def match(self, features: dict[str, Tensor], language: LanguageFeatures) -> list[Tensor]:
+        """Region-word logits alone, (N, A_i, T) per level, in evaluation the same as in training.
+
+        Arguments as of :meth:`predict`.
+        """
+        regions = [level.flatten(2).transpose(1, 2) for level in features.values()]
+        score = getattr(self.region_word, "as_trained", self.region_word)
+        return score(regions, language)
+
     def losses(
         self, predictions: DensePredictions, targets: DenseTargets, tokens: TokenBatch
     ) -> dict[str, Tensor]:

@@ -128,11 +128,22 @@ class ClassifierRegionWordScore(nn.Module):
 
     def forward(self, regions_per_level: list[Tensor], language: LanguageFeatures) -> list[Tensor]:
         """Logits of every region with every token; shapes as of :class:`RegionWordScore`."""
+        factor = 1.0 if self.training else CLASSIFIER_INFERENCE_FACTOR
+        return self._score(regions_per_level, language, factor)
+
+    def as_trained(
+        self, regions_per_level: list[Tensor], language: LanguageFeatures
+    ) -> list[Tensor]:
+        """The logits of training, for those who learn from them."""
+        return self._score(regions_per_level, language, 1.0)
+
+    def _score(
+        self, regions_per_level: list[Tensor], language: LanguageFeatures, factor: float
+    ) -> list[Tensor]:
         width = language.hidden.shape[-1]
         visual_per_level = [regions[..., :-width] for regions in regions_per_level]
         seen_per_level = [regions[..., -width:] for regions in regions_per_level]
         words = F.normalize(language.hidden, dim=-1)
-        factor = 1.0 if self.training else CLASSIFIER_INFERENCE_FACTOR
         words = (words * factor / self.log_scale.exp()).transpose(1, 2)  # (N, D, T)
         return [
             logits + self.trust(visual).sigmoid() * (F.normalize(seen, dim=-1).to(words) @ words)

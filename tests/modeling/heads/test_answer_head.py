@@ -13,6 +13,7 @@ from glipv2_d2.modeling.heads.answer import (
     AnswerTexts,
     ListedScores,
     TextScores,
+    WordMatches,
     configured_answers,
 )
 from glipv2_d2.structures import LanguageFeatures
@@ -176,3 +177,14 @@ def test_an_unknown_kind_of_score_is_refused() -> None:
             *("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ["yes", "no"]),
             *("MODEL.ANSWER.SCORE", "guesses"),
         )
+
+
+def test_matches_are_the_best_region_and_all_of_them(words: LanguageFeatures) -> None:
+    torch.manual_seed(0)
+    matches, levels = WordMatches(language_dim=WIDTH), [torch.randn(2, 4, 5), torch.randn(2, 1, 5)]
+    assert torch.equal(matches(words, levels).hidden, words.hidden)
+    torch.nn.init.normal_(matches.projection.weight)
+    best, together = matches.projection.weight.T
+    logits = torch.cat(levels, dim=1)[1, :, 2]
+    expected = words.hidden[1, 2] + logits.max() * best + logits.exp().sum().log() * together
+    torch.testing.assert_close(matches(words, levels).hidden[1, 2], expected)
