@@ -75,15 +75,16 @@ def find_in_pictures(
     classes: Sequence[str] | Sequence[Sequence[str]] | None = None,
     negatives: Sequence[str] | None = None,
     caption: str | None = None,
-    question: str | None = None,
+    question: str | Sequence[str] | None = None,
     describe: bool = False,
     thresholds: NameThresholds | None = None,
     batch_size: int = 1,
 ) -> Findings:
     """Ask every picture, write it annotated to ``output_dir`` and print its table.
 
-    ``classes`` is one list of names for all pictures, or one list per picture. ``thresholds`` take
-    the place of ``threshold``. With a ``question``, or to ``describe``, nothing else is asked.
+    ``classes`` is one list of names for all pictures, or one list per picture; ``question`` one
+    for all, or one per picture. ``thresholds`` take the place of ``threshold``. With a question, or
+    to ``describe``, nothing else is asked.
     """
     findings = Findings()
     targets = output_paths(paths, output_dir)
@@ -98,8 +99,11 @@ def find_in_pictures(
                     images[index] = read_image(paths[index])
                 except (FileNotFoundError, ValueError) as error:
                     findings.skipped.append(str(error))
-            if question is not None or describe:
-                told = ask_for_words(predictor, list(images.values()), question)
+            if describe:
+                told = describe_pictures(predictor, list(images.values()))
+            elif question is not None:
+                asked = [question if isinstance(question, str) else question[i] for i in images]
+                told = answer_about_pictures(predictor, list(images.values()), asked)
             else:
                 predictions = predictor.predict(
                     images.values(),
@@ -127,18 +131,26 @@ def find_in_pictures(
     return findings
 
 
-def ask_for_words(
-    predictor: Predictor, images: Sequence[np.ndarray], question: str | None
-) -> list[tuple[dict[str, Any], Prediction]]:
-    """Per picture the answer to a question, or a caption where there is none, and its phrases."""
-    how = {"ground": True, "channel_order": "RGB", "batch_size": max(1, len(images))}
-    if question is None:
-        captions = predictor.caption(images, **how)
-        return [({"caption": told.caption}, told.grounding) for told in captions]
-    answers = predictor.answer(images, question, **how)
+Told = list[tuple[dict[str, Any], Prediction]]
+"""Per picture what was said of it, and its phrases as detections."""
+
+
+def describe_pictures(predictor: Predictor, images: Sequence[np.ndarray]) -> Told:
+    captions = predictor.caption(
+        images, ground=True, channel_order="RGB", batch_size=max(1, len(images))
+    )
+    return [({"caption": told.caption}, told.grounding) for told in captions]
+
+
+def answer_about_pictures(
+    predictor: Predictor, images: Sequence[np.ndarray], questions: Sequence[str]
+) -> Told:
+    answers = predictor.answer(
+        images, questions, ground=True, channel_order="RGB", batch_size=max(1, len(images))
+    )
     return [
         ({"question": question, "answer": told.answer, "answer_score": told.score}, told.grounding)
-        for told in answers
+        for question, told in zip(questions, answers, strict=True)
     ]
 
 

@@ -1,6 +1,10 @@
 #!/usr/bin/env python
 """Ask glipv2-mini about real photos and made-up scenes; ``make demo`` runs this.
 
+Each picture is searched for things, which get boxes and masks. A model with heads for them
+(--config-file, --weights) also answers a question about it and describes it, both with the boxes of
+the phrases.
+
 The photos are those that scikit-image carries; nothing is downloaded. Drawn scenes are made on the
 spot; scenes composed of photo cut-outs join them where datasets/prepare_stamps.py has made some.
 Every list of names also holds names of things that are not there.
@@ -18,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from demo import find_in_pictures, write_json, write_picture
@@ -27,11 +32,12 @@ from rich.console import Console
 from rich.text import Text
 
 from glipv2_d2.data.scenes import write_drawn
+from glipv2_d2.data.scenes.language import with_article
 from glipv2_d2.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "mini" / "glipv2_mini.yaml"
-WEIGHTS = ROOT / "glipv2_d2" / "assets" / "glipv2_mini.pth"
+CONFIG = ROOT / "configs" / "mini" / "glipv2_mini_masks.yaml"
+WEIGHTS = ROOT / "glipv2_d2" / "assets" / "glipv2_mini_masks.pth"
 
 # File of scikit-image -> what is asked, things that are there first.
 PHOTOS = {
@@ -49,10 +55,18 @@ TILE_SIZE = (480, 360)  # width, height in the overview
 
 @dataclass(frozen=True)
 class Question:
-    """A picture and what is asked of it."""
+    """A picture and what is asked of it.
+
+    Attributes:
+        names: to look for.
+    """
 
     picture: Path
     names: list[str]
+
+    @property
+    def text(self) -> str:
+        return f"is there {with_article(self.names[0])} in the picture?"
 
 
 def photo_questions() -> list[Question]:
@@ -121,26 +135,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     setup_logger(name="glipv2_d2")
     console = Console()
+    predictor = Predictor(args.config_file, args.weights)
     with tempfile.TemporaryDirectory() as scratch:
         questions = collect_questions(Path(scratch))
-        findings = find_in_pictures(
-            Predictor(args.config_file, args.weights),
-            [question.picture for question in questions],
-            output_dir=args.output,
-            console=console,
-            threshold=args.threshold,
-            classes=[question.names for question in questions],
-        )
-    write_json(findings.rows, args.output / "detections.json")
-    overview = args.output / "overview.jpg"
-    write_picture(make_overview(findings.pictures), overview)
+        tasks: dict[str, dict[str, Any]] = {
+            "detections": {"classes": [question.names for question in questions]}
+        }
+        if predictor.model.answer is not None:
+            tasks["answers"] = {"question": [question.text for question in questions]}
+        if predictor.model.caption is not None:
+            tasks["descriptions"] = {"describe": True}
+        skipped = []
+        for task, asked in tasks.items():
+            folder = args.output / task
+            findings = find_in_pictures(
+                predictor,
+                [question.picture for question in questions],
+                output_dir=folder,
+                console=console,
+                threshold=args.threshold,
+                **asked,
+            )
+            write_json(findings.rows, args.output / f"{task}.json")
+            write_picture(make_overview(findings.pictures), args.output / f"{task}.jpg")
+            skipped += findings.skipped
     for line in (
-        *(f"skipped: {reason}" for reason in findings.skipped),
-        f"{len(findings.pictures)} annotated pictures and detections.json in {args.output}",
-        f"all on one sheet: {overview}",
+        *(f"skipped: {reason}" for reason in dict.fromkeys(skipped)),
+        *(
+            f"{task}: all on one sheet in {args.output / task}.jpg, each in {args.output / task}, "
+            f"and {args.output / task}.json"
+            for task in tasks
+        ),
     ):
         console.print(Text(line), soft_wrap=True)
-    return 1 if findings.skipped else 0
+    return 1 if skipped else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shipped small model is what its config builds, within the sizes that it promises."""
+"""The shipped small models are what their configs build, within the sizes that they promise."""
 
 from __future__ import annotations
 
@@ -7,19 +7,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glipv2_d2.predictor import Predictor
+from glipv2_d2.predictor import Prediction, Predictor
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "glipv2_d2" / "assets" / "glipv2_mini.pth"
+NAMES = ("glipv2_mini", "glipv2_mini_masks")
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor(ROOT / "configs" / "mini" / "glipv2_mini.yaml", WEIGHTS, device="cpu")
+def weights(name: str) -> Path:
+    return ROOT / "glipv2_d2" / "assets" / f"{name}.pth"
 
 
-def test_the_file_is_small() -> None:
-    assert WEIGHTS.stat().st_size <= 25 * 2**20
+@pytest.fixture(scope="module", params=NAMES)
+def predictor(request: pytest.FixtureRequest) -> Predictor:
+    config = ROOT / "configs" / "mini" / f"{request.param}.yaml"
+    return Predictor(config, weights(request.param), device="cpu")
+
+
+def disc() -> np.ndarray:
+    """(H, W) bool."""
+    ys, xs = np.mgrid[0:320, 0:320]
+    return (xs - 160) ** 2 + (ys - 170) ** 2 < 70**2
+
+
+def best_apple(predictor: Predictor) -> Prediction:
+    """What is found of a red disc on a plain background."""
+    image = np.full((320, 320, 3), 200, dtype=np.uint8)
+    image[disc()] = (200, 30, 40)
+    prediction = predictor.predict(image, classes=["apple", "tomato"], channel_order="RGB")
+    return prediction.above(prediction.instances.scores.max().item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_small(name: str) -> None:
+    assert weights(name).stat().st_size <= 25 * 2**20
 
 
 def test_at_most_12_million_parameters_are_trained(predictor: Predictor) -> None:
@@ -28,9 +48,14 @@ def test_at_most_12_million_parameters_are_trained(predictor: Predictor) -> None
 
 
 def test_it_finds_a_large_apple_on_a_plain_background(predictor: Predictor) -> None:
-    """A red disc: whatever it is called, the best box is around it."""
-    ys, xs = np.mgrid[0:320, 0:320]
-    image = np.full((320, 320, 3), 200, dtype=np.uint8)
-    image[(xs - 160) ** 2 + (ys - 170) ** 2 < 70**2] = (200, 30, 40)
-    best = predictor.predict(image, classes=["apple", "tomato"], channel_order="RGB").instances[0]
-    np.testing.assert_allclose(best.pred_boxes.tensor[0], [90, 100, 230, 240], atol=20)
+    """Whatever it is called, the best box is around it."""
+    box = best_apple(predictor).instances.pred_boxes.tensor[0]
+    np.testing.assert_allclose(box, [90, 100, 230, 240], atol=20)
+
+
+def test_the_apples_mask_covers_it(predictor: Predictor) -> None:
+    if predictor.model.roi_heads is None:
+        assert not best_apple(predictor).instances.has("pred_masks")
+        return
+    mask = best_apple(predictor).instances.pred_masks[0].numpy()
+    assert (mask & disc()).sum() / (mask | disc()).sum() > 0.7

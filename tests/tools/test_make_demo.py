@@ -1,9 +1,10 @@
-"""The predictor of these tests finds the first name of every list, in the same box."""
+"""The predictor of these tests finds the first name or phrase of all, in the same box."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import make_demo
 import numpy as np
@@ -13,15 +14,26 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from glipv2_d2.data.scenes import write_drawn
-from glipv2_d2.predictor import Prediction
+from glipv2_d2.prediction import Answer, Caption, Prediction
 
 
 class FindsTheFirst:
+    model = SimpleNamespace(answer=object(), caption=object())
+
     def __init__(self, *args) -> None:
         pass
 
     def predict(self, images, *, classes, **options):
         return [self.find(image, names) for image, names in zip(images, classes, strict=True)]
+
+    def answer(self, images, questions, **options):
+        return [
+            Answer(question, "yes", 0.8, self.find(image, [question]))
+            for image, question in zip(images, questions, strict=True)
+        ]
+
+    def caption(self, images, **options):
+        return [Caption("a picture", self.find(image, ["a picture"])) for image in images]
 
     def find(self, image: np.ndarray, names: list[str]) -> Prediction:
         instances = Instances(image.shape[:2])
@@ -37,19 +49,34 @@ def datasets(tmp_path, monkeypatch) -> Path:
     return tmp_path / "datasets"
 
 
-def test_the_demo_leaves_pictures_detections_and_a_sheet_of_all(
+def test_the_demo_leaves_pictures_results_and_a_sheet_for_every_task(
     datasets, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(make_demo, "Predictor", FindsTheFirst)
-    assert make_demo.main(["--output", str(tmp_path / "demo")]) == 0
-    rows = json.loads((tmp_path / "demo" / "detections.json").read_text())
-    found = {Path(row["file_name"]).stem: row["category_name"] for row in rows}
-    assert found.items() >= {("chelsea", "cat"), ("coffee", "coffee cup"), ("rocket", "rocket")}
+    demo = tmp_path / "demo"
+    assert make_demo.main(["--output", str(demo)]) == 0
+    printed = capsys.readouterr().out.replace("\n", "")
     num_questions = len(make_demo.PHOTOS) + make_demo.SCENES_PER_KIND
-    assert len(rows) == len(list((tmp_path / "demo").glob("*.jpg"))) - 1 == num_questions
-    with Image.open(tmp_path / "demo" / "overview.jpg") as sheet:
-        assert sheet.width == 3 * make_demo.TILE_SIZE[0]
-    assert "overview.jpg" in capsys.readouterr().out
+    rows = {}
+    for task in ("detections", "answers", "descriptions"):
+        rows[task] = json.loads((demo / f"{task}.json").read_text())
+        assert len(rows[task]) == len(list((demo / task).glob("*.jpg"))) == num_questions
+        with Image.open(demo / f"{task}.jpg") as sheet:
+            assert sheet.width == 3 * make_demo.TILE_SIZE[0]
+        assert f"{task}.jpg" in printed
+    found = {Path(row["file_name"]).stem: row["category_name"] for row in rows["detections"]}
+    assert found.items() >= {("chelsea", "cat"), ("coffee", "coffee cup"), ("rocket", "rocket")}
+    answers = {Path(row["file_name"]).stem: row for row in rows["answers"]}
+    assert answers["chelsea"]["question"] == "is there a cat in the picture?"
+    assert answers["chelsea"]["answer"] == "yes"
+    assert {row["caption"] for row in rows["descriptions"]} == {"a picture"}
+
+
+def test_a_model_of_boxes_is_not_asked_for_words(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_demo, "Predictor", FindsTheFirst)
+    monkeypatch.setattr(FindsTheFirst, "model", SimpleNamespace(answer=None, caption=None))
+    assert make_demo.main(["--output", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"detections.json"}
 
 
 def test_every_photo_is_there_and_also_asked_for_what_it_does_not_show():
