@@ -18,6 +18,7 @@ from glipv2_d2.checkpoint.swin_names import from_swin, in_imagenet_file
 from glipv2_d2.checkpoint.writing import (
     atomic_open,
     excluded_prefixes,
+    loss_prefixes,
     optional_prefixes,
     state_to_save,
 )
@@ -148,7 +149,16 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     if mismatch := compare(weights, model_state, unknown=account.unknown, may_lack=may_lack):
         raise ValueError(mismatch.message(f"{source} ({layout.value} names)"))
     model.load_state_dict(weights, strict=False)
-    if untrained := [n for n in model_state if n.startswith(optional) and n not in weights]:
+    losses = loss_prefixes(model)
+    untrained = [n for n in model_state if n.startswith(optional) and n not in weights]
+    if of_losses := [n for n in untrained if n.startswith(losses)]:
+        # Shipped files leave them out: nobody but training needs them.
+        logger.info(
+            "%s has no weights of parts that only losses read; training starts them anew:\n%s",
+            source,
+            "\n".join(list_names(of_losses)),
+        )
+    if untrained := [n for n in untrained if not n.startswith(losses)]:
         logger.warning(
             "%s has no weights of these parts, which start untrained:\n%s",
             source,

@@ -222,6 +222,18 @@ def test_parts_of_losses_that_the_file_lacks_start_untrained_and_are_named(
     assert "loss_b.{bias, weight}" in caplog.text
 
 
+def test_parts_that_only_losses_read_are_no_reason_to_warn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = WithLosses(), WithLosses(loss_a=nn.Linear(2, 2), loss_b=nn.Linear(2, 2))
+    second.checkpoint_loss_prefixes = ("loss_a.",)
+    with caplog.at_level("INFO"):
+        load_weights(second, first.state_dict(), source="first.pth")
+    told = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "loss_a.{bias, weight}" in told["INFO"] and "loss_b" not in told["INFO"]
+    assert "loss_b.{bias, weight}" in told["WARNING"] and "loss_a" not in told["WARNING"]
+
+
 def test_parts_of_losses_of_another_size_are_refused() -> None:
     first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses(loss_a=nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"loss_a\.weight: \(2, 2\) in the file, \(2, 3\)"):
