@@ -108,6 +108,7 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Recompute the blocks in the backward pass: less memory, more time.
     cfg.MODEL.FUSED_HEAD.ACTIVATION_CHECKPOINTING = False
 
+    # GroundingRPN (GLIP's) or ComparingGroundingRPN, which also tells "the left apple".
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "GroundingRPN"
     cfg.MODEL.GROUNDING = CfgNode()
     # Width of the square anchor in strides of its level (one anchor per location).
@@ -215,8 +216,8 @@ def _add_text_task_config(cfg: CfgNode) -> None:
 def _add_tuning_config(cfg: CfgNode) -> None:
     # Fine-tuning of MODEL.WEIGHTS by a policy.
     cfg.MODEL.TUNING = CfgNode()
-    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads. "": train
-    # what the config does not freeze and write no delta.
+    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads,
+    # comparison. "": train what the config does not freeze and write no delta.
     cfg.MODEL.TUNING.NAME = ""
     # A delta file, the outcome of a fine-tuning, to be loaded on top of MODEL.WEIGHTS. It brings
     # its policy and settings along.

@@ -35,6 +35,9 @@ PROBED = (
     "proposal_generator.region_word.",
 )
 
+# What tells things apart that one phrase fits.
+COMPARISON = "proposal_generator.comparison."
+
 # Masks.
 ROI_HEADS = "roi_heads."
 
@@ -75,6 +78,18 @@ def linear_probe(_cfg: CfgNode, model: nn.Module) -> None:
 def mask_heads(_cfg: CfgNode, model: nn.Module) -> None:
     """Only masks are learned, on a trunk that stays as it is (our choice, for a first phase)."""
     train_only(model, (ROI_HEADS,), hint="set MODEL.MASK_ON to True")
+    _hide_no_words(model)
+
+
+@TUNING_REGISTRY.register()
+def comparison(_cfg: CfgNode, model: nn.Module) -> None:
+    """Only which place and size a phrase means is learned: "the left apple" (our choice)."""
+    hint = "set MODEL.PROPOSAL_GENERATOR.NAME to ComparingGroundingRPN"
+    train_only(model, (COMPARISON,), hint=hint)
+    _hide_no_words(model)
+
+
+def _hide_no_words(model: nn.Module) -> None:
     # With nobody to learn from the guesses, hidden words would only be missing.
     model.masked_language = None  # type: ignore[assignment]
 

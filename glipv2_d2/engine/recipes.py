@@ -51,6 +51,8 @@ OF_POLICY: dict[str, dict[str, Any]] = {
     # The rate is the LoRA paper's order of magnitude; no decay, which would pull to the base
     # anyway (our choice).
     "lora": {"SOLVER.BASE_LR": 1e-3, "SOLVER.WEIGHT_DECAY": 0.0},
+    # As in glipv2_mini_phrases.yaml (our choice).
+    "comparison": {"SOLVER.BASE_LR": 6e-3, "SOLVER.WEIGHT_DECAY": 0.0},
     # New parts learn as in a pre-training (our choice); the boxes stay what they are.
     "mask_heads": {
         "SOLVER.BASE_LR": 1e-4,

@@ -195,12 +195,15 @@ class GLIPv2(nn.Module):
     def checkpoint_optional_prefixes(self) -> tuple[str, ...]:
         """Names of weights that files and models may have or not.
 
-        The fused head names its own in its ``checkpoint_optional``.
+        A part names its own in its ``checkpoint_optional``.
         """
-        of_fused_head = getattr(self.fused_head, "checkpoint_optional", ())
         return (
             *(*self.checkpoint_loss_prefixes, "roi_heads.", "answer.", "caption."),
-            *(f"fused_head.{prefix}" for prefix in of_fused_head),
+            *(
+                f"{name}.{prefix}"
+                for name, part in self.named_children()
+                for prefix in getattr(part, "checkpoint_optional", ())
+            ),
         )
 
     @property

@@ -17,7 +17,8 @@ from glipv2_d2.engine.policies import FrozenPartsRest, frozen_parts, policy_name
 from glipv2_d2.engine.tuning import build_tuned_model
 
 NAMES = ["cat", "traffic light"]
-POLICIES = ("full", "linear_probe", "lora", "mask_heads", "prompt", "text_only")
+POLICIES = ("comparison", "full", "linear_probe", "lora", "mask_heads", "prompt", "text_only")
+COMPARING = ("MODEL.PROPOSAL_GENERATOR.NAME", "ComparingGroundingRPN")
 LORA_TARGETS = ("qkv", "query", "value", "language_key", "language_value", "language_out")
 
 
@@ -29,8 +30,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tuned_cfg(base: str, policy: str, *opts: Any) -> CfgNode:
-    masks = MASKS if policy == "mask_heads" else ()
-    return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *masks, *opts)
+    parts = {"mask_heads": MASKS, "comparison": COMPARING}.get(policy, ())
+    return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *parts, *opts)
 
 
 def train_steps(cfg: CfgNode, model: nn.Module, count: int = 3) -> None:
@@ -123,6 +124,11 @@ def test_mask_heads_moves_the_heads_of_boxes_and_all_of_them(base: str) -> None:
     moved, everything = moved_names(base, "mask_heads")
     assert moved == {name for name in everything if name.startswith("roi_heads.")}
     assert len(moved) > 0
+
+
+def test_comparison_moves_the_comparison_alone(base: str) -> None:
+    moved, _ = moved_names(base, "comparison")
+    assert moved == {"proposal_generator.comparison.direction.weight"}
 
 
 def test_mask_heads_hides_no_words(base: str) -> None:

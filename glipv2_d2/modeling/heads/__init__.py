@@ -1,6 +1,13 @@
+from glipv2_d2.modeling.heads.comparing_rpn import ComparingGroundingRPN
 from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
 from glipv2_d2.modeling.heads.mask_heads import HourglassMaskHead
 from glipv2_d2.modeling.heads.region_word import RegionWordScore
 from glipv2_d2.modeling.heads.roi_heads import GroundingROIHeads
 
-__all__ = ["GroundingROIHeads", "GroundingRPN", "HourglassMaskHead", "RegionWordScore"]
+__all__ = [
+    "ComparingGroundingRPN",
+    "GroundingROIHeads",
+    "GroundingRPN",
+    "HourglassMaskHead",
+    "RegionWordScore",
+]
