@@ -197,6 +197,21 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # learned from other texts only where things are.
     cfg.MODEL.ANSWER.GROUND_BY = "mask"
 
+    # Words that answer or describe read the regions of the image, as if these were words. A name in
+    # REGION_READER_REGISTRY, RegionReader or ClassifierRegionReader (glipv2-mini); "": they only
+    # read the maps, as in GLIPv2.
+    cfg.MODEL.REGION_READER = CfgNode()
+    cfg.MODEL.REGION_READER.NAME = ""
+    # What is asked for to find things whose names are not known, and how many of them are read.
+    cfg.MODEL.REGION_READER.PROMPT = "an object"
+    cfg.MODEL.REGION_READER.NUM_REGIONS = 16
+    # Of two boxes that overlap by more than this IoU one is read.
+    cfg.MODEL.REGION_READER.NMS_THRESH = 0.5
+    cfg.MODEL.REGION_READER.NUM_LAYERS = 2
+    cfg.MODEL.REGION_READER.HEADS = 12
+    cfg.MODEL.REGION_READER.FFN_DIM = 768
+    cfg.MODEL.REGION_READER.DROPOUT = 0.1
+
     # Captions, word by word from left to right. Weight of the loss; 0: not built.
     cfg.MODEL.CAPTION = CfgNode()
     cfg.MODEL.CAPTION.WEIGHT = 0.0
@@ -247,6 +262,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP spec 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
 
+    # Questions (captions) about one image that are learned together, so that it is read once for
+    # all of them; 1: each alone. IMS_PER_BATCH counts images.
+    cfg.DATALOADER.TEXTS_PER_IMAGE = 1
     cfg.DATALOADER.PROMPT = CfgNode()
     # Names that are not in the image, asked beside those that are: at most so many ...
     cfg.DATALOADER.PROMPT.MAX_NEGATIVES = 85

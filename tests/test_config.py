@@ -51,6 +51,7 @@ def test_every_added_key_is_read(key: str, attributes: set[str]) -> None:
 def test_new_groups_of_keys_are_a_decision() -> None:
     groups = {key.rpartition(".")[0] for key in added_keys()}
     assert groups == {
+        "DATALOADER",
         "DATALOADER.PROMPT",
         "DATASETS",
         "INPUT",
@@ -65,6 +66,7 @@ def test_new_groups_of_keys_are_a_decision() -> None:
         "MODEL.LANGUAGE_BACKBONE",
         "MODEL.MLM",
         "MODEL.PROMPT",
+        "MODEL.REGION_READER",
         "MODEL.ROI_MASK_HEAD",
         "MODEL.SWIN",
         "MODEL.TIMM",

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.joined_texts import join_texts
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.data.sanitize import sanitize_dataset
@@ -66,6 +67,10 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     for name, records in sane.items():
         if not records:
             raise ValueError(f"no image of data set {name!r} can be trained on: see the log above")
+    limit = cfg.DATALOADER.TEXTS_PER_IMAGE
+    if limit < 1:
+        raise ValueError(f"DATALOADER.TEXTS_PER_IMAGE is {limit}; it must be at least 1")
+    sane = {name: join_texts(records, limit) for name, records in sane.items()}
     mapper = GroundingMapper(
         cfg,
         is_train=True,

@@ -259,6 +259,10 @@ class GroundingMapper:
     def _ask_for_words(self, record: dict[str, Any], transforms: T.TransformList) -> dict[str, Any]:
         check_text_task(record, is_train=self.is_train)
         record = {key: value for key, value in record.items() if key not in EVALUATION_KEYS}
+        if fields.MORE in record:
+            record[fields.MORE] = [
+                self._ask_for_words(text, transforms) for text in record[fields.MORE]
+            ]
         if is_mirrored(transforms):
             record = mirrored(record)
         if self.is_train and fields.TARGET_CAPTIONS in record:

@@ -76,6 +76,13 @@ class TrainingTasks:
         return [i for i, asked in enumerate(self.to_find) if asked.answers is not None]
 
     @property
+    def images_to_tell_of(self) -> list[list[int]]:
+        """The images of grounded questions, of the other questions and of captions."""
+        grounded = [self.to_find[i].image for i in self.grounded_questions]
+        others = ([asked.image for asked in texts] for texts in (self.questions, self.captions))
+        return [grounded, *others]
+
+    @property
     def answers(self) -> list[Mapping[str, float]]:
         """What answers are worth, first of grounded questions, then of the others."""
         grounded = [self.to_find[i] for i in self.grounded_questions]
@@ -121,10 +128,7 @@ class InputTasks:
         """
         to_find, gt_instances, questions, captions = [], [], [], []
         for i, x in enumerate(inputs):
-            self._check(x)
-            question = self._question(i, x)
-            if question is not None:
-                question = replace(question, answers=_answers_of(x))
+            question = self._question_to_learn(i, x)
             if fields.INSTANCES in x:
                 prompt, instances = self.input_prompts.for_training(x)
                 grounded = None
@@ -142,7 +146,10 @@ class InputTasks:
                 raise ValueError(
                     f"{place_of(x)} has nothing to learn: give it one of {SOMETHING_TO_LEARN}"
                 )
-            captions += [Asked(i, prompt) for prompt in self._target_captions(x)]
+            more = x.get(fields.MORE, ())
+            questions += filter(None, (self._question_to_learn(i, text) for text in more))
+            for text in (x, *more):
+                captions += [Asked(i, prompt) for prompt in self._target_captions(text)]
         finds_nothing = not to_find
         if finds_nothing:
             to_find, gt_instances = [Asked(0, Prompt("", (), ()))], [_no_instances(inputs[0])]
@@ -223,6 +230,11 @@ class InputTasks:
                 f"{place_of(x)} is to be described, but the model has no head for captions: set "
                 "MODEL.CAPTION.WEIGHT, or take the data set of captions out"
             )
+
+    def _question_to_learn(self, i: int, x: dict[str, Any]) -> Asked | None:
+        self._check(x)
+        question = self._question(i, x)
+        return None if question is None else replace(question, answers=_answers_of(x))
 
     def _question(self, i: int, x: dict[str, Any]) -> Asked | None:
         question = x.get(fields.QUESTION)

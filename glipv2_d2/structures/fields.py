@@ -22,6 +22,8 @@ Input dicts are Detectron2's (one per image):
 | ``choices`` | with ``question``, at inference: the answers to choose from; default: the model's |
 | ``target_captions`` | the image is to be described. In training the texts to learn (our mapper |
 |  | draws one); in records and in evaluation all that people wrote |
+| ``more`` | training: dicts with further questions and their ``answers``, or |
+|  | ``target_captions``, of the same image |
 | ``describe`` | at inference: the image is to be described, True or a |
 |  | :class:`~glipv2_d2.modeling.decoding.Decoding`, which says how |
 | ``ground`` | at inference: the phrases of the question and its answer, or of the description, |
@@ -68,6 +70,7 @@ ANSWERS = "answers"
 HUMAN_ANSWERS = "human_answers"
 ANSWER_TYPE = "answer_type"
 TARGET_CAPTIONS = "target_captions"
+MORE = "more"
 CHOICES = "choices"
 DESCRIBE = "describe"
 GROUND = "ground"

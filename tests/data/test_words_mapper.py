@@ -77,6 +77,35 @@ def test_what_only_evaluators_read_stays_behind(
     assert not {"human_answers", "answer_type", "question_type"} & x.keys()
 
 
+def test_further_texts_of_an_image_follow_its_flip(cfg: CfgNode, question: dict[str, Any]) -> None:
+    mapper = make_mapper(cfg)
+    further = {key: question[key] for key in ("file_name", "question_id", "question", "answers")}
+    record = {**question, "more": [further, {"target_captions": CAPTIONS[:1]}]}
+    x = next(x for x in (mapper(record) for _ in range(50)) if is_flipped(x))
+    first, second = x["more"]
+    assert first["question"] == x["question"] == "what is on the right side?"
+    assert first["answers"] == {"white": 2 / 3, "right": 1 / 3}
+    assert second["target_captions"] == ["a dog right of a cat"]
+
+
+def test_questions_of_one_image_come_together_when_the_config_says_so(
+    cfg: CfgNode, question: dict[str, Any], register: Callable[..., str]
+) -> None:
+    records = [{**question, "question_id": i, "question": f"is it {i}?"} for i in range(5)]
+    cfg.DATASETS.TRAIN = (register("joined_questions", lambda: records),)
+    cfg.DATALOADER.TEXTS_PER_IMAGE = 3
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    batch = next(iter(build_train_loader(cfg)))
+    asked = sorted(text["question_id"] for x in batch for text in (x, *x["more"]))
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_no_text_per_image_is_refused(cfg: CfgNode) -> None:
+    cfg.DATALOADER.TEXTS_PER_IMAGE = 0
+    with pytest.raises(ValueError, match=r"TEXTS_PER_IMAGE is 0; it must be at least 1"):
+        build_train_loader(cfg)
+
+
 def test_question_and_answers_follow_the_flip(cfg: CfgNode, question: dict[str, Any]) -> None:
     mapper = make_mapper(cfg)
     seen = {is_flipped(x): x for x in (mapper(question) for _ in range(20))}
