@@ -22,6 +22,7 @@ from glipv2_d2.modeling.heads.masked_language import (
     MaskedLanguageHead,
     build_masked_language_head,
 )
+from glipv2_d2.modeling.heads.region_reader import build_region_reader
 from glipv2_d2.modeling.heads.roi_heads import build_grounding_roi_heads
 from glipv2_d2.modeling.label_predictions import LabelPredictions
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
@@ -49,6 +50,7 @@ class GLIPv2(nn.Module):
     language_backbone: Any
     fused_head: Any
     proposal_generator: Any
+    region_reader: Any
 
     checkpoint_loss_prefixes = ("inter_image.", "masked_language.")
     """Names of weights that only a loss reads."""
@@ -70,6 +72,7 @@ class GLIPv2(nn.Module):
         roi_heads: nn.Module | None = None,
         answer: AnswerHead | None = None,
         caption: CaptionHead | None = None,
+        region_reader: Any = None,
         ground_by: str = "mask",
         scores_fused_words: bool = True,
         language_cache_size: int = 0,
@@ -89,6 +92,9 @@ class GLIPv2(nn.Module):
                 :class:`~glipv2_d2.modeling.heads.GroundingROIHeads` is; None: they have none.
             answer: answers questions; None: none are asked.
             caption: describes images; None: none are described.
+            region_reader: lets words that answer or describe read regions, see
+                :class:`~glipv2_d2.modeling.heads.region_reader.RegionReader`; None: they only read
+                the maps.
             ground_by: see :class:`~glipv2_d2.modeling.tasks.InputTasks`.
             scores_fused_words: regions are scored against fused words; else against those that
                 the language backbone gave.
@@ -120,6 +126,12 @@ class GLIPv2(nn.Module):
                 f"{type(proposal_generator).__name__} has no match() as GroundingRPN has: set it "
                 "to False"
             )
+        if region_reader is not None and not hasattr(proposal_generator, "judge"):
+            raise ValueError(
+                "MODEL.REGION_READER has a NAME, but the MODEL.PROPOSAL_GENERATOR "
+                f"{type(proposal_generator).__name__} has no judge() as GroundingRPN has: set the "
+                "NAME to ''"
+            )
         super().__init__()
         self.backbone = backbone
         self.language_backbone = language_backbone
@@ -130,6 +142,7 @@ class GLIPv2(nn.Module):
         self.roi_heads = roi_heads
         self.answer = answer
         self.caption = caption
+        self.region_reader = region_reader
         self.tokenizer = tokenizer
         self.input_prompts = input_prompts
         self.tasks = InputTasks(
@@ -169,6 +182,7 @@ class GLIPv2(nn.Module):
             "roi_heads": build_grounding_roi_heads(cfg, shapes, width),
             "answer": build_answer_head(cfg, tokenizer, language_backbone),
             "caption": build_caption_head(cfg, tokenizer, language_backbone),
+            "region_reader": build_region_reader(cfg, shapes, width),
             "ground_by": cfg.MODEL.ANSWER.GROUND_BY,
             "scores_fused_words": cfg.MODEL.GROUNDING.FUSED_WORDS,
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
@@ -198,7 +212,13 @@ class GLIPv2(nn.Module):
         A part names its own in its ``checkpoint_optional``.
         """
         return (
-            *(*self.checkpoint_loss_prefixes, "roi_heads.", "answer.", "caption."),
+            *(
+                *self.checkpoint_loss_prefixes,
+                "roi_heads.",
+                "answer.",
+                "caption.",
+                "region_reader.",
+            ),
             *(
                 f"{name}.{prefix}"
                 for name, part in self.named_children()
@@ -262,7 +282,7 @@ class GLIPv2(nn.Module):
         if tasks.finds_nothing:
             losses = {name: 0 * loss for name, loss in losses.items()}
         reading = Reading(fused_features, fused_language, words, tokens)
-        return losses | text_losses(self, all_features, reading, tasks)
+        return losses | text_losses(self, all_images, all_features, reading, tasks)
 
     def mask_losses(
         self,
@@ -290,7 +310,7 @@ class GLIPv2(nn.Module):
         """The same path, with the image's part walked once for all of its prompts."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        said = say(self, batched_inputs, features)
+        said = say(self, batched_inputs, images, features)
         prompts_per_image = [
             self.tasks.prompts_to_find(x, texts.get(fields.PROMPT))
             for x, texts in zip(batched_inputs, said, strict=True)

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from detectron2.structures import ImageList
 from torch import Tensor
 
 from glipv2_d2.modeling.heads.caption import CaptionReader
-from glipv2_d2.modeling.rounds import select_images
+from glipv2_d2.modeling.rounds import select_images, select_sizes
 from glipv2_d2.modeling.tasks import Asked, TrainingTasks
-from glipv2_d2.structures import LanguageFeatures, Reading, TokenBatch, fields
+from glipv2_d2.structures import LanguageFeatures, Reading, Regions, TokenBatch, fields
 
 if TYPE_CHECKING:
     from glipv2_d2.modeling.meta_arch import GLIPv2
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def text_losses(
     model: GLIPv2,
+    images: ImageList,
     features: dict[str, Tensor],
     reading: Reading,
     tasks: TrainingTasks,
@@ -32,52 +34,107 @@ def text_losses(
     A head of which the batch asks nothing has a loss of 0 that reaches all of its parameters.
 
     Args:
+        images: N, for their sizes without padding.
         features: of the N images, before fusion.
         reading: of the texts to find, grounded questions among them.
     """
     losses: dict[str, Tensor] = {}
+    if model.answer is None and model.caption is None:
+        return losses
+    regions = find_regions(model, images, features, tasks.images_to_tell_of)
     if model.answer is not None:
-        pooled = [model.answer.pool(with_matches(model, reading.rows(tasks.grounded_questions)))]
+        grounded = with_matches(model, reading.rows(tasks.grounded_questions))
+        pooled = [model.answer.pool(with_regions(model, grounded, regions[0]))]
         if tasks.questions:
-            pooled.append(model.answer.pool(read_questions(model, features, tasks.questions)))
+            words = read_questions(model, features, tasks.questions)
+            pooled.append(model.answer.pool(with_regions(model, words, regions[1])))
         losses |= model.answer(torch.cat(pooled), tasks.answers)
     if model.caption is not None:
         words, captions = reading.language.rows([]), reading.tokens.rows([])
         if tasks.captions:
             captions, words = read_image(model, features, tasks.captions, causal=True)
-        losses |= model.caption(words, captions)
+        losses |= model.caption(with_regions(model, words, regions[2]), captions)
     return losses
 
 
 def say(
-    model: GLIPv2, inputs: Sequence[dict[str, Any]], features: dict[str, Tensor]
+    model: GLIPv2,
+    inputs: Sequence[dict[str, Any]],
+    images: ImageList,
+    features: dict[str, Tensor],
 ) -> list[dict[str, Any]]:
     """Per image what is asked to be said of it: ``answer`` and its score, ``caption``.
 
     Where its phrases are to be found, also ``prompt`` and ``phrases``.
 
     Args:
+        images: N, for their sizes without padding.
         features: of the N images, before fusion.
     """
     said: list[dict[str, Any]] = [{} for _ in inputs]
     questions = model.tasks.questions(inputs)
     if model.answer is not None and questions:
-        words = read_questions(model, features, questions)
+        (regions,) = find_regions(model, images, features, [[asked.image for asked in questions]])
+        words = with_regions(model, read_questions(model, features, questions), regions)
         guesses = model.answer.guess(words, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
             said[asked.image][fields.ANSWER_SCORE] = guess.score
     if model.caption is not None:
-        for decoding, images in model.tasks.descriptions(inputs).items():
-            selected = select_images(features, images)
-            reader = CaptionReader(model.language_backbone.read_on, model.fused_head, selected)
-            for i, caption in zip(images, model.caption.describe(reader, decoding), strict=True):
+        for decoding, indices in model.tasks.descriptions(inputs).items():
+            reader = caption_reader(model, images, features, indices)
+            for i, caption in zip(indices, model.caption.describe(reader, decoding), strict=True):
                 said[i][fields.CAPTION] = caption
     for x, texts in zip(inputs, said, strict=True):
         prompt = model.tasks.said_with_phrases(x, texts)
         if prompt is not None:
             texts |= {fields.PROMPT: prompt, fields.PHRASES: prompt.phrases}
     return said
+
+
+def caption_reader(
+    model: GLIPv2, images: ImageList, features: dict[str, Tensor], indices: list[int]
+) -> CaptionReader:
+    """One that reads captions of some of the images."""
+    (regions,) = find_regions(model, images, features, [indices])
+    return CaptionReader(
+        model.language_backbone.read_on,
+        model.fused_head,
+        select_images(features, indices),
+        region_reader=model.region_reader,
+        regions=regions,
+    )
+
+
+def find_regions(
+    model: GLIPv2,
+    images: ImageList,
+    features: dict[str, Tensor],
+    image_lists: Sequence[list[int]],
+) -> list[Regions | None]:
+    """Per list of images, any of them several times, their regions; None: the model reads none.
+
+    Each image is searched once; where there is none, one is, so that all processes of a distributed
+    training take the same way.
+    """
+    if model.region_reader is None:
+        return [None] * len(image_lists)
+    searched = sorted({i for indices in image_lists for i in indices}) or [0]
+    found = model.region_reader.finder(
+        model, select_sizes(images, searched), select_images(features, searched)
+    )
+    row_of = {image: row for row, image in enumerate(searched)}
+    return [found.images([row_of[i] for i in indices]) for indices in image_lists]
+
+
+def with_regions(
+    model: GLIPv2, words: LanguageFeatures, regions: Regions | None
+) -> LanguageFeatures:
+    """The words of texts after they have read the regions of their images, where models do that."""
+    if regions is None:
+        return words
+    assert model.region_reader is not None
+    return model.region_reader(words, regions)
 
 
 def read_questions(

@@ -3,6 +3,7 @@
 from glipv2_d2.structures.dense import DensePredictions, DenseTargets
 from glipv2_d2.structures.language import LanguageFeatures, Prompt, TokenBatch
 from glipv2_d2.structures.reading import Reading
+from glipv2_d2.structures.regions import Regions
 
 __all__ = [
     "DensePredictions",
@@ -10,5 +11,6 @@ __all__ = [
     "LanguageFeatures",
     "Prompt",
     "Reading",
+    "Regions",
     "TokenBatch",
 ]

@@ -22,8 +22,7 @@ from helpers.text_tasks import (
 
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.decoding import Decoding
-from glipv2_d2.modeling.heads.caption import CaptionReader
-from glipv2_d2.modeling.saying import read_image
+from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
 from glipv2_d2.modeling.tasks import Asked
 from glipv2_d2.structures import Prompt, TokenBatch
 
@@ -34,18 +33,23 @@ NOTHING_RANDOM = (
 ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
 PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
+REGIONS = (
+    *("MODEL.REGION_READER.NAME", "RegionReader", "MODEL.REGION_READER.NUM_REGIONS", 4),
+    *("MODEL.REGION_READER.HEADS", 2, "MODEL.REGION_READER.FFN_DIM", 32),
+    *("MODEL.REGION_READER.DROPOUT", 0.0),
+)
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
 
 
-@pytest.fixture(scope="module")
-def model() -> GLIPv2:
-    return tiny_model(*TEXT_TASKS, *ALL)
+@pytest.fixture(scope="module", params=[(), REGIONS], ids=["maps", "regions"])
+def model(request: pytest.FixtureRequest) -> GLIPv2:
+    return tiny_model(*TEXT_TASKS, *ALL, *request.param)
 
 
-@pytest.fixture(scope="module")
-def training_model() -> GLIPv2:
+@pytest.fixture(scope="module", params=[(), REGIONS], ids=["maps", "regions"])
+def training_model(request: pytest.FixtureRequest) -> GLIPv2:
     """Without anything random."""
-    built = tiny_model(*TEXT_TASKS, *NOTHING_RANDOM).train()
+    built = tiny_model(*TEXT_TASKS, *NOTHING_RANDOM, *request.param).train()
     built.language_backbone.eval()
     return built
 
@@ -127,7 +131,8 @@ def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> 
     plain = tiny_model(*NOTHING_RANDOM).train()
     plain.language_backbone.eval()
     added = training_model.state_dict().keys() - plain.state_dict().keys()
-    assert {name.partition(".")[0] for name in added} == {"answer", "caption"}
+    reader = {"region_reader"} if training_model.region_reader is not None else set()
+    assert {name.partition(".")[0] for name in added} == {"answer", "caption", *reader}
     losses, with_heads = plain([detection_input()]), training_model([detection_input()])
     assert losses.keys() == GROUNDING
     for name in GROUNDING:
@@ -151,7 +156,9 @@ def test_each_task_comes_alone_and_finds_nothing(opts: tuple, x: dict, added: st
 
 
 @pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
-@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
+@pytest.mark.parametrize(
+    "text", [(), PHRASES, REGIONS], ids=["bert", "phrases", "bert and regions"]
+)
 @pytest.mark.parametrize(
     "x",
     [detection_input(), question_input(), caption_input()],
@@ -202,6 +209,43 @@ def test_one_image_may_be_asked_everything(training_model: GLIPv2) -> None:
         torch.testing.assert_close(loss, expected[name])
 
 
+def test_further_texts_of_an_image_are_worth_what_they_are_alone(training_model: GLIPv2) -> None:
+    image, another = random_image(seed=5), random_image(seed=6)
+    questions = [
+        question_input(image=image),
+        question_input("what is it?", answers={"dog": 1.0}, image=image),
+    ]
+    captions = [caption_input(text, image=image) for text in ("a dog", "two dogs on a mat")]
+    other = question_input(image=another)
+    more = [{k: v for k, v in x.items() if k != "image"} for x in (questions[1], *captions)]
+    losses = training_model([{**questions[0], "more": more}, other])
+    expected = training_model([*questions, *captions, other])
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+def test_what_is_wrong_with_a_further_text_is_named(training_model: GLIPv2) -> None:
+    further = {"question": " ", "question_id": 8, "file_name": "8.jpg"}
+    with pytest.raises(ValueError, match=r"question 8 of image '8\.jpg'.*no words"):
+        training_model([question_input(more=[further])])
+
+
+def test_regions_need_a_detector_that_can_be_asked_for_them() -> None:
+    model = tiny_model(*ANSWERING, *REGIONS)
+    parts = {name: getattr(model, name) for name in ("backbone", "language_backbone", "fused_head")}
+    with pytest.raises(ValueError, match=r"REGION_READER.*Identity has no judge\(\)"):
+        GLIPv2(
+            **parts,
+            proposal_generator=torch.nn.Identity(),
+            tokenizer=model.tokenizer,
+            input_prompts=model.input_prompts,
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+            answer=model.answer,
+            region_reader=model.region_reader,
+        )
+
+
 def test_a_grounded_question_is_read_once_with_its_answer_hidden(
     training_model: GLIPv2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +257,9 @@ def test_a_grounded_question_is_read_once_with_its_answer_hidden(
         lambda _, prompts: texts.append([p.text for p in prompts]) or tokenize(prompts),
     )
     losses = training_model([grounded_question_input()])
-    assert texts == [[f"{GROUNDED} [MASK]"]]
+    # And once the model looks for any thing, where it reads regions.
+    search = [["an object"]] if training_model.region_reader is not None else []
+    assert texts == [[f"{GROUNDED} [MASK]"], *search]
     assert all(losses[name] > 0 for name in (*GROUNDING, "loss_answer"))
 
 
@@ -241,8 +287,9 @@ def test_words_of_questions_are_not_hidden() -> None:
     assert losses["loss_mlm"] == 0
 
 
-def test_both_losses_learn_from_the_image() -> None:
-    model = tiny_model(*TEXT_TASKS).train()
+@pytest.mark.parametrize("regions", [(), REGIONS], ids=["maps", "regions"])
+def test_both_losses_learn_from_the_image(regions: tuple) -> None:
+    model = tiny_model(*TEXT_TASKS, *regions).train()
     losses = model([question_input(), caption_input()])
     for name in ("loss_answer", "loss_caption"):
         part = next(p for n, p in model.backbone.named_parameters() if "fpn_lateral3.weight" in n)
@@ -250,8 +297,9 @@ def test_both_losses_learn_from_the_image() -> None:
         assert gradient.any()
 
 
-def test_bfloat16_autocast_gives_finite_losses_in_float32() -> None:
-    model = tiny_model(*TEXT_TASKS).train()
+@pytest.mark.parametrize("regions", [(), REGIONS], ids=["maps", "regions"])
+def test_bfloat16_autocast_gives_finite_losses_in_float32(regions: tuple) -> None:
+    model = tiny_model(*TEXT_TASKS, *regions).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model([question_input(), caption_input(), grounded_question_input()])
     assert all(loss.isfinite() for loss in losses.values())
@@ -311,46 +359,53 @@ def test_another_image_gets_another_score_and_caption_scores(model: GLIPv2) -> N
     assert scores[0]["answer_score"] != scores[1]["answer_score"]
 
 
-def caption_hidden(model: GLIPv2, features: dict, caption: str) -> torch.Tensor:
+def caption_hidden(model: GLIPv2, x: dict, caption: str) -> torch.Tensor:
     """(1, T, D), the whole caption read at once."""
+    images = model.preprocess_image([x])
+    features = model.backbone(images.tensor)
     _, words = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
-    return words.hidden
+    (regions,) = find_regions(model, images, features, [[0]])
+    return with_regions(model, words, regions).hidden
 
 
-@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
+@pytest.mark.parametrize(
+    "text", [(), PHRASES, REGIONS], ids=["bert", "phrases", "bert and regions"]
+)
 @torch.no_grad()
 def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> None:
     model = tiny_model(*TEXT_TASKS, *text, "MODEL.FUSED_HEAD.NUM_BLOCKS", 3)
-    features = model.backbone(model.preprocess_image([asked()]).tensor)
     caption = "a small dog on a mat"
-    whole = caption_hidden(model, features, caption)
+    whole = caption_hidden(model, asked(), caption)
     ids = torch.tensor([[101, *model.tokenizer.pieces([caption])[0], 102]])
-    reader = CaptionReader(model.language_backbone.read_on, model.fused_head, features)
+    images = model.preprocess_image([asked()])
+    reader = caption_reader(model, images, model.backbone(images.tensor), [0])
     in_steps = torch.cat([reader.read(column) for column in ids.split(1, dim=1)], dim=1)
     torch.testing.assert_close(in_steps, whole, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_a_later_word_changes_nothing_before_it_and_the_image_everything(model: GLIPv2) -> None:
-    images = [asked(image=random_image(seed=seed)) for seed in (0, 1)]
-    features, of_another = (model.backbone(model.preprocess_image([x]).tensor) for x in images)
-    hidden = caption_hidden(model, features, "a dog on a mat")
-    ends_otherwise = caption_hidden(model, features, "a dog on a car")
+    image, another = (asked(image=random_image(seed=seed)) for seed in (0, 1))
+    hidden = caption_hidden(model, image, "a dog on a mat")
+    ends_otherwise = caption_hidden(model, image, "a dog on a car")
     assert torch.equal(hidden[:, :5], ends_otherwise[:, :5])
     assert not torch.allclose(hidden[:, 5:], ends_otherwise[:, 5:])
-    elsewhere = caption_hidden(model, of_another, "a dog on a mat")
+    elsewhere = caption_hidden(model, another, "a dog on a mat")
     assert (hidden - elsewhere).abs().amax(dim=-1).min() > 1e-6
 
 
 @torch.no_grad()
 def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2) -> None:
     x = asked(describe=Decoding(beam_size=1, max_length=6, prefix="a dog"))
-    features = model.backbone(model.preprocess_image([x]).tensor)
+    images = model.preprocess_image([x])
+    features = model.backbone(images.tensor)
+    (regions,) = find_regions(model, images, features, [[0]])
     written = model.tokenizer.pieces(["a dog"])[0]
     while len(written) < 6:
         ids = torch.tensor([[101, *written]])
         tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), causal=True)
         _, words = model.fused_head(features, model.language_backbone(tokens))
+        words = with_regions(model, words, regions)
         logits = model.caption.predict(words.hidden[0, -1])
         logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
         if logits.argmax() == 102:

@@ -49,6 +49,11 @@ class LanguageLayer(nn.Module):
         hidden, _ = self._read(language.hidden, allowed, None)
         return replace(language, hidden=hidden)
 
+    def look(self, language: LanguageFeatures) -> tuple[LanguageFeatures, Past]:
+        """As :meth:`forward`, and what is kept for words that are read behind these."""
+        hidden, kept = self._read(language.hidden, language.mask[:, None, None], None)
+        return replace(language, hidden=hidden), kept
+
     def read_on(self, hidden: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """(R, T, D) further words of texts that are read from left to right.
 

@@ -17,7 +17,7 @@ from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_de
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.modeling.losses.words import word_loss
 from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import LanguageFeatures, Regions, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -140,12 +140,16 @@ class CaptionReader:
         read_words: Callable[..., tuple[Tensor, list[Past]]],
         fused_head: Any,
         features: dict[str, Tensor],
+        *,
+        region_reader: Any = None,
+        regions: Regions | None = None,
     ) -> None:
         """
         Args:
             read_words: ``read_on`` of the language backbone.
             fused_head: one whose words read the image.
             features: of N images, before fusion.
+            region_reader: lets the words read the images' ``regions``, too; None: they do not.
         """
         self.read_words = read_words
         self.fused_head = fused_head
@@ -154,11 +158,24 @@ class CaptionReader:
         self.device = self.looks[0].device
         self._words: list[Past] | None = None
         self._fused: list[Past] | None = None
+        self.region_reader = region_reader
+        self._regions: list[Past] | None = None
+        if region_reader is not None:
+            self._regions = region_reader.look(regions)
 
     def read(self, input_ids: Tensor) -> Tensor:
         """(R, T) further tokens of R captions, as many of each image -> (R, T, D), fused."""
         hidden, self._words = self.read_words(input_ids, self._words)
+        is_first = self._fused is None
         hidden, self._fused = self.fused_head.read_on(self.looks, hidden, self._fused)
+        if self._regions is None:
+            return hidden
+        if is_first:
+            texts_per_image = len(hidden) // self.num_images
+            images = torch.arange(self.num_images, device=self.device)
+            rows = images.repeat_interleave(texts_per_image)
+            self._regions = [past.rows(rows) for past in self._regions]
+        hidden, self._regions = self.region_reader.read_on(hidden, self._regions)
         return hidden
 
     def reorder(self, rows: Tensor) -> None:
@@ -170,6 +187,8 @@ class CaptionReader:
         assert self._words is not None and self._fused is not None
         self._words = [past.rows(rows) for past in self._words]
         self._fused = [past.rows(rows) for past in self._fused]
+        if self._regions is not None:
+            self._regions = [past.rows(rows) for past in self._regions]
 
 
 def build_caption_head(
