@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+# The signals for which torchrun's agent sets handlers.
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 # Where processes are forks of one that has done nothing but import these.
 PRELOADED = ["torch", "detectron2.engine", "glipv2_d2.engine.trainer", "glipv2_d2.evaluation"]
@@ -41,7 +45,13 @@ def torchrun(
         max_restarts=0,
         monitor_interval=0.05,
     )
-    results = elastic_launch(config, _call)(function, *args)
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    try:
+        results = elastic_launch(config, _call)(function, *args)
+    finally:
+        # The agent's own would outlive it, and be inherited by processes of later tests.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return [results[rank] for rank in range(num_processes)]
 
 

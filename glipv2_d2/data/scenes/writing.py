@@ -96,6 +96,10 @@ def _write_scenes(split: SceneSplit, root: Path, workers: int) -> None:
                 unit="scene",
             )
         )
+        # They end by themselves: leaving the block sends SIGTERM, and waits for ever where this
+        # process has a handler of its own for it (torchrun's agent sets one), which they inherit.
+        pool.close()
+        pool.join()
     shutil.rmtree(images, ignore_errors=True)
     partial.rename(images)
     for kind, content in _collect(split, records).items():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,14 @@ def test_an_interrupted_split_is_made_anew(drawn: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "val").iterdir())[-1] == "000005.jpg"
     first = np.asarray(Image.open(tmp_path / "val" / "000000.jpg"))
     assert np.array_equal(first, np.asarray(Image.open(drawn.parent / "val" / "000000.jpg")))
+
+
+def test_workers_end_where_a_process_handles_sigterm(tmp_path: Path) -> None:
+    """As torchrun's agent does; workers inherit its handlers."""
+    program = (
+        "import pathlib, signal; from glipv2_d2.data.scenes import write_drawn; "
+        "signal.signal(signal.SIGTERM, lambda *_: None); "
+        f"write_drawn(pathlib.Path({str(tmp_path)!r}), split='val', num_images=2, size=64, seed=3)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert (tmp_path / "val.json").is_file()
