@@ -189,9 +189,6 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # "classes": weights of its own for every answer; "words": answers are matched by their text, so
     # that lists which were never seen in training can be asked, too.
     cfg.MODEL.ANSWER.SCORE = "classes"
-    # Whether words also learn, before an answer is chosen, how well the regions match them. That
-    # takes the whole fused head and the region-word scores; reading the image takes less.
-    cfg.MODEL.ANSWER.READS_MATCHES = False
     # Where an answer is to be found, it is written as a hidden word behind the question ("mask"),
     # as it is learned from grounded questions; or in its own words ("words"), for models that have
     # learned from other texts only where things are.
@@ -205,6 +202,9 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # What is asked for to find things whose names are not known, and how many of them are read.
     cfg.MODEL.REGION_READER.PROMPT = "an object"
     cfg.MODEL.REGION_READER.NUM_REGIONS = 16
+    # Names, one per line, with which regions are compared: they are read as a mean of those that
+    # they match. "": with none.
+    cfg.MODEL.REGION_READER.NAMES_FILE = ""
     # Of two boxes that overlap by more than this IoU one is read.
     cfg.MODEL.REGION_READER.NMS_THRESH = 0.5
     cfg.MODEL.REGION_READER.NUM_LAYERS = 2
@@ -232,7 +232,7 @@ def _add_tuning_config(cfg: CfgNode) -> None:
     # Fine-tuning of MODEL.WEIGHTS by a policy.
     cfg.MODEL.TUNING = CfgNode()
     # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads,
-    # comparison. "": train what the config does not freeze and write no delta.
+    # comparison, text_heads. "": train what the config does not freeze and write no delta.
     cfg.MODEL.TUNING.NAME = ""
     # A delta file, the outcome of a fine-tuning, to be loaded on top of MODEL.WEIGHTS. It brings
     # its policy and settings along.
@@ -262,8 +262,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP spec 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
 
-    # Questions (captions) about one image that are learned together, so that it is read once for
-    # all of them; 1: each alone. IMS_PER_BATCH counts images.
+    # Questions and captions about one image that are learned together, so that it is read once for
+    # all of them; 1: each alone. Those of several data sets, too, where these have the same
+    # DATASETS.TRAIN_REPEAT_FACTOR. IMS_PER_BATCH counts images.
     cfg.DATALOADER.TEXTS_PER_IMAGE = 1
     cfg.DATALOADER.PROMPT = CfgNode()
     # Names that are not in the image, asked beside those that are: at most so many ...

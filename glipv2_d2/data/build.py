@@ -70,7 +70,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     limit = cfg.DATALOADER.TEXTS_PER_IMAGE
     if limit < 1:
         raise ValueError(f"DATALOADER.TEXTS_PER_IMAGE is {limit}; it must be at least 1")
-    sane = {name: join_texts(records, limit) for name, records in sane.items()}
+    factor_of = _repeat_factors(cfg)
+    sane = join_texts(sane, limit, factor_of)
     mapper = GroundingMapper(
         cfg,
         is_train=True,
@@ -81,7 +82,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     return TrainLoader(
         [record for records in sane.values() for record in records],
         mapper=mapper,
-        make_sampler=_sampler_factory(cfg, sane),
+        make_sampler=_sampler_factory(cfg, sane, factor_of),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -173,19 +174,18 @@ def _captions_to_pack(
 
 
 def _sampler_factory(
-    cfg: CfgNode, records_of: dict[str, list[dict[str, Any]]]
+    cfg: CfgNode, records_of: dict[str, list[dict[str, Any]]], factor_of: dict[str, float]
 ) -> Callable[[int], Sampler[int]]:
     """A function from a seed to the sampler of all data sets together.
 
     Raises:
-        ValueError: ``DATALOADER.SAMPLER_TRAIN`` or ``DATASETS.TRAIN_REPEAT_FACTOR`` is wrong.
+        ValueError: ``DATALOADER.SAMPLER_TRAIN`` is wrong.
     """
     kind = cfg.DATALOADER.SAMPLER_TRAIN
     if kind not in BALANCES_CLASSES:
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN is {kind!r}; use one of {', '.join(BALANCES_CLASSES)}"
         )
-    factor_of = _repeat_factors(cfg)
     if not factor_of and not BALANCES_CLASSES[kind]:
         size = sum(map(len, records_of.values()))
         return lambda seed: TrainingSampler(size, seed=seed)

@@ -1,8 +1,8 @@
-"""Questions about one image, learned together: the image is read once for all of them."""
+"""Texts of one image, learned together: the image is read once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from glipv2_d2.data.registration import Record
 from glipv2_d2.data.text_tasks import asks_words_only
@@ -19,28 +19,40 @@ _OF_A_TEXT = (
 )
 
 
-def join_texts(records: Sequence[Record], limit: int) -> list[Record]:
+def join_texts(
+    records_of: Mapping[str, Sequence[Record]], limit: int, factor_of: Mapping[str, float]
+) -> dict[str, list[Record]]:
     """Records that ask only for words, those of one image joined; the others as they are.
 
     The first text of an image keeps its record, and up to ``limit`` - 1 others follow in its
     ``more``; what is left begins another record. So an image with many questions is still drawn
-    more often than one with few.
+    more often than one with few. Texts of several data sets are joined where these are drawn
+    equally often.
 
     Args:
-        records: of one data set, for training.
+        records_of: of each data set, for training.
         limit: texts of a joined record; 1 leaves all as they are.
+        factor_of: how often a data set is drawn, where that is not once.
+
+    Returns:
+        Per data set those records whose first text is of it; there may be none.
     """
-    joined: list[Record] = []
-    open_of: dict[str, Record] = {}
-    for record in records:
-        if limit <= 1 or not asks_words_only(record):
-            joined.append(record)
-            continue
-        first = open_of.get(record[fields.FILE_NAME])
-        if first is None or len(first[fields.MORE]) >= limit - 1:
-            open_of[record[fields.FILE_NAME]] = {**record, fields.MORE: []}
-            joined.append(open_of[record[fields.FILE_NAME]])
-        else:
-            text = {key: record[key] for key in _OF_A_TEXT if key in record}
-            first[fields.MORE].append(text)
-    return joined
+    if limit <= 1:
+        return {name: list(records) for name, records in records_of.items()}
+    joined_of: dict[str, list[Record]] = {name: [] for name in records_of}
+    open_of: dict[tuple[float, str], Record] = {}
+    for name, records in records_of.items():
+        factor = factor_of.get(name, 1.0)
+        for record in records:
+            if not asks_words_only(record):
+                joined_of[name].append(record)
+                continue
+            place = (factor, record[fields.FILE_NAME])
+            first = open_of.get(place)
+            if first is None or len(first[fields.MORE]) >= limit - 1:
+                open_of[place] = {**record, fields.MORE: []}
+                joined_of[name].append(open_of[place])
+            else:
+                text = {key: record[key] for key in _OF_A_TEXT if key in record}
+                first[fields.MORE].append(text)
+    return joined_of

@@ -41,6 +41,9 @@ COMPARISON = "proposal_generator.comparison."
 # Masks.
 ROI_HEADS = "roi_heads."
 
+# What says words of images.
+TEXT_HEADS = ("answer.", "caption.", "region_reader.")
+
 # Layers of the fusion whose matrices are regrouped and never called (modeling.fusion.bi_attention):
 # what peft puts around them would be computed by nobody.
 _NEVER_CALLED = ("visual_query", "visual_value", "visual_out")
@@ -86,6 +89,14 @@ def comparison(_cfg: CfgNode, model: nn.Module) -> None:
     """Only which place and size a phrase means is learned: "the left apple" (our choice)."""
     hint = "set MODEL.PROPOSAL_GENERATOR.NAME to ComparingGroundingRPN"
     train_only(model, (COMPARISON,), hint=hint)
+    _hide_no_words(model)
+
+
+@TUNING_REGISTRY.register()
+def text_heads(_cfg: CfgNode, model: nn.Module) -> None:
+    """Only answers and captions are learned, on a trunk that stays as it is (our choice)."""
+    hint = "set MODEL.ANSWER.WEIGHT or MODEL.CAPTION.WEIGHT"
+    train_only(model, TEXT_HEADS, hint=hint)
     _hide_no_words(model)
 
 

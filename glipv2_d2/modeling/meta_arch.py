@@ -102,7 +102,7 @@ class GLIPv2(nn.Module):
             max_detections_per_image: for an image that was asked several prompts; -1: all.
 
         Raises:
-            ValueError: scores are to be averaged or told to questions, and the proposal generator
+            ValueError: scores are to be averaged or regions to be read, and the proposal generator
                 does not offer it; or words are to be said, and the fused head does not show them
                 the image.
         """
@@ -119,18 +119,12 @@ class GLIPv2(nn.Module):
                 f"MODEL.FUSED_HEAD.NAME {type(fused_head).__name__} have not: set their WEIGHT to "
                 "0, or choose FusedDynamicHead or ClassifierFusedDynamicHead"
             )
-        reads_matches = answer is not None and answer.matches is not None
-        if reads_matches and not hasattr(proposal_generator, "match"):
-            raise ValueError(
-                "MODEL.ANSWER.READS_MATCHES is True, but the MODEL.PROPOSAL_GENERATOR "
-                f"{type(proposal_generator).__name__} has no match() as GroundingRPN has: set it "
-                "to False"
-            )
-        if region_reader is not None and not hasattr(proposal_generator, "judge"):
+        offers_regions = all(hasattr(proposal_generator, name) for name in ("judge", "match"))
+        if region_reader is not None and not offers_regions:
             raise ValueError(
                 "MODEL.REGION_READER has a NAME, but the MODEL.PROPOSAL_GENERATOR "
-                f"{type(proposal_generator).__name__} has no judge() as GroundingRPN has: set the "
-                "NAME to ''"
+                f"{type(proposal_generator).__name__} has no judge() and match() as GroundingRPN "
+                "has: set the NAME to ''"
             )
         super().__init__()
         self.backbone = backbone
@@ -151,6 +145,7 @@ class GLIPv2(nn.Module):
             can_answer=answer is not None,
             can_describe=caption is not None,
             ground_by=ground_by,
+            finds_nouns=getattr(language_backbone, "reads_nouns_alone", False),
         )
         self.scores_fused_words = scores_fused_words
         self.language_cache = LanguageCache(language_cache_size)
@@ -182,7 +177,7 @@ class GLIPv2(nn.Module):
             "roi_heads": build_grounding_roi_heads(cfg, shapes, width),
             "answer": build_answer_head(cfg, tokenizer, language_backbone),
             "caption": build_caption_head(cfg, tokenizer, language_backbone),
-            "region_reader": build_region_reader(cfg, shapes, width),
+            "region_reader": build_region_reader(cfg, shapes, tokenizer, language_backbone),
             "ground_by": cfg.MODEL.ANSWER.GROUND_BY,
             "scores_fused_words": cfg.MODEL.GROUNDING.FUSED_WORDS,
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,

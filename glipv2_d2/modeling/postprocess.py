@@ -7,8 +7,9 @@ Until :func:`to_instances`, boxes are XYXY with inclusive corners in pixels of t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.layers import paste_masks_in_image
@@ -73,12 +74,14 @@ class DetectionsPerImage:
         boxes: (K, 4).
         scores: (K,), 0..1: the geometric mean of label score and centerness.
         labels: (K,) int64, index of the prompt's label.
+        locations: (K,) int64, which location of the maps said so, counted over all levels.
         masks: (K, S, S), 0..1, the pixels of each box on a grid; None: no masks were asked for.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    locations: Tensor
     masks: Tensor | None = None
 
     def __len__(self) -> int:
@@ -90,6 +93,7 @@ class DetectionsPerImage:
             self.boxes[selection],
             self.scores[selection],
             self.labels[selection],
+            self.locations[selection],
             None if self.masks is None else self.masks[selection],
         )
 
@@ -100,6 +104,7 @@ class DetectionsPerImage:
             torch.cat([part.boxes for part in parts]),
             torch.cat([part.scores for part in parts]),
             torch.cat([part.labels for part in parts]),
+            torch.cat([part.locations for part in parts]),
         )
 
 
@@ -155,14 +160,17 @@ def detect_labels(
             overlaps it with an IoU of at least ``nms_thresh`` and a higher score; they themselves
             are not detected.
     """
+    num_locations = [len(anchors) for anchors in predictions.anchors_per_level]
+    firsts = list(itertools.accumulate(num_locations, initial=0))[:-1]
     candidates = DetectionsPerImage.cat(
         [
-            _select_candidates(scores, centerness, deltas, anchors, settings, box_coder)
-            for scores, centerness, deltas, anchors in zip(
+            _select_candidates(scores, centerness, deltas, anchors, first, settings, box_coder)
+            for scores, centerness, deltas, anchors, first in zip(
                 predictions.scores_per_level,
                 predictions.centerness_per_level,
                 predictions.box_deltas_per_level,
                 predictions.anchors_per_level,
+                firsts,
                 strict=True,
             )
         ]
@@ -271,6 +279,7 @@ def _select_candidates(
     centerness: Tensor,
     box_deltas: Tensor,
     anchors: Tensor,
+    first_location: int,
     settings: PostprocessSettings,
     box_coder: BoxCoder,
 ) -> DetectionsPerImage:
@@ -281,13 +290,14 @@ def _select_candidates(
         centerness: (A_i,), 0..1.
         box_deltas: (A_i, 4).
         anchors: (A_i, 4).
+        first_location: how many locations the levels before have.
     """
     anchor_idxs, labels = (label_scores > settings.score_thresh).nonzero(as_tuple=True)
     scores = label_scores[anchor_idxs, labels] * centerness[anchor_idxs]
     scores, best = scores.topk(min(settings.pre_nms_topk, len(scores)))
     anchor_idxs, labels = anchor_idxs[best], labels[best]
     boxes = box_coder.decode(box_deltas[anchor_idxs], anchors[anchor_idxs])
-    return DetectionsPerImage(boxes, scores.sqrt(), labels)
+    return DetectionsPerImage(boxes, scores.sqrt(), labels, anchor_idxs + first_location)
 
 
 def _clip(detections: DetectionsPerImage, image_size: tuple[int, int]) -> DetectionsPerImage:
@@ -295,7 +305,7 @@ def _clip(detections: DetectionsPerImage, image_size: tuple[int, int]) -> Detect
     height, width = image_size
     last_pixel = detections.boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
     boxes = torch.minimum(detections.boxes.clamp(min=0), last_pixel)
-    return DetectionsPerImage(boxes, detections.scores, detections.labels)
+    return replace(detections, boxes=boxes)
 
 
 def _suppress_and_limit(

@@ -84,13 +84,13 @@ class RegionFinder:
             ]
         return Regions(
             self._cut(features, found),
-            self._cut(reading.features, found),
+            self._padded(_at_locations(reading.features, found)),
             self._padded([_places(f, s) for f, s in zip(found, images.image_sizes, strict=True)]),
         )
 
     def _limit(self, found: DetectionsPerImage) -> DetectionsPerImage:
         # Ties with the last one are found, too.
-        return found[torch.arange(len(found.scores))[: self.settings.detections_per_prompt]]
+        return found[torch.arange(len(found))[: self.settings.detections_per_prompt]]
 
     def _cut(self, features: dict[str, Tensor], found: Sequence[DetectionsPerImage]) -> Tensor:
         """(N, R, C), the mean of each box in the level of its size."""
@@ -125,6 +125,12 @@ def build_region_finder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Regi
             aggregation=grounding.SCORE_AGGREGATION,
         ),
     )
+
+
+def _at_locations(features: dict[str, Tensor], found: Sequence[DetectionsPerImage]) -> list[Tensor]:
+    """Per image (K, C), what the maps hold where each thing was found."""
+    locations = torch.cat([level.flatten(2) for level in features.values()], dim=2)
+    return [own[:, f.locations].T for own, f in zip(locations, found, strict=True)]
 
 
 def _places(found: DetectionsPerImage, image_size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from glipv2_d2.modeling.heads.caption import CaptionReader
 from glipv2_d2.modeling.rounds import select_images, select_sizes
 from glipv2_d2.modeling.tasks import Asked, TrainingTasks
-from glipv2_d2.structures import LanguageFeatures, Reading, Regions, TokenBatch, fields
+from glipv2_d2.structures import LanguageFeatures, Reading, Regions, fields
 
 if TYPE_CHECKING:
     from glipv2_d2.modeling.meta_arch import GLIPv2
@@ -43,17 +43,17 @@ def text_losses(
         return losses
     regions = find_regions(model, images, features, tasks.images_to_tell_of)
     if model.answer is not None:
-        grounded = with_matches(model, reading.rows(tasks.grounded_questions))
+        grounded = reading.rows(tasks.grounded_questions)
         pooled = [model.answer.pool(with_regions(model, grounded, regions[0]))]
         if tasks.questions:
-            words = read_questions(model, features, tasks.questions)
-            pooled.append(model.answer.pool(with_regions(model, words, regions[1])))
+            asked = read_image(model, features, tasks.questions)
+            pooled.append(model.answer.pool(with_regions(model, asked, regions[1])))
         losses |= model.answer(torch.cat(pooled), tasks.answers)
     if model.caption is not None:
-        words, captions = reading.language.rows([]), reading.tokens.rows([])
+        captions = reading.rows([])
         if tasks.captions:
-            captions, words = read_image(model, features, tasks.captions, causal=True)
-        losses |= model.caption(with_regions(model, words, regions[2]), captions)
+            captions = read_image(model, features, tasks.captions, causal=True)
+        losses |= model.caption(with_regions(model, captions, regions[2]), captions.tokens)
     return losses
 
 
@@ -75,7 +75,7 @@ def say(
     questions = model.tasks.questions(inputs)
     if model.answer is not None and questions:
         (regions,) = find_regions(model, images, features, [[asked.image for asked in questions]])
-        words = with_regions(model, read_questions(model, features, questions), regions)
+        words = with_regions(model, read_image(model, features, questions), regions)
         guesses = model.answer.guess(words, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
@@ -123,47 +123,36 @@ def find_regions(
     found = model.region_reader.finder(
         model, select_sizes(images, searched), select_images(features, searched)
     )
+    if model.region_reader.names is not None:
+        found = with_names(model, found, model.region_reader.names())
     row_of = {image: row for row, image in enumerate(searched)}
     return [found.images([row_of[i] for i in indices]) for indices in image_lists]
 
 
-def with_regions(
-    model: GLIPv2, words: LanguageFeatures, regions: Regions | None
-) -> LanguageFeatures:
+def with_names(model: GLIPv2, regions: Regions, names: Tensor) -> Regions:
+    """Regions that know how well they match (A, D) names; nothing is learned of that."""
+    vectors = names.expand(len(regions.places), -1, -1)
+    words = LanguageFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
+    with torch.no_grad():
+        logits = model.proposal_generator.match(regions.fused_features, words)
+    return replace(regions, name_logits=logits)
+
+
+def with_regions(model: GLIPv2, reading: Reading, regions: Regions | None) -> LanguageFeatures:
     """The words of texts after they have read the regions of their images, where models do that."""
     if regions is None:
-        return words
-    assert model.region_reader is not None
-    return model.region_reader(words, regions)
-
-
-def read_questions(
-    model: GLIPv2, features: dict[str, Tensor], questions: Sequence[Asked]
-) -> LanguageFeatures:
-    """The words of questions, ready to be pooled.
-
-    Args:
-        features: of the N images, before fusion.
-    """
-    assert model.answer is not None
-    if model.answer.matches is None:
-        return read_image(model, features, questions)[1]
-    selected = select_images(features, [asked.image for asked in questions])
-    return with_matches(model, model.read(selected, [asked.prompt for asked in questions]))
-
-
-def with_matches(model: GLIPv2, reading: Reading) -> LanguageFeatures:
-    """The fused words of questions; where the model tells them, they know what matches them."""
-    if model.answer is None or model.answer.matches is None:
         return reading.language
-    logits = model.proposal_generator.match(reading.features, reading.words)
-    return model.answer.matches(reading.language, logits)
+    assert model.region_reader is not None
+    logits = None
+    if not reading.language.causal:
+        logits = model.proposal_generator.match(regions.fused_features, reading.words)
+    return model.region_reader(reading.language, regions, logits)
 
 
 def read_image(
     model: GLIPv2, features: dict[str, Tensor], texts: Sequence[Asked], *, causal: bool = False
-) -> tuple[TokenBatch, LanguageFeatures]:
-    """Let texts read their images; their maps after that are not made.
+) -> Reading:
+    """Let texts read their images; maps that have read them are not made.
 
     Args:
         features: of the N images, before fusion.
@@ -173,4 +162,5 @@ def read_image(
     tokens = replace(tokens, causal=causal)
     language = model.language_cache(model.language_backbone, tokens)
     selected = select_images(features, [asked.image for asked in texts])
-    return tokens, model.fused_head.words(selected, language)
+    fused = model.fused_head.words(selected, language)
+    return Reading({}, fused, fused if model.scores_fused_words else language, tokens)

@@ -6,6 +6,7 @@ are read together; a question whose phrases are to be found is read once for bot
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.prompting import InputPrompts
 from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.structures.language import Span
 from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 from glipv2_d2.text.prompts import caption_prompt
@@ -28,6 +30,9 @@ SOMETHING_TO_LEARN = (fields.INSTANCES, fields.QUESTION, fields.TARGET_CAPTIONS)
 
 # How the answer is written where it is to be found.
 GROUND_BY = ("mask", "words")
+
+# Questions whose nouns are remembered: data sets ask the same again and again.
+_KNOWN_QUESTIONS = 65536
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,13 @@ class InputTasks:
         can_answer: bool,
         can_describe: bool,
         ground_by: str,
+        finds_nouns: bool,
     ) -> None:
         """
         Args:
             input_prompts: says what is to be found.
             can_answer, can_describe: which heads there are.
+            finds_nouns: questions say what their nouns are.
             ground_by: how the answer is written where it is to be found: "mask", a hidden word, as
                 grounded questions are learned; or "words", its own.
 
@@ -118,6 +125,7 @@ class InputTasks:
         self.can_answer = can_answer
         self.can_describe = can_describe
         self.ground_by = ground_by
+        self.finds_nouns = finds_nouns
 
     def for_training(self, inputs: Sequence[dict[str, Any]]) -> TrainingTasks:
         """What to learn from each input.
@@ -133,7 +141,7 @@ class InputTasks:
                 prompt, instances = self.input_prompts.for_training(x)
                 grounded = None
                 if question is not None:
-                    grounded = hide_answer(prompt, x[fields.QUESTION], self.tokenizer.mask_token)
+                    grounded = hide_answer(prompt, question.prompt)
                 if question is not None and grounded is not None:
                     to_find.append(replace(question, prompt=grounded))
                     question = None
@@ -210,7 +218,7 @@ class InputTasks:
         if said is not None:
             hidden = None
             if fields.QUESTION in x and self.ground_by == "mask":
-                hidden = hide_answer(said, x[fields.QUESTION], self.tokenizer.mask_token)
+                hidden = hide_answer(said, self._question_prompt(x[fields.QUESTION]))
             return [hidden or said]
         has_words_to_say = fields.QUESTION in x or _is_described(x)
         if has_words_to_say and not any(key in x for key in THINGS_TO_FIND):
@@ -242,7 +250,7 @@ class InputTasks:
             return None
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"{place_of(x)}: the question {question!r} has no words: write one")
-        prompt = question_prompt(question, self.tokenizer.mask_token)
+        prompt = self._question_prompt(question)
         num_tokens = self.tokenizer.count(prompt.text) + self.tokenizer.num_special_tokens
         if num_tokens > self.tokenizer.max_tokens:
             raise ValueError(
@@ -251,6 +259,11 @@ class InputTasks:
                 "raise MODEL.PROMPT.MAX_TOKENS"
             )
         return Asked(i, prompt)
+
+    def _question_prompt(self, question: str) -> Prompt:
+        question = question.strip()
+        nouns = nouns_of(question) if self.finds_nouns else ()
+        return question_prompt(question, self.tokenizer.mask_token, nouns)
 
     def _target_captions(self, x: dict[str, Any]) -> list[Prompt]:
         captions = x.get(fields.TARGET_CAPTIONS)
@@ -264,6 +277,12 @@ class InputTasks:
                     f"{place_of(x)}: the caption {caption!r} has no words: take it out"
                 )
         return [self.tokenizer.fit(Prompt(caption.strip(), (), ())) for caption in captions]
+
+
+@functools.lru_cache(maxsize=_KNOWN_QUESTIONS)
+def nouns_of(question: str) -> tuple[Span, ...]:
+    """What a question names, without articles; errors as of :func:`noun_phrases`."""
+    return tuple(span for (span,) in noun_phrases(question, articles=False))
 
 
 def place_of(x: dict[str, Any]) -> str:

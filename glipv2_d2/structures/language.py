@@ -32,6 +32,8 @@ class Prompt:
         is_class_list: the labels are class names, which mean the same for every image, and the text
             is made of them. The words of a caption or a question mean what its own image shows.
         is_question: the text is to be answered. It is read as a whole, whatever its labels are.
+        nouns: of a question, the spans that name things, without their articles; for language
+            backbones that read names alone.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Prompt:
     classes: tuple[int, ...]
     is_class_list: bool = False
     is_question: bool = False
+    nouns: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.spans) != len(self.classes):
@@ -74,6 +77,7 @@ class TokenBatch:
         input_ids: (N, T) int64, [CLS] pieces [SEP] and padding.
         mask: (N, T) bool, True from [CLS] to [SEP]. Separators count as valid (GLIP spec 2).
         positive_maps: for each prompt, (labels, T) bool: the tokens that spell each label.
+        noun_maps: for each prompt, (nouns, T) bool: the tokens that spell each noun.
         prompts: the prompts, in order.
         causal: a token reads what is left of it and itself, and the image reads no token.
     """
@@ -81,6 +85,7 @@ class TokenBatch:
     input_ids: Tensor
     mask: Tensor
     positive_maps: tuple[Tensor, ...]
+    noun_maps: tuple[Tensor, ...]
     prompts: tuple[Prompt, ...]
     causal: bool = False
 
@@ -101,6 +106,7 @@ class TokenBatch:
             input_ids=self.input_ids.to(device),
             mask=self.mask.to(device),
             positive_maps=tuple(positive_map.to(device) for positive_map in self.positive_maps),
+            noun_maps=tuple(noun_map.to(device) for noun_map in self.noun_maps),
         )
 
     def rows(self, indices: Sequence[int]) -> TokenBatch:
@@ -112,6 +118,7 @@ class TokenBatch:
             input_ids=self.input_ids[indices],
             mask=self.mask[indices],
             positive_maps=tuple(self.positive_maps[i] for i in indices),
+            noun_maps=tuple(self.noun_maps[i] for i in indices),
             prompts=tuple(self.prompts[i] for i in indices),
         )
 

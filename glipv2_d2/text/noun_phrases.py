@@ -29,12 +29,15 @@ class TaggedWord(NamedTuple):
     tag: str
 
 
-def noun_phrases(caption: str) -> list[list[Span]]:
+def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
     """The noun phrases of an English caption, each one as the list of its only span.
 
     GLIP's grammar (:func:`chunk`) on spaCy's tags, where GLIP has NLTK's. The spans are characters
     of ``caption`` itself, so that a phrase that stands there twice is two labels, and "cat" is
     never found within "catfish".
+
+    Args:
+        articles: phrases begin with their determiner, where they have one.
 
     Raises:
         ValueError: spaCy or its English model is not installed.
@@ -42,6 +45,8 @@ def noun_phrases(caption: str) -> list[list[Span]]:
     words = load_tagger()(caption)
     spans: list[list[Span]] = []
     for first, last in chunk([word.tag for word in words]):
+        if not articles and words[first].tag == "DT":
+            first += 1
         span = _strip_punctuation(caption, words[first].span[0], words[last - 1].span[1])
         if span is not None:
             spans.append([span])

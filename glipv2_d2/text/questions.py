@@ -15,13 +15,17 @@ from glipv2_d2.structures.language import Span
 from glipv2_d2.text.prompts import caption_prompt
 
 
-def question_prompt(question: str, mask_token: str) -> Prompt:
+def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) -> Prompt:
     """A question with its hidden answer, where nothing is to be found.
+
+    Args:
+        nouns: character spans of the question without blanks around it.
 
     >>> question_prompt("what is red? ", "[MASK]").text
     'what is red? [MASK]'
     """
-    return Prompt(f"{question.strip()} {mask_token}", (), (), is_question=True)
+    text = f"{question.strip()} {mask_token}"
+    return Prompt(text, (), (), is_question=True, nouns=tuple(nouns))
 
 
 def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
@@ -38,23 +42,27 @@ def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]
     return caption_prompt(text, [*phrases, [(len(question) + 1, len(text))]])
 
 
-def hide_answer(prompt: Prompt, question: str, mask_token: str) -> Prompt | None:
+def hide_answer(prompt: Prompt, question: Prompt) -> Prompt | None:
     """The question of a caption that is a question with its answer, or the question alone.
 
     Labels in the answer become labels of the hidden word.
 
+    Args:
+        prompt: the caption.
+        question: of :func:`question_prompt`.
+
     Returns:
         None where the caption does not begin with the question.
 
-    >>> hidden = hide_answer(answered_prompt("what is red?", "a car", []), "what is red?", "[MASK]")
+    >>> answered = answered_prompt("what is red?", "a car", [])
+    >>> hidden = hide_answer(answered, question_prompt("what is red?", "[MASK]"))
     >>> hidden.text, hidden.phrases
     ('what is red? [MASK]', ['[MASK]'])
     """
-    question = question.strip()
-    end = len(question)
-    if prompt.text[:end] != question or not (prompt.text[end:] + " ")[0].isspace():
+    end = question.text.rindex(" ")
+    if prompt.text[:end] != question.text[:end] or not (prompt.text[end:] + " ")[0].isspace():
         return None
-    hidden = (end + 1, end + 1 + len(mask_token))
+    hidden = (end + 1, len(question.text))
 
     def places(spans: tuple[Span, ...]) -> tuple[Span, ...]:
         # A span of both, which no parser gives, is one of the question.
@@ -62,7 +70,7 @@ def hide_answer(prompt: Prompt, question: str, mask_token: str) -> Prompt | None
         return tuple(dict.fromkeys(kept))
 
     return replace(
-        question_prompt(question, mask_token),
+        question,
         spans=tuple(places(spans) for spans in prompt.spans),
         classes=prompt.classes,
     )

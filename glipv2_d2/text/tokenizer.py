@@ -138,6 +138,10 @@ class Tokenizer:
                 positive_map(prompt.spans, offsets, num_tokens)
                 for prompt, offsets in zip(prompts, encoding["offset_mapping"], strict=True)
             ),
+            noun_maps=tuple(
+                positive_map([[noun] for noun in prompt.nouns], offsets, num_tokens)
+                for prompt, offsets in zip(prompts, encoding["offset_mapping"], strict=True)
+            ),
             prompts=tuple(prompts),
         )
 

@@ -26,7 +26,8 @@ RECIPES = sorted(
     if not path.name.startswith("Base-")
 )
 PRETRAIN = [name for name in RECIPES if name.startswith("pretrain/")]
-POLICIES_FOR_BOXES = [name for name in policy_names() if name not in ("comparison", "mask_heads")]
+NOT_FOR_BOXES = ("comparison", "mask_heads", "text_heads")
+POLICIES_FOR_BOXES = [name for name in policy_names() if name not in NOT_FOR_BOXES]
 
 
 @functools.cache

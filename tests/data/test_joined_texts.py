@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.data.joined_texts import join_texts
+from glipv2_d2.data.joined_texts import join_texts as join_all
 
 FILES = ("a.jpg", "b.jpg", "c.jpg")
 
@@ -22,6 +22,11 @@ def question(number: int, file_name: str) -> dict[str, Any]:
         "answers": {"yes": 1.0},
         "human_answers": ["yes"],
     }
+
+
+def join_texts(records: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Of one data set."""
+    return join_all({"vqa": records}, limit, {})["vqa"]
 
 
 def texts_of(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,3 +71,13 @@ def test_further_texts_keep_what_is_learned_and_what_messages_name() -> None:
             "answers": {"yes": 1.0},
         }
     ]
+
+
+def test_texts_of_two_data_sets_are_joined_if_these_are_drawn_equally_often() -> None:
+    records_of = {
+        "vqa": [question(1, "a.jpg"), question(2, "b.jpg")],
+        "captions": [{"file_name": "a.jpg", "target_captions": ["a dog"]}],
+    }
+    for factor, expected in ((1.0, [2, 1]), (0.5, [1, 1, 1])):
+        joined = join_all(records_of, 4, {"captions": factor})
+        assert [len(texts_of(r)) for records in joined.values() for r in records] == expected

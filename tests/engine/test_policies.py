@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from helpers.masks import ELL, MASKS, masked_input
 from helpers.models import random_image, tiny_cfg, tiny_model
+from helpers.text_tasks import REGIONS, TEXT_TASKS, caption_input, question_input
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import save_weights
@@ -17,8 +18,12 @@ from glipv2_d2.engine.policies import FrozenPartsRest, frozen_parts, policy_name
 from glipv2_d2.engine.tuning import build_tuned_model
 
 NAMES = ["cat", "traffic light"]
-POLICIES = ("comparison", "full", "linear_probe", "lora", "mask_heads", "prompt", "text_only")
+POLICIES = (
+    *("comparison", "full", "linear_probe", "lora", "mask_heads", "prompt", "text_heads"),
+    "text_only",
+)
 COMPARING = ("MODEL.PROPOSAL_GENERATOR.NAME", "ComparingGroundingRPN")
+SAYING = (*TEXT_TASKS, *REGIONS)
 LORA_TARGETS = ("qkv", "query", "value", "language_key", "language_value", "language_out")
 
 
@@ -30,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tuned_cfg(base: str, policy: str, *opts: Any) -> CfgNode:
-    parts = {"mask_heads": MASKS, "comparison": COMPARING}.get(policy, ())
+    parts = {"mask_heads": MASKS, "comparison": COMPARING, "text_heads": SAYING}.get(policy, ())
     return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *parts, *opts)
 
 
@@ -38,8 +43,11 @@ def train_steps(cfg: CfgNode, model: nn.Module, count: int = 3) -> None:
     torch.manual_seed(0)
     optimizer = build_optimizer(cfg, model)
     model.train()
+    inputs = [masked_input([ELL], [1], classes=NAMES)]
+    if cfg.MODEL.TUNING.NAME == "text_heads":
+        inputs = [question_input(), caption_input()]
     for _ in range(count):
-        losses = model([masked_input([ELL], [1], classes=NAMES)])
+        losses = model(inputs)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -129,6 +137,16 @@ def test_mask_heads_moves_the_heads_of_boxes_and_all_of_them(base: str) -> None:
 def test_comparison_moves_the_comparison_alone(base: str) -> None:
     moved, _ = moved_names(base, "comparison")
     assert moved == {"proposal_generator.comparison.direction.weight"}
+
+
+def test_text_heads_moves_what_says_words_and_all_of_it(base: str) -> None:
+    moved, everything = moved_names(base, "text_heads")
+    heads = ("answer.", "caption.", "region_reader.")
+    # What all words have in common is no matter to a softmax.
+    still = {name for name in everything if name.startswith(heads)} - moved
+    assert all(name.startswith(heads) for name in moved)
+    assert {name.split(".")[0] for name in moved} == {head.rstrip(".") for head in heads}
+    assert all(name.endswith(("attention.bias", "key.bias")) for name in still)
 
 
 def test_mask_heads_hides_no_words(base: str) -> None:

@@ -62,6 +62,7 @@ def found(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Detections
         torch.tensor(boxes).reshape(-1, 4),
         torch.full((len(labels),), 0.9),
         torch.tensor(labels, dtype=torch.int64),
+        torch.arange(len(labels)),
     )
 
 

@@ -116,7 +116,10 @@ def test_images_of_a_batch_are_clipped_to_their_own_sizes(
 
 def test_results_in_the_original_image_are_the_references(golden: dict[str, Tensor]) -> None:
     detections = DetectionsPerImage(
-        golden["one/det0/boxes"], golden["one/det0/scores"], golden["one/det0/labels"] - 1
+        golden["one/det0/boxes"],
+        golden["one/det0/scores"],
+        golden["one/det0/labels"] - 1,
+        torch.zeros_like(golden["one/det0/labels"]),
     )
     width, height = golden["one/resized_det0/size_wh"].tolist()
     instances = to_instances(detections, (200, 300), (height, width), range(7))
@@ -129,15 +132,32 @@ def test_results_in_the_original_image_are_the_references(golden: dict[str, Tens
     )
 
 
+def test_a_location_tells_where_in_the_maps_a_box_was_found(
+    golden: dict[str, Tensor], positive_map: Tensor
+) -> None:
+    predictions = golden_predictions(golden, "one")
+    trimmed = positive_map[:, : predictions.token_logits_per_level[0].shape[-1]]
+    (found,) = detect(predictions, (trimmed,), [(10**6, 10**6)], GLIP, BoxCoder())
+    deltas = torch.cat([level[0] for level in predictions.box_deltas_per_level])
+    anchors = torch.cat(predictions.anchors_per_level)
+    everywhere = BoxCoder().decode(deltas, anchors).clamp(min=0)
+    assert len(found.locations.unique()) > 10
+    torch.testing.assert_close(everywhere[found.locations], found.boxes)
+
+
+def with_labels(boxes: Tensor, labels: list[int]) -> DetectionsPerImage:
+    locations = torch.arange(len(labels))
+    ids = torch.tensor(labels, dtype=torch.int64)
+    return DetectionsPerImage(boxes, torch.ones(len(labels)), ids, locations)
+
+
 def test_labels_become_the_callers_classes() -> None:
-    found = DetectionsPerImage(torch.zeros(3, 4), torch.ones(3), torch.tensor([1, 0, 1]))
+    found = with_labels(torch.zeros(3, 4), [1, 0, 1])
     assert to_instances(found, (9, 9), (9, 9), [40, 7]).pred_classes.tolist() == [7, 40, 7]
 
 
 def test_corners_are_scaled_before_they_become_exclusive() -> None:
-    found = DetectionsPerImage(
-        torch.tensor([[10.0, 20.0, 30.0, 40.0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64)
-    )
+    found = with_labels(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), [0])
     instances = to_instances(found, (100, 100), (300, 200), [0])
     assert instances.image_size == (300, 200)
     assert instances.pred_boxes.tensor.tolist() == [[20.0, 60.0, 61.0, 121.0]]
@@ -147,8 +167,7 @@ def test_corners_are_scaled_before_they_become_exclusive() -> None:
 
 
 def masks_found(boxes: list[list[float]], masks: Tensor) -> DetectionsPerImage:
-    labels = torch.zeros(len(boxes), dtype=torch.int64)
-    return DetectionsPerImage(torch.tensor(boxes), torch.ones(len(boxes)), labels, masks)
+    return replace(with_labels(torch.tensor(boxes), [0] * len(boxes)), masks=masks)
 
 
 def pasted(
@@ -216,9 +235,8 @@ def test_chosen_detections_keep_their_masks() -> None:
 )
 def test_what_others_surpass_is_not_among_the_best(limit: int, kept: list[float]) -> None:
     def scored(*scores: float) -> DetectionsPerImage:
-        count = len(scores)
-        labels = torch.zeros(count, dtype=torch.int64)
-        return DetectionsPerImage(torch.zeros(count, 4), torch.tensor(scores), labels)
+        found = with_labels(torch.zeros(len(scores), 4), [0] * len(scores))
+        return replace(found, scores=torch.tensor(scores))
 
     best = among_best(scored(0.5, 0.9, 0.5), [scored(0.7), scored(0.1)], limit)
     assert sorted(best.scores.tolist(), reverse=True) == pytest.approx(kept)

@@ -19,7 +19,7 @@ def found(scores: list[float], class_: int) -> Found:
     boxes = torch.tensor([[1.0, 2, 10, 12]]).repeat(len(scores), 1)
     labels = torch.zeros(len(scores), dtype=torch.int64)
     prompt = Prompt("thing", (((0, 5),),), (class_,))
-    return DetectionsPerImage(boxes, torch.tensor(scores), labels), prompt
+    return DetectionsPerImage(boxes, torch.tensor(scores), labels, labels), prompt
 
 
 def scores_by_class(results: dict) -> list[tuple[int, float]]:

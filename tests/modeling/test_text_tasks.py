@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.text_tasks import (
     ANSWERS,
     DESCRIBING,
     GROUNDED,
+    REGIONS,
     TEXT_TASKS,
     caption_input,
     detection_input,
@@ -24,7 +26,8 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
 from glipv2_d2.modeling.tasks import Asked
-from glipv2_d2.structures import Prompt, TokenBatch
+from glipv2_d2.structures import Prompt, Reading, TokenBatch
+from glipv2_d2.text.prompts import demo_prompt
 
 NOTHING_RANDOM = (
     *("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.0, "MODEL.FUSED_HEAD.LANGUAGE_DROPOUT", 0.0),
@@ -33,11 +36,6 @@ NOTHING_RANDOM = (
 ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
 PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
-REGIONS = (
-    *("MODEL.REGION_READER.NAME", "RegionReader", "MODEL.REGION_READER.NUM_REGIONS", 4),
-    *("MODEL.REGION_READER.HEADS", 2, "MODEL.REGION_READER.FFN_DIM", 32),
-    *("MODEL.REGION_READER.DROPOUT", 0.0),
-)
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
 
 
@@ -76,26 +74,18 @@ def assert_same(ours: dict, expected: dict) -> None:
         )
 
 
-def with_matches(*opts: Any) -> GLIPv2:
-    """A model whose questions have learned to heed how well regions match their words."""
-    built = tiny_model(*ANSWERING, "MODEL.ANSWER.READS_MATCHES", True, *opts)
-    torch.nn.init.normal_(built.answer.matches.projection.weight)
-    return built
-
-
 # Training.
 
 
-def test_at_first_matches_change_no_answer() -> None:
-    question = question_input()
-    plain = tiny_model(*ANSWERING, *NOTHING_RANDOM)
-    matching = tiny_model(*ANSWERING, "MODEL.ANSWER.READS_MATCHES", True, *NOTHING_RANDOM)
-    matching.load_state_dict(plain.state_dict(), strict=False)
-    assert_same(answer(matching, question)[0], answer(plain, question)[0])
+def heeding_matches(*opts: Any) -> GLIPv2:
+    """A model whose questions have learned to heed how well regions match their words."""
+    built = tiny_model(*ANSWERING, *REGIONS, *opts)
+    torch.nn.init.normal_(built.region_reader.matches.score.weight)
+    return built
 
 
-def test_questions_teach_the_region_word_score_where_they_read_its_matches() -> None:
-    for build, learns in ((with_matches, True), (lambda *o: tiny_model(*ANSWERING, *o), False)):
+def test_questions_teach_the_region_word_score_where_they_read_regions() -> None:
+    for build, learns in ((heeding_matches, True), (lambda *o: tiny_model(*ANSWERING, *o), False)):
         model = build(*NOTHING_RANDOM).train()
         model([question_input()])["loss_answer"].backward()
         gradient = model.proposal_generator.region_word.projection.weight.grad
@@ -103,7 +93,7 @@ def test_questions_teach_the_region_word_score_where_they_read_its_matches() -> 
 
 
 def test_a_question_with_matches_is_worth_the_same_in_every_batch() -> None:
-    model = with_matches(*NOTHING_RANDOM).train()
+    model = heeding_matches(*NOTHING_RANDOM).train()
     model.language_backbone.eval()
     plain, grounded = question_input(), grounded_question_input()
     with torch.no_grad():
@@ -112,19 +102,30 @@ def test_a_question_with_matches_is_worth_the_same_in_every_batch() -> None:
     assert both == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
-def test_a_model_without_matches_to_read_is_refused() -> None:
-    model = with_matches()
-    parts = {name: getattr(model, name) for name in ("backbone", "language_backbone", "fused_head")}
-    with pytest.raises(ValueError, match=r"READS_MATCHES.*Identity has no match\(\)"):
-        GLIPv2(
-            **parts,
-            proposal_generator=torch.nn.Identity(),
-            tokenizer=model.tokenizer,
-            input_prompts=model.input_prompts,
-            pixel_mean=[0.0] * 3,
-            pixel_std=[1.0] * 3,
-            answer=model.answer,
-        )
+def test_regions_know_the_names_that_they_match(tmp_path: Path) -> None:
+    names = ["a dog", "traffic light", "sea"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    naming = (
+        *("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt")),
+        *("MODEL.GROUNDING.FUSED_WORDS", False),
+    )
+    model = tiny_model(*ANSWERING, *REGIONS, *PHRASES, *naming)
+    images = model.preprocess_image([{"image": random_image()}])
+    features = model.backbone(images.tensor)
+    with torch.no_grad():
+        (regions,) = find_regions(model, images, features, [[0]])
+        tokens = model.tokenizer([demo_prompt(names)])
+        words = model.language_backbone(tokens)
+        logits = model.proposal_generator.match(regions.fused_features, words)[0]
+    first_tokens = [int(row.nonzero()[0]) for row in tokens.positive_maps[0]]
+    torch.testing.assert_close(regions.name_logits[0], logits[:, first_tokens])
+
+
+def test_names_of_regions_need_words_that_have_read_no_image(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("dog")
+    file = ("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match=r"NAMES_FILE.*set MODEL\.GROUNDING\.FUSED_WORDS to False"):
+        tiny_model(*ANSWERING, *REGIONS, *file)
 
 
 def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:
@@ -233,7 +234,7 @@ def test_what_is_wrong_with_a_further_text_is_named(training_model: GLIPv2) -> N
 def test_regions_need_a_detector_that_can_be_asked_for_them() -> None:
     model = tiny_model(*ANSWERING, *REGIONS)
     parts = {name: getattr(model, name) for name in ("backbone", "language_backbone", "fused_head")}
-    with pytest.raises(ValueError, match=r"REGION_READER.*Identity has no judge\(\)"):
+    with pytest.raises(ValueError, match=r"REGION_READER.*Identity has no judge\(\) and match\(\)"):
         GLIPv2(
             **parts,
             proposal_generator=torch.nn.Identity(),
@@ -363,9 +364,9 @@ def caption_hidden(model: GLIPv2, x: dict, caption: str) -> torch.Tensor:
     """(1, T, D), the whole caption read at once."""
     images = model.preprocess_image([x])
     features = model.backbone(images.tensor)
-    _, words = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
+    reading = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
     (regions,) = find_regions(model, images, features, [[0]])
-    return with_regions(model, words, regions).hidden
+    return with_regions(model, reading, regions).hidden
 
 
 @pytest.mark.parametrize(
@@ -403,9 +404,9 @@ def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2)
     written = model.tokenizer.pieces(["a dog"])[0]
     while len(written) < 6:
         ids = torch.tensor([[101, *written]])
-        tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), causal=True)
+        tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), (), causal=True)
         _, words = model.fused_head(features, model.language_backbone(tokens))
-        words = with_regions(model, words, regions)
+        words = with_regions(model, Reading({}, words, words, tokens), regions)
         logits = model.caption.predict(words.hidden[0, -1])
         logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
         if logits.argmax() == 102:

@@ -53,6 +53,12 @@ def test_chunk(tags, chunks):
     assert chunk(tags.split()) == chunks
 
 
+def test_phrases_without_articles_begin_behind_them(tags):
+    tags.update(a="DT", red="JJ", near="IN")
+    caption = "a red cat near dogs"
+    assert noun_phrases(caption, articles=False) == [[(2, 9)], [(15, 19)]]
+
+
 @given(st.lists(st.sampled_from(["DT", "JJ", "JJS", "NN", "NNS", "VB", "."])))
 def test_every_noun_is_in_one_chunk_and_every_chunk_ends_in_a_noun(tags):
     chunks = chunk(tags)

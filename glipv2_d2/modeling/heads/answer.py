@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +15,12 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor, nn
 
 from glipv2_d2.modeling.heads.region_word import RegionWordScore
-from glipv2_d2.modeling.language.cache import PhraseCache, weights_version
+from glipv2_d2.modeling.language.text_vectors import TextVectors
 from glipv2_d2.modeling.losses.answers import answer_loss
 from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.structures import LanguageFeatures, Prompt
+from glipv2_d2.structures import LanguageFeatures
 from glipv2_d2.text.answers import canonical_answer, check_answers, read_answers
 from glipv2_d2.text.tokenizer import Tokenizer
-
-# 8192 answers of BERT-base are 24 MiB.
-_CACHED_ANSWERS = 8192
-_ANSWERS_PER_BATCH = 256
 
 
 class Guess(NamedTuple):
@@ -50,7 +45,6 @@ class AnswerHead(nn.Module):
         answers: Sequence[str],
         scores: nn.Module,
         weight: float,
-        matches: WordMatches | None = None,
     ) -> None:
         """
         Args:
@@ -59,11 +53,8 @@ class AnswerHead(nn.Module):
             scores: (Q, D) pooled questions and a list of answers -> (Q, A) logits:
                 :class:`ListedScores` or :class:`TextScores`.
             weight: factor of the loss.
-            matches: tells each word how well the regions match it, before words are pooled; None:
-                they are pooled as they come.
         """
         super().__init__()
-        self.matches = matches
         self.answers = tuple(answers)
         self.weight = weight
         self.attention = nn.Linear(language_dim, 1)
@@ -86,11 +77,6 @@ class AnswerHead(nn.Module):
             "answers": answers,
             "scores": _build_scores(cfg.MODEL.ANSWER.SCORE, answers, tokenizer, language_backbone),
             "weight": cfg.MODEL.ANSWER.WEIGHT,
-            "matches": (
-                WordMatches(language_dim=language_backbone.width)
-                if cfg.MODEL.ANSWER.READS_MATCHES
-                else None
-            ),
         }
 
     def pool(self, language: LanguageFeatures) -> Tensor:
@@ -150,31 +136,6 @@ class AnswerHead(nn.Module):
         return [guesses[row] for row in range(len(lists))]
 
 
-class WordMatches(nn.Module):
-    """Tells words how well regions match them: the best one, and all together.
-
-    Attention says which regions a word should read, not whether any is the thing itself, which
-    "is there a dog?" asks. The region-word scores, which detection learns, say it. They are added
-    to the words, from zeros to start with. Our choice.
-    """
-
-    def __init__(self, *, language_dim: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(2, language_dim)
-        for parameter in self.projection.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(
-        self, language: LanguageFeatures, token_logits_per_level: Sequence[Tensor]
-    ) -> LanguageFeatures:
-        """Questions (Q, T, D) and their region-word logits, (Q, A_i, T) each -> the same shape."""
-        logits = torch.cat([full_precision(level) for level in token_logits_per_level], dim=1)
-        matched = torch.stack([logits.amax(dim=1), logits.logsumexp(dim=1)], dim=-1)
-        with torch.autocast(matched.device.type, enabled=False):
-            hidden = full_precision(language.hidden) + self.projection(matched)
-        return replace(language, hidden=hidden)
-
-
 class ListedScores(nn.Module):
     """Weights of its own for every answer of a list; no other can be asked."""
 
@@ -207,11 +168,11 @@ class ListedScores(nn.Module):
 class TextScores(nn.Module):
     """Answers matched by their text, as regions are with words: any list can be asked."""
 
-    def __init__(self, *, language_dim: int, num_answers: int, texts: AnswerTexts) -> None:
+    def __init__(self, *, language_dim: int, num_answers: int, texts: TextVectors) -> None:
         """
         Args:
             num_answers: of the list of training, of which one is to be likely at first.
-            texts: answers -> their vectors.
+            texts: answers -> their (A, D) vectors.
         """
         super().__init__()
         self.texts = texts
@@ -225,52 +186,6 @@ class TextScores(nn.Module):
         words = LanguageFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
         (logits,) = self.match([pooled[None]], words)
         return logits[0]
-
-
-class AnswerTexts:
-    """The vectors that the language backbone gives to answers, each the mean over its tokens.
-
-    Without gradient: a list of thousands is read anew whenever the backbone has learned something.
-    Those of a frozen one are kept.
-    """
-
-    def __init__(self, language_backbone: nn.Module, tokenizer: Tokenizer) -> None:
-        self.language_backbone = language_backbone
-        self.tokenizer = tokenizer
-        self._cache = PhraseCache(_CACHED_ANSWERS)
-
-    def __call__(self, answers: Sequence[str]) -> Tensor:
-        """(A, D), in at least float32."""
-        ids = [tuple(pieces) for pieces in self.tokenizer.pieces(answers)]
-        text_of = dict(zip(ids, answers, strict=True))
-        device = next(self.language_backbone.parameters()).device
-
-        def encode(unknown: Sequence[tuple[int, ...]]) -> Tensor:
-            texts = [text_of[pieces] for pieces in unknown]
-            parts = [
-                self._encode(texts[start : start + _ANSWERS_PER_BATCH], device)
-                for start in range(0, len(texts), _ANSWERS_PER_BATCH)
-            ]
-            return torch.cat(parts)
-
-        return self._cache(ids, encode, weights_version(self.language_backbone), device)
-
-    @torch.no_grad()
-    def _encode(self, answers: Sequence[str], device: torch.device) -> Tensor:
-        prompts = [
-            Prompt(answer, (((0, len(answer)),),), (0,), is_class_list=True) for answer in answers
-        ]
-        tokens = self.tokenizer(prompts).to(device)
-        was_training = self.language_backbone.training
-        # Without dropout.
-        self.language_backbone.eval()
-        try:
-            with torch.autocast(device.type, enabled=False):
-                hidden = full_precision(self.language_backbone(tokens).hidden)
-        finally:
-            self.language_backbone.train(was_training)
-        is_answer = torch.cat(tokens.positive_maps)[..., None]
-        return hidden.masked_fill(~is_answer, 0).sum(dim=1) / is_answer.sum(dim=1).clamp(min=1)
 
 
 def build_answer_head(
@@ -290,7 +205,7 @@ def _build_scores(
         return ListedScores(language_dim=width, answers=answers)
     if kind != "words":
         raise ValueError(f"MODEL.ANSWER.SCORE is {kind!r}; choose 'classes' or 'words'")
-    texts = AnswerTexts(language_backbone, tokenizer)
+    texts = TextVectors(language_backbone, tokenizer)
     return TextScores(language_dim=width, num_answers=len(answers), texts=texts)
 
 

@@ -195,14 +195,19 @@ class GroundingRPN(nn.Module):
             anchors_per_level=self.anchor_generator(levels),
         )
 
-    def match(self, features: dict[str, Tensor], language: LanguageFeatures) -> list[Tensor]:
-        """Region-word logits alone, (N, A_i, T) per level, in evaluation the same as in training.
+    def match(self, regions: Tensor, language: LanguageFeatures) -> Tensor:
+        """Region-word logits of some locations, in evaluation the same as in training.
 
-        Arguments as of :meth:`predict`.
+        Args:
+            regions: (N, R, C), what the fused maps hold there.
+            language: (N, T, D), what regions are scored against.
+
+        Returns:
+            (N, R, T).
         """
-        regions = [level.flatten(2).transpose(1, 2) for level in features.values()]
         score = getattr(self.region_word, "as_trained", self.region_word)
-        return score(regions, language)
+        (logits,) = score([regions], language)
+        return logits
 
     def losses(
         self, predictions: DensePredictions, targets: DenseTargets, tokens: TokenBatch

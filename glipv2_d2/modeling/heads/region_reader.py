@@ -1,13 +1,14 @@
 """Words that answer or describe read the regions of their image as if these were words, too.
 
-N: images or texts. R: regions of an image. T: tokens. C: channels of the maps. D: width
+N: images or texts. R: regions of an image. T: tokens. A: names. C: channels of the maps. D: width
 of the words.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +20,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
+from glipv2_d2.modeling.language.text_vectors import TextVectors
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.modeling.past import Past
 from glipv2_d2.modeling.regions import RegionFinder, build_region_finder
 from glipv2_d2.structures import LanguageFeatures, Regions
+from glipv2_d2.text.answers import read_answers
+from glipv2_d2.text.tokenizer import Tokenizer
 
 REGION_READER_REGISTRY = Registry("REGION_READER")
 REGION_READER_REGISTRY.__doc__ = """
-Region readers: ``obj(cfg, input_shape, language_width)`` gives a module that is called as
-:class:`RegionReader` is.
+Region readers: ``obj(cfg, input_shape, tokenizer, language_backbone)`` gives a module that is
+called as :class:`RegionReader` is.
 """
 
 _PLACE_DIM = 64
+# How much sharper than the detector's own are its guesses at a region's name to start with: it
+# judges every name alone, so among hundreds even the best has a small share.
+_NAME_SHARPNESS = 4.0
+# The logit of a region that is none.
+_NO_MATCH = -50.0
 
 
 @REGION_READER_REGISTRY.register()
@@ -39,7 +48,8 @@ class RegionReader(nn.Module):
 
     The tower's words have read its maps location by location; here they meet whole things, few
     enough to be told apart, counted and compared. A region is written as a word: the sum of what
-    its features and its place say. Our choice: GLIPv2 pools the tower's words as they are.
+    its features and its place say, and the names that it matches. Our choice: GLIPv2 pools the
+    tower's words as they are.
     """
 
     # Called by more names than nn.Module's annotations know.
@@ -56,6 +66,7 @@ class RegionReader(nn.Module):
         num_heads: int,
         ffn_dim: int,
         dropout: float,
+        names: Callable[[], Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -63,10 +74,14 @@ class RegionReader(nn.Module):
             visual_dim: C.
             language_dim: D.
             num_heads, ffn_dim, dropout: of every layer.
+            names: gives the (A, D) vectors of the names with which regions are compared; None:
+                with none.
         """
         super().__init__()
         self.finder = finder
+        self.names = names
         self.visual_dim = visual_dim
+        self.matches = WordMatches(language_dim=language_dim)
         self.feature_norm = nn.LayerNorm(visual_dim)
         self.fused_norm = nn.LayerNorm(visual_dim)
         self.feature = nn.Linear(2 * visual_dim, language_dim)
@@ -80,32 +95,46 @@ class RegionReader(nn.Module):
         )
         for layer in self.layers:
             _like_reads_like(layer)
+        if names is not None:
+            self.log_sharpness = nn.Parameter(torch.tensor(math.log(_NAME_SHARPNESS)))
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
+        cls,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        tokenizer: Tokenizer,
+        language_backbone: Any,
     ) -> dict[str, Any]:
         settings = cfg.MODEL.REGION_READER
         return {
             "finder": build_region_finder(cfg, input_shape),
             "visual_dim": next(iter(input_shape.values())).channels,
-            "language_dim": language_width,
+            "language_dim": language_backbone.width,
+            "names": _names(cfg, tokenizer, language_backbone),
             "num_layers": settings.NUM_LAYERS,
             "num_heads": settings.HEADS,
             "ffn_dim": settings.FFN_DIM,
             "dropout": settings.DROPOUT,
         }
 
-    def forward(self, words: LanguageFeatures, regions: Regions) -> LanguageFeatures:
+    def forward(
+        self, words: LanguageFeatures, regions: Regions, logits: Tensor | None = None
+    ) -> LanguageFeatures:
         """The words of N texts, each after it has read the regions of its image, (N, T, D).
 
         Regions read no word of a text that is read from left to right, so that what is read once
         of an image stays true while its caption grows.
+
+        Args:
+            logits: (N, R, T) of regions and words, where texts are not read from left to right.
         """
         if words.causal:
             hidden, _ = self.read_on(words.hidden, self.look(regions))
             return replace(words, hidden=hidden)
         seen = self.as_words(regions)
+        if logits is not None:
+            words = self.matches(words, seen, logits, regions.is_found)
         num_regions = seen.shape[1]
         is_read = torch.cat([words.mask.new_ones(seen.shape[:2]), words.mask], dim=1)
         both = LanguageFeatures(torch.cat([seen, words.hidden.to(seen)], dim=1), is_read)
@@ -149,11 +178,51 @@ class RegionReader(nn.Module):
         features = self.feature_norm(self.visual(full_precision(regions.features)))
         fused = self.fused_norm(self.visual(full_precision(regions.fused_features)))
         places = _centred(full_precision(regions.places))
-        return self.feature(torch.cat([features, fused], dim=-1)) + self.place(places)
+        said = self.feature(torch.cat([features, fused], dim=-1)) + self.place(places)
+        if self.names is None or regions.name_logits is None:
+            return said
+        shares = (full_precision(regions.name_logits) * self.log_sharpness.exp()).softmax(dim=-1)
+        return said + shares @ self.names().to(shares)
 
     def visual(self, features: Tensor) -> Tensor:
         """The channels that are read as features."""
         return features
+
+
+class WordMatches(nn.Module):
+    """Tells words which regions match them, and how well.
+
+    Attention says which regions a word should read, not whether any is the thing itself, which
+    "is there a dog?" asks, or how many are. The region-word scores, which detection learns, say it.
+    What they say is added to the words, from zeros to start with. Our choice.
+    """
+
+    def __init__(self, *, language_dim: int) -> None:
+        super().__init__()
+        # Of the best region, of all together, and how many.
+        self.score = nn.Linear(3, language_dim)
+        self.region = nn.Linear(language_dim, language_dim)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, words: LanguageFeatures, seen: Tensor, logits: Tensor, is_found: Tensor
+    ) -> LanguageFeatures:
+        """The words of N texts, (N, T, D).
+
+        Args:
+            seen: (N, R, D), regions as words.
+            logits: (N, R, T) of regions and words.
+            is_found: (N, R) bool; the others match nothing.
+        """
+        with torch.autocast(seen.device.type, enabled=False):
+            logits = full_precision(logits).masked_fill(~is_found[..., None], _NO_MATCH)
+            scores = torch.stack(
+                [logits.amax(dim=1), logits.logsumexp(dim=1), logits.sigmoid().sum(dim=1)], dim=-1
+            )
+            matched = logits.softmax(dim=1).transpose(1, 2) @ full_precision(seen)
+            hidden = full_precision(words.hidden) + self.score(scores) + self.region(matched)
+        return replace(words, hidden=hidden)
 
 
 @REGION_READER_REGISTRY.register()
@@ -165,15 +234,19 @@ class ClassifierRegionReader(RegionReader):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
+        cls,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        tokenizer: Tokenizer,
+        language_backbone: Any,
     ) -> dict[str, Any]:
-        arguments = super().from_config(cfg, input_shape, language_width)
-        visual_dim = arguments["visual_dim"] - language_width
+        arguments = super().from_config(cfg, input_shape, tokenizer, language_backbone)
+        visual_dim = arguments["visual_dim"] - arguments["language_dim"]
         if visual_dim <= 0:
             raise ValueError(
                 f"the levels have {arguments['visual_dim']} channels, no more than the "
-                f"{language_width} of a word: MODEL.REGION_READER.NAME {cls.__name__} needs "
-                "MODEL.BACKBONE.NAME build_timm_classifier_fpn_backbone"
+                f"{arguments['language_dim']} of a word: MODEL.REGION_READER.NAME {cls.__name__} "
+                "needs MODEL.BACKBONE.NAME build_timm_classifier_fpn_backbone"
             )
         return {**arguments, "visual_dim": visual_dim}
 
@@ -188,14 +261,36 @@ class ClassifierRegionReader(RegionReader):
 
 
 def build_region_reader(
-    cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], tokenizer: Tokenizer, language_backbone: Any
 ) -> nn.Module | None:
     """The reader of ``cfg.MODEL.REGION_READER``; None where nothing is said or it has no name."""
     name = cfg.MODEL.REGION_READER.NAME
     says_words = cfg.MODEL.ANSWER.WEIGHT != 0 or cfg.MODEL.CAPTION.WEIGHT != 0
     if not name or not says_words:
         return None
-    return REGION_READER_REGISTRY.get(name)(cfg, input_shape, language_width)
+    return REGION_READER_REGISTRY.get(name)(cfg, input_shape, tokenizer, language_backbone)
+
+
+def _names(
+    cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+) -> Callable[[], Tensor] | None:
+    """What gives the vectors of the names in ``MODEL.REGION_READER.NAMES_FILE``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty or has a name twice; or regions are not scored against words as
+            they come from the language backbone, so that names have no vectors of their own.
+    """
+    file = cfg.MODEL.REGION_READER.NAMES_FILE
+    if not file:
+        return None
+    if cfg.MODEL.GROUNDING.FUSED_WORDS:
+        raise ValueError(
+            "MODEL.REGION_READER.NAMES_FILE needs words that regions are scored against before "
+            "these have read an image: set MODEL.GROUNDING.FUSED_WORDS to False, or NAMES_FILE "
+            "to ''"
+        )
+    return functools.partial(TextVectors(language_backbone, tokenizer), read_answers(file))
 
 
 def _like_reads_like(layer: LanguageLayer) -> None:

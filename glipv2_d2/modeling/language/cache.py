@@ -124,6 +124,7 @@ def _prompt_keys(tokens: TokenBatch) -> list[Hashable]:
             prompt.text,
             prompt.spans,
             prompt.is_question,
+            prompt.nouns,
             tokens.causal,
         )
         for ids, length, prompt in zip(ids_per_prompt, lengths, tokens.prompts, strict=True)
@@ -149,6 +150,7 @@ def _select_prompts(tokens: TokenBatch, rows: Sequence[int]) -> TokenBatch:
         input_ids=tokens.input_ids[rows, :num_tokens],
         mask=mask[:, :num_tokens],
         positive_maps=tuple(tokens.positive_maps[row][:, :num_tokens] for row in rows),
+        noun_maps=tuple(tokens.noun_maps[row][:, :num_tokens] for row in rows),
         prompts=tuple(tokens.prompts[row] for row in rows),
     )
 

@@ -42,13 +42,16 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
 
     Tokens outside the labels are zero where they only separate labels. Where a prompt says more
     than its labels (a caption), it is read once as a whole for them, and they get their vectors
-    from there, scaled in the same way. A question has its labels' vectors from there, too, so that
-    its answer does not depend on what is to be found beside it; and so has what is read from left
-    to right.
+    from there, scaled in the same way. Of a question the nouns are read alone, and not the labels:
+    they are compared with regions as names are, and its answer does not depend on what is to be
+    found beside it. What is read from left to right is read as a whole.
 
     A word that is masked in training is masked in its phrase: the rest of the phrase and, after
     fusion, the image are left to tell it.
     """
+
+    # Questions are to say what their nouns are.
+    reads_nouns_alone = True
 
     @configurable
     def __init__(
@@ -61,17 +64,16 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         """(N, T) tokens -> (N, T, D) float32 features."""
         if tokens.causal:
             return super().forward(tokens)
-        hidden, is_labelled = self._label_features(tokens)
-        is_question = torch.tensor([prompt.is_question for prompt in tokens.prompts])
-        in_context = torch.tensor([says_more_than_labels(prompt) for prompt in tokens.prompts])
-        in_context |= is_question
+        hidden, is_alone = self._phrase_features(tokens)
+        in_context = torch.tensor(
+            [prompt.is_question or says_more_than_labels(prompt) for prompt in tokens.prompts]
+        )
         if in_context.any():
             rows = in_context.nonzero().squeeze(1).to(hidden.device)
-            is_labelled = is_labelled & ~is_question.to(hidden.device)[:, None]
             context = _unit_variance(self.encode(tokens.input_ids[rows], tokens.mask[rows]))
             context = context.to(hidden.dtype)
             hidden = hidden.index_copy(
-                0, rows, torch.where(is_labelled[rows, :, None], hidden[rows], context)
+                0, rows, torch.where(is_alone[rows, :, None], hidden[rows], context)
             )
         return LanguageFeatures(hidden, tokens.mask)
 
@@ -81,21 +83,21 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         hidden, past = super().read_on(input_ids, past)
         return _unit_variance(hidden.float()), past
 
-    def _label_features(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    def _phrase_features(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
         """The phrases' vectors on their tokens (N, T, D), and which tokens these are (N, T)."""
         device = tokens.input_ids.device
         num_prompts, num_tokens = tokens.input_ids.shape
         phrases, phrase_index, token_index = _phrases_of(tokens.to("cpu"))
         token_index = token_index.to(device)
-        labels_per_token = token_index.bincount(minlength=num_prompts * num_tokens)
+        phrases_per_token = token_index.bincount(minlength=num_prompts * num_tokens)
         hidden = torch.zeros(num_prompts * num_tokens, self.width, device=device)
         if phrases:
             vectors = self.phrase_vectors(phrases, special_ids=_special_ids(tokens)).float()
             hidden = hidden.index_add(0, token_index, vectors[phrase_index.to(device)])
-            hidden = hidden / labels_per_token.clamp(min=1)[:, None]
+            hidden = hidden / phrases_per_token.clamp(min=1)[:, None]
         return (
             hidden.view(num_prompts, num_tokens, self.width),
-            labels_per_token.view(num_prompts, num_tokens) > 0,
+            phrases_per_token.view(num_prompts, num_tokens) > 0,
         )
 
     def phrase_vectors(
@@ -154,23 +156,22 @@ def says_more_than_labels(prompt: Prompt) -> bool:
 
 
 def _phrases_of(tokens: TokenBatch) -> tuple[list[PhraseIds], Tensor, Tensor]:
-    """The token ids of each label, and where its vector belongs.
+    """The token ids of each label or, in questions, each noun, and where its vector belongs.
 
     Returns:
-        P phrases of all prompts in turn; and for each pair of a label and a token of it the index
+        P phrases of all prompts in turn; and for each pair of a phrase and a token of it the index
         of the phrase and the index of the token among the N * T of the batch.
     """
     num_tokens = tokens.input_ids.shape[1]
     phrases: list[PhraseIds] = []
     phrase_index, token_index = [], []
-    for row, (input_ids, positive_map) in enumerate(
-        zip(tokens.input_ids, tokens.positive_maps, strict=True)
-    ):
-        labels, positions = positive_map.nonzero(as_tuple=True)
-        phrase_index.append(labels + len(phrases))
+    for row, (input_ids, prompt) in enumerate(zip(tokens.input_ids, tokens.prompts, strict=True)):
+        maps = tokens.noun_maps if prompt.is_question else tokens.positive_maps
+        own_phrases, positions = maps[row].nonzero(as_tuple=True)
+        phrase_index.append(own_phrases + len(phrases))
         token_index.append(positions + row * num_tokens)
         ids = iter(input_ids[positions].tolist())
-        lengths = positive_map.sum(dim=1).tolist()
+        lengths = maps[row].sum(dim=1).tolist()
         phrases += [tuple(itertools.islice(ids, length)) for length in lengths]
     return phrases, torch.cat(phrase_index), torch.cat(token_index)
 

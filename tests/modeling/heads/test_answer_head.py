@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 from glipv2_d2.modeling.heads.answer import (
     AnswerHead,
-    AnswerTexts,
     ListedScores,
     TextScores,
-    WordMatches,
     configured_answers,
 )
+from glipv2_d2.modeling.language.text_vectors import TextVectors
 from glipv2_d2.structures import LanguageFeatures
 
 ANSWERS = ["yes", "no", "2", "traffic light"]
@@ -104,7 +103,7 @@ def test_a_choice_that_was_never_learned_is_refused(
 def text_scores(freeze: bool = True) -> TextScores:
     model = tiny_model("MODEL.LANGUAGE_BACKBONE.FREEZE", freeze)
     torch.manual_seed(0)
-    texts = AnswerTexts(model.language_backbone, model.tokenizer)
+    texts = TextVectors(model.language_backbone, model.tokenizer)
     return TextScores(language_dim=16, num_answers=4, texts=texts)
 
 
@@ -177,14 +176,3 @@ def test_an_unknown_kind_of_score_is_refused() -> None:
             *("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ["yes", "no"]),
             *("MODEL.ANSWER.SCORE", "guesses"),
         )
-
-
-def test_matches_are_the_best_region_and_all_of_them(words: LanguageFeatures) -> None:
-    torch.manual_seed(0)
-    matches, levels = WordMatches(language_dim=WIDTH), [torch.randn(2, 4, 5), torch.randn(2, 1, 5)]
-    assert torch.equal(matches(words, levels).hidden, words.hidden)
-    torch.nn.init.normal_(matches.projection.weight)
-    best, together = matches.projection.weight.T
-    logits = torch.cat(levels, dim=1)[1, :, 2]
-    expected = words.hidden[1, 2] + logits.max() * best + logits.exp().sum().log() * together
-    torch.testing.assert_close(matches(words, levels).hidden[1, 2], expected)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.heads.region_reader import ClassifierRegionReader, RegionReader
+from glipv2_d2.modeling.heads.region_reader import (
+    ClassifierRegionReader,
+    RegionReader,
+    WordMatches,
+)
 from glipv2_d2.structures import LanguageFeatures, Regions
 
 DIM, VISUAL, NUM_REGIONS = 12, 6, 5
 LAYERS = {"num_layers": 2, "num_heads": 2, "ffn_dim": 16, "dropout": 0.0}
 
 
-def make_reader() -> RegionReader:
+def make_reader(**parts: Any) -> RegionReader:
     torch.manual_seed(0)
-    return RegionReader(finder=None, visual_dim=VISUAL, language_dim=DIM, **LAYERS)
+    return RegionReader(finder=None, visual_dim=VISUAL, language_dim=DIM, **LAYERS, **parts)
 
 
 def make_regions(num_images: int = 2, channels: int = VISUAL) -> Regions:
@@ -96,6 +101,37 @@ def test_untrained_a_word_attends_most_to_the_region_that_is_like_it() -> None:
     things = F.normalize(torch.randn(8, DIM), dim=-1)
     query, key = things @ layer.query.weight.T, things @ layer.key.weight.T
     assert (query @ key.T).argmax(dim=1).tolist() == list(range(8))
+
+
+def test_at_first_matches_change_no_word() -> None:
+    reader, words, regions = make_reader(), make_words(), make_regions()
+    logits = torch.randn(2, NUM_REGIONS, 4)
+    torch.testing.assert_close(reader(words, regions, logits).hidden, reader(words, regions).hidden)
+
+
+def test_a_word_learns_of_the_regions_that_match_it_and_of_no_others() -> None:
+    torch.manual_seed(0)
+    matches, words = WordMatches(language_dim=DIM), make_words()
+    for parameter in matches.parameters():
+        torch.nn.init.normal_(parameter)
+    seen, logits = torch.randn(2, NUM_REGIONS, DIM), torch.randn(2, NUM_REGIONS, 4)
+    is_found = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    hidden = matches(words, seen, logits, is_found).hidden[1, 2]
+    own = logits[1, :3, 2]
+    shares = own.exp() / own.exp().sum()
+    scores = torch.stack([own.max(), own.exp().sum().log(), (1 / (1 + (-own).exp())).sum()])
+    expected = words.hidden[1, 2] + matches.score(scores) + matches.region(shares @ seen[1, :3])
+    torch.testing.assert_close(hidden, expected)
+
+
+def test_a_region_says_the_names_that_it_matches_the_better_the_more() -> None:
+    names = torch.randn(3, DIM)
+    reader, regions = make_reader(names=lambda: names), make_regions()
+    logits = torch.randn(2, NUM_REGIONS, 3)
+    said = reader.said(replace(regions, name_logits=logits)) - reader.said(regions)
+    weights = (4 * logits).exp()
+    expected = (weights / weights.sum(dim=-1, keepdim=True)) @ names
+    torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_region_of_a_classifiers_pyramid_is_the_word_that_is_seen_and_what_else_is_there() -> (

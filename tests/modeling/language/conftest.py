@@ -59,6 +59,7 @@ def _ask(*texts: str, labels: Sequence[Sequence[str]] | None = None) -> TokenBat
         input_ids=input_ids,
         mask=input_ids != 0,
         positive_maps=tuple(torch.nn.functional.pad(m, (0, num_tokens - m.shape[1])) for m in maps),
+        noun_maps=tuple(torch.zeros(0, num_tokens, dtype=torch.bool) for _ in prompts),
         prompts=tuple(prompts),
     )
 

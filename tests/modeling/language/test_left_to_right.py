@@ -115,3 +115,15 @@ def test_a_question_is_read_as_a_whole_whatever_is_to_be_found_in_it(
         return backbone(replace(tokens, prompts=(question,))).hidden
 
     torch.testing.assert_close(hidden(["red cat", "sea"]), hidden([]))
+
+
+def test_nouns_of_a_question_are_read_alone(bert: BertModel, ask: Ask) -> None:
+    backbone = PhraseLanguageBackbone(bert=bert, freeze=True)
+    tokens = ask("a red cat on the sea", labels=[["red cat"]])
+    question = replace(tokens.prompts[0], is_question=True, nouns=tokens.prompts[0].spans[0])
+    named = replace(tokens, prompts=(question,), noun_maps=tokens.positive_maps)
+    plain = replace(named, prompts=(replace(question, nouns=()),), noun_maps=tokens.noun_maps)
+    is_noun = tokens.positive_maps[0][0]
+    hidden = backbone(named).hidden[0]
+    torch.testing.assert_close(hidden[~is_noun], backbone(plain).hidden[0, ~is_noun])
+    torch.testing.assert_close(hidden[is_noun], backbone(tokens).hidden[0, is_noun])

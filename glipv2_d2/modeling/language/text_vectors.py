@@ -1,0 +1,64 @@
+"""Short texts as one vector each, to be compared with what is seen or asked.
+
+A: texts. D: width of the language features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from glipv2_d2.modeling.language.cache import PhraseCache, weights_version
+from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.structures import Prompt
+from glipv2_d2.text.tokenizer import Tokenizer
+
+# 8192 texts of BERT-base are 24 MiB.
+_CACHED_TEXTS = 8192
+_TEXTS_PER_BATCH = 256
+
+
+class TextVectors:
+    """The vectors that the language backbone gives to texts, each the mean over its tokens.
+
+    Without gradient: a list of thousands is read anew whenever the backbone has learned something.
+    Those of a frozen one are kept.
+    """
+
+    def __init__(self, language_backbone: nn.Module, tokenizer: Tokenizer) -> None:
+        self.language_backbone = language_backbone
+        self.tokenizer = tokenizer
+        self._cache = PhraseCache(_CACHED_TEXTS)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(A, D), in at least float32."""
+        ids = [tuple(pieces) for pieces in self.tokenizer.pieces(texts)]
+        text_of = dict(zip(ids, texts, strict=True))
+        device = next(self.language_backbone.parameters()).device
+
+        def encode(unknown: Sequence[tuple[int, ...]]) -> Tensor:
+            different = [text_of[pieces] for pieces in unknown]
+            parts = [
+                self._encode(different[start : start + _TEXTS_PER_BATCH], device)
+                for start in range(0, len(different), _TEXTS_PER_BATCH)
+            ]
+            return torch.cat(parts)
+
+        return self._cache(ids, encode, weights_version(self.language_backbone), device)
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        prompts = [Prompt(text, (((0, len(text)),),), (0,), is_class_list=True) for text in texts]
+        tokens = self.tokenizer(prompts).to(device)
+        was_training = self.language_backbone.training
+        # Without dropout.
+        self.language_backbone.eval()
+        try:
+            with torch.autocast(device.type, enabled=False):
+                hidden = full_precision(self.language_backbone(tokens).hidden)
+        finally:
+            self.language_backbone.train(was_training)
+        is_text = torch.cat(tokens.positive_maps)[..., None]
+        return hidden.masked_fill(~is_text, 0).sum(dim=1) / is_text.sum(dim=1).clamp(min=1)
