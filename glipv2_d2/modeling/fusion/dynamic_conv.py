@@ -67,12 +67,12 @@ class DynamicConv(nn.Module):
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
         """The mean of the branches, each scaled by how much its own average says it matters."""
-        weights = [
-            F.hardsigmoid(F.relu(self.scale_attention(branch.mean(dim=(2, 3), keepdim=True))))
-            for branch in branches
-        ]
-        weighted = [weight * branch for weight, branch in zip(weights, branches, strict=True)]
-        return sum(weighted[1:], weighted[0]) / len(branches)
+        mean = branches[0].new_zeros(())
+        for branch in branches:
+            attention = self.scale_attention(branch.mean(dim=(2, 3), keepdim=True))
+            # One pass over the map, where a product and a sum would take two.
+            mean = torch.addcmul(mean, branch, F.hardsigmoid(F.relu(attention)) / len(branches))
+        return mean
 
 
 def reread_flat(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
