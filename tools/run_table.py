@@ -12,6 +12,7 @@ A table is a YAML file:
     rows:
       - {name: untrained, train: false}                # evaluated as it starts
       - {name: without L_mlm, opts: [MODEL.MLM.WEIGHT, 0.0]}
+      - {name: boxes alone, columns: [seen AP], opts: [...]}   # the others are not measured
     columns:
       - {name: seen AP, dataset: mini_stamps_seen, metric: bbox/AP}
 
@@ -54,6 +55,7 @@ class Run:
     Attributes:
         row, seed: which cell of the table it fills.
         train: False: evaluate what the config starts with.
+        columns: what is measured.
         opts: config keys and values in turn, all of them strings.
         key: changes with the config that the run has.
     """
@@ -61,6 +63,7 @@ class Run:
     row: str
     seed: int
     train: bool
+    columns: tuple[dict[str, Any], ...]
     opts: tuple[str, ...]
     key: str
 
@@ -77,7 +80,7 @@ def main() -> None:
         futures = {pool.submit(execute, table, run, output, args.threads): run for run in waiting}
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             run = futures[future]
-            values = {place(c): value(future.result(), c) for c in table["columns"]}
+            values = {place(c): value(future.result(), c) for c in run.columns}
             results[run.key] = {"row": run.row, "seed": run.seed, "values": values}
             write_text(results_file, json.dumps(results, indent=1))
     text = markdown(table, all_runs, results)
@@ -122,17 +125,34 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def runs(table: Mapping[str, Any]) -> Iterator[Run]:
-    """Every row with every seed, first all rows with the first seed."""
-    datasets = dict.fromkeys(column["dataset"] for column in table["columns"])
+    """Every row with every seed, first all rows with the first seed.
+
+    Raises:
+        SystemExit: a row names a column that the table lacks.
+    """
     for seed in table["seeds"]:
         for row in table["rows"]:
+            columns = columns_of(table, row)
+            datasets = dict.fromkeys(column["dataset"] for column in columns)
             opts = [*table.get("opts", ()), *row.get("opts", ()), "SEED", seed]
             opts += ["DATASETS.TEST", tuple(datasets)]
             texts = tuple(str(opt).replace("{seed}", str(seed)) for opt in opts)
             train = row.get("train", True)
             chosen = choices(load_config(str(ROOT / table["config"]), list(texts)), load_config())
             key = hashlib.sha256(json.dumps([train, chosen]).encode()).hexdigest()[:16]
-            yield Run(row["name"], seed, train, texts, key)
+            yield Run(row["name"], seed, train, columns, texts, key)
+
+
+def columns_of(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    column_of = {column["name"]: column for column in table["columns"]}
+    names = row.get("columns", list(column_of))
+    unknown = sorted(set(names) - set(column_of))
+    if unknown:
+        raise SystemExit(
+            f"row {row['name']!r} names the columns {unknown}, which are not in the table; it has "
+            f"{list(column_of)}"
+        )
+    return tuple(column_of[name] for name in names)
 
 
 def choices(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
@@ -178,7 +198,11 @@ def markdown(table: Mapping[str, Any], all_runs: Sequence[Run], results: Mapping
             for run in all_runs
             if run.row == row["name"] and run.key in results
         ]
-        cells = [cell([values[place(c)] for values in found]) for c in table["columns"]]
+        measured = columns_of(table, row)
+        cells = [
+            cell([values[place(c)] for values in found] if c in measured else [])
+            for c in table["columns"]
+        ]
         lines.append("| " + " | ".join([row["name"], *cells, str(len(found))]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -27,7 +27,9 @@ from glipv2_d2.data.scenes.language import question_type
 
 STAMPS_SPLITS = ("train", "seen", "seen_new_cutouts", "novel")
 STAMPS_TEST_SPLITS = STAMPS_SPLITS[1:]
-NUM_FIRST = 200
+# Of a test split's tasks, how many records a table of many runs reads.
+NUM_FIRST = {"": 200, "_captions": 200, "_referring": 200, "_vqa": 600, "_captioning": 200}
+NUM_FIRST_EASY_VQA = 600
 DRAWN_SPLITS = ("train", "val", "base", "novel")
 TRAINED_SPLITS = ("train", "base")
 EASY_VQA_SPLITS = ("train", "test")
@@ -56,8 +58,8 @@ def register_mini(root: str) -> None:
 
     ``..._captions`` asks the phrases of the captions, ``..._referring`` phrases that tell two
     things of one name apart, ``..._vqa`` questions; ``..._captioning`` has the captions to be said.
-    ``mini_stamps_<split>_200`` and ``..._captions_200`` are the first images of a test split, for
-    tables of many runs.
+    ``mini_stamps_<split>_200``, ``..._captions_200``, ``..._vqa_600`` and so on (:data:`NUM_FIRST`)
+    are the first images or questions of a test split, for tables of many runs.
     """
     for kind, splits in (("stamps", STAMPS_SPLITS), ("drawn", DRAWN_SPLITS)):
         for split in splits:
@@ -80,8 +82,8 @@ def register_mini(root: str) -> None:
                 question_type,
             )
     for split in STAMPS_TEST_SPLITS:
-        for task in ("", "_captions"):
-            register_first(f"mini_stamps_{split}{task}", NUM_FIRST)
+        for task, num_records in NUM_FIRST.items():
+            register_first(f"mini_stamps_{split}{task}", num_records)
 
 
 def register_easy_vqa(root: str) -> None:
@@ -95,6 +97,7 @@ def register_easy_vqa(root: str) -> None:
             os.path.join(folder, f"{split}_questions.json"),
             os.path.join(folder, f"{split}_answers.json"),
         )
+    register_first("easy_vqa_test", NUM_FIRST_EASY_VQA)
 
 
 register_builtin(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

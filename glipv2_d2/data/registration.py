@@ -42,20 +42,20 @@ def missing_paths(name: str) -> list[str]:
     return [path for path in paths if path and not PathManager.exists(path)]
 
 
-def register_first(name: str, num_images: int) -> None:
-    """Register ``<name>_<num_images>``: the first images of a registered data set.
+def register_first(name: str, num_records: int) -> None:
+    """Register ``<name>_<num_records>``: the first images or questions of a registered data set.
 
     For tables of many runs. It has no annotation file of its own: Detectron2's COCOEvaluator then
     takes the ground truth from the records.
     """
     metadata = MetadataCatalog.get(name)
-    first = f"{name}_{num_images}"
+    first = f"{name}_{num_records}"
 
     def read() -> list[Record]:
         records = DatasetCatalog.get(name)
         learned = {key: metadata.get(key) for key in LEARNED_BY_READING if metadata.get(key)}
         MetadataCatalog.get(first).set(**learned)
-        return records[:num_images]
+        return records[:num_records]
 
     register(
         first, read, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type

@@ -161,6 +161,9 @@ def read_image(
     tokens = model.tokenizer([asked.prompt for asked in texts]).to(model.device)
     tokens = replace(tokens, causal=causal)
     language = model.language_cache(model.language_backbone, tokens)
-    selected = select_images(features, [asked.image for asked in texts])
-    fused = model.fused_head.words(selected, language)
+    images = sorted({asked.image for asked in texts})
+    row_of = {image: row for row, image in enumerate(images)}
+    fused = model.fused_head.words(
+        select_images(features, images), language, [row_of[asked.image] for asked in texts]
+    )
     return Reading({}, fused, fused if model.scores_fused_words else language, tokens)

@@ -86,6 +86,21 @@ def test_an_untrained_row_is_only_evaluated(run, tmp_path: Path) -> None:
     assert calls(tmp_path) == ["--eval-only"] * 2
 
 
+def test_a_row_may_be_measured_in_some_columns_only(run) -> None:
+    content = table(SLOW, {**FAST, "columns": []})
+    other = {"name": "novel AP", "dataset": "mini_stamps_novel", "metric": "bbox/AP"}
+    content["columns"].append(other)
+    content["rows"][0]["columns"] = ["seen AP"]
+    text = run(content)
+    assert "| slow | 3.0 (2.0-4.0) | - | 2 |" in text
+    assert "| fast | - | - | 2 |" in text
+
+
+def test_a_column_that_the_table_lacks_is_named(run) -> None:
+    with pytest.raises(SystemExit, match=r"'slow' names the columns \['AP9'\]"):
+        run(table({**SLOW, "columns": ["AP9"]}))
+
+
 def test_the_seed_can_stand_in_an_option(run) -> None:
     text = run(table({"name": "own", "opts": ["SOLVER.BASE_LR", "{seed}.0"]}))
     assert "| own | 22.0 (11.0-33.0) | 2 |" in text

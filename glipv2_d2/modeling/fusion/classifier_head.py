@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,8 +67,10 @@ class ClassifierFusedHead(_ClassifierWordsPassBy, ImageFusedDynamicHead):
 class ClassifierFusedDynamicHead(_ClassifierWordsPassBy, FusedDynamicHead):
     """Image and words read each other, for losses and tasks that read the fused words."""
 
-    def words(self, features: dict[str, Tensor], language: LanguageFeatures) -> LanguageFeatures:
-        return super().words(self.visual(features), language)
+    def words(
+        self, features: dict[str, Tensor], language: LanguageFeatures, image_of: Sequence[int]
+    ) -> LanguageFeatures:
+        return super().words(self.visual(features), language, image_of)
 
     def look(self, features: dict[str, Tensor]) -> list[Tensor]:
         return super().look(self.visual(features))

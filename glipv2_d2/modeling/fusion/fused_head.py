@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -48,10 +50,22 @@ class FusedBlock(nn.Module):
         language = self.language_layer(language)
         return self.dynamic_conv(features), language
 
-    def words(self, features: list[Tensor], language: LanguageFeatures) -> LanguageFeatures:
-        """The words of :meth:`forward` alone."""
-        hidden = self.fusion.read_image(self.fusion.look(features), language.hidden)
-        return self.language_layer(replace(language, hidden=hidden))
+    def words(
+        self, features: list[Tensor], language: LanguageFeatures, image_of: Sequence[int]
+    ) -> LanguageFeatures:
+        """The words of :meth:`forward` alone; arguments as of :meth:`FusedDynamicHead.words`."""
+        # As each word reads the image for itself, the texts of an image may be one text.
+        seen: Counter[int] = Counter()
+        turns = []
+        for image in image_of:
+            turns.append(seen[image])
+            seen[image] += 1
+        rows = list(image_of)
+        num_texts = max(turns, default=0) + 1
+        grouped = language.hidden.new_zeros(len(features[0]), num_texts, *language.hidden.shape[1:])
+        grouped[rows, turns] = language.hidden
+        read = self.fusion.read_image(self.fusion.look(features), grouped.flatten(1, 2))
+        return self.language_layer(replace(language, hidden=read.view_as(grouped)[rows, turns]))
 
 
 class UnfusedBlock(nn.Module):
@@ -170,13 +184,25 @@ class FusedDynamicHead(BlockHead):
             "language_dropout": head.LANGUAGE_DROPOUT,
         }
 
-    def words(self, features: dict[str, Tensor], language: LanguageFeatures) -> LanguageFeatures:
-        """The words of :meth:`forward` alone; the last maps, which no word reads, are not made."""
+    def words(
+        self, features: dict[str, Tensor], language: LanguageFeatures, image_of: Sequence[int]
+    ) -> LanguageFeatures:
+        """The words of :meth:`forward` alone; the last maps, which no word reads, are not made.
+
+        Args:
+            features: of N images.
+            language: (M, T, D).
+            image_of: for each of the M texts, the number of the image that it reads.
+        """
         *earlier, last = self.blocks
-        per_level = list(features.values())
+        per_level, texts_of = list(features.values()), list(image_of)
+        if earlier:
+            # There an image reads its text, so it is another one for each.
+            per_level = [level[texts_of] for level in per_level]
+            texts_of = list(range(len(texts_of)))
         for block in earlier:
             per_level, language = self._run(block, per_level, language)
-        return self._run(last.words, per_level, language)
+        return self._run(partial(last.words, image_of=texts_of), per_level, language)
 
     def look(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Per block (N, P, C), what causal words read of N images; the image reads no words."""

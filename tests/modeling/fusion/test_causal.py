@@ -111,11 +111,25 @@ def test_the_words_alone_equal_those_beside_the_maps(
 ) -> None:
     language = replace(language, causal=causal)
     language.mask[1, 4:] = False
-    whole, alone = head(features, language)[1], head.words(features, language)
+    whole, alone = head(features, language)[1], head.words(features, language, [0, 1])
     torch.testing.assert_close(
         alone.hidden[language.mask], whole.hidden[language.mask], atol=1e-6, rtol=1e-5
     )
     assert alone.causal is causal
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_texts_of_one_image_are_read_as_if_each_had_an_image_of_its_own(
+    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures, num_blocks: int
+) -> None:
+    head.blocks = head.blocks[:num_blocks]
+    texts = language.rows([0, 1, 0, 1])
+    texts = replace(texts, hidden=texts.hidden + torch.randn_like(texts.hidden))
+    image_of = [1, 0, 1, 1]
+    copies = {name: level[image_of] for name, level in features.items()}
+    expected = head.words(copies, texts, range(4)).hidden[texts.mask]
+    ours = head.words(features, texts, image_of).hidden[texts.mask]
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_words_alone_give_the_gradients_of_those_beside_the_maps(
@@ -129,7 +143,7 @@ def test_the_words_alone_give_the_gradients_of_those_beside_the_maps(
         return dict(zip(parameters, found, strict=True))
 
     head.activation_checkpointing = True
-    alone = gradients(head.words(features, language))
+    alone = gradients(head.words(features, language, [0, 1]))
     for name, gradient in gradients(head(features, language)[1]).items():
         zeros = torch.zeros_like(parameters[name])
         ours, expected = (zeros if g is None else g for g in (alone[name], gradient))

@@ -88,10 +88,12 @@ def test_words_of_a_reading_head_read_what_is_seen_and_where(part: str) -> None:
     head = build(name="ClassifierReadingDynamicHead")
     torch.nn.init.normal_(head.seen.weight)
     features, language = inputs()
-    words = head.words(features, language).hidden
+    words = head.words(features, language, range(len(language.mask))).hidden
     for name, level in features.items():
         if part == "the place":
             features[name] = level.flip(-1)
         else:
             level[:, VISUAL_DIM:] += 1
-    assert not torch.allclose(head.words(features, language).hidden, words)
+    assert not torch.allclose(
+        head.words(features, language, range(len(language.mask))).hidden, words
+    )
