@@ -34,8 +34,12 @@ setup(
     package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
     install_requires=requirements("runtime"),
     extras_require={
-        name: requirements(name)
-        for name in ("captions", "dev", "fast-eval", "lora", "mini", "phrases", "webdataset")
+        **{
+            name: requirements(name)
+            for name in ("captions", "dev", "fast-eval", "lora", "phrases", "webdataset")
+        },
+        # The small model reads the nouns of questions.
+        "mini": requirements("mini") + requirements("phrases"),
     },
     classifiers=[
         "Intended Audience :: Science/Research",
