@@ -13,7 +13,7 @@ from torch import nn
 LANGUAGE_BACKBONE = "language_backbone."
 IMAGE_BACKBONE = "backbone.bottom_up."
 FUSED_HEAD = "fused_head."
-TEXT_HEADS = ("answer.", "caption.")
+TEXT_HEADS = ("answer.", "caption.", "region_reader.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.engine.param_groups import LANGUAGE_BACKBONE
+from glipv2_d2.engine.param_groups import LANGUAGE_BACKBONE, TEXT_HEADS
 from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
@@ -40,9 +40,6 @@ COMPARISON = "proposal_generator.comparison."
 
 # Masks.
 ROI_HEADS = "roi_heads."
-
-# What says words of images.
-TEXT_HEADS = ("answer.", "caption.", "region_reader.")
 
 # Layers of the fusion whose matrices are regrouped and never called (modeling.fusion.bi_attention):
 # what peft puts around them would be computed by nobody.

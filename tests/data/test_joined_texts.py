@@ -76,8 +76,8 @@ def test_further_texts_keep_what_is_learned_and_what_messages_name() -> None:
 def test_texts_of_two_data_sets_are_joined_if_these_are_drawn_equally_often() -> None:
     records_of = {
         "vqa": [question(1, "a.jpg"), question(2, "b.jpg")],
-        "captions": [{"file_name": "a.jpg", "target_captions": ["a dog"]}],
+        "captions": [{"file_name": "a.jpg", "target_captions": [text]} for text in "ab"],
     }
-    for factor, expected in ((1.0, [2, 1]), (0.5, [1, 1, 1])):
-        joined = join_all(records_of, 4, {"captions": factor})
+    for factor, expected in ((1.0, [2, 1, 1]), (0.5, [1, 1, 2])):
+        joined = join_all(records_of, 2, {"captions": factor})
         assert [len(texts_of(r)) for records in joined.values() for r in records] == expected

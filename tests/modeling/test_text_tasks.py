@@ -36,6 +36,10 @@ NOTHING_RANDOM = (
 ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
 PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
+NAMED = (
+    *(*REGIONS, *PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False),
+    *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_answers.txt"),
+)
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
 
 
@@ -80,7 +84,8 @@ def assert_same(ours: dict, expected: dict) -> None:
 def heeding_matches(*opts: Any) -> GLIPv2:
     """A model whose questions have learned to heed how well regions match their words."""
     built = tiny_model(*ANSWERING, *REGIONS, *opts)
-    torch.nn.init.normal_(built.region_reader.matches.score.weight)
+    for part in (built.region_reader.matches.score, built.region_reader.matches.region):
+        torch.nn.init.normal_(part.weight)
     return built
 
 
@@ -158,7 +163,9 @@ def test_each_task_comes_alone_and_finds_nothing(opts: tuple, x: dict, added: st
 
 @pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
 @pytest.mark.parametrize(
-    "text", [(), PHRASES, REGIONS], ids=["bert", "phrases", "bert and regions"]
+    "text",
+    [(), PHRASES, REGIONS, NAMED],
+    ids=["bert", "phrases", "bert and regions", "named regions"],
 )
 @pytest.mark.parametrize(
     "x",
@@ -170,11 +177,20 @@ def test_every_parameter_gets_a_gradient_whatever_is_asked(
 ) -> None:
     """Distributed training waits for all of them."""
     model = tiny_model(*TEXT_TASKS, *text, *pretraining).train()
+    assert without_gradient(model, x) == []
+
+
+@pytest.mark.parametrize("x", [detection_input(), caption_input()], ids=["boxes", "caption"])
+def test_every_parameter_of_a_model_that_only_describes_gets_a_gradient(x: dict) -> None:
+    assert without_gradient(tiny_model(*DESCRIBING, *REGIONS).train(), x) == []
+
+
+def without_gradient(model: GLIPv2, x: dict) -> list[str]:
     losses = model([x])
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    assert [n for n, grad in trained.items() if grad is None or not grad.isfinite().all()] == []
+    return [n for n, grad in trained.items() if grad is None or not grad.isfinite().all()]
 
 
 def test_the_losses_of_a_mixed_batch_are_those_of_separate_ones(training_model: GLIPv2) -> None:
@@ -298,7 +314,7 @@ def test_both_losses_learn_from_the_image(regions: tuple) -> None:
         assert gradient.any()
 
 
-@pytest.mark.parametrize("regions", [(), REGIONS], ids=["maps", "regions"])
+@pytest.mark.parametrize("regions", [(), REGIONS, NAMED], ids=["maps", "regions", "named"])
 def test_bfloat16_autocast_gives_finite_losses_in_float32(regions: tuple) -> None:
     model = tiny_model(*TEXT_TASKS, *regions).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -54,9 +54,11 @@ def test_chunk(tags, chunks):
 
 
 def test_phrases_without_articles_begin_behind_them(tags):
-    tags.update(a="DT", red="JJ", near="IN")
+    tags.update({"a": "DT", "red": "JJ", "near": "IN", "How": "WRB", "Many": "JJ", "many": "JJ"})
     caption = "a red cat near dogs"
     assert noun_phrases(caption, articles=False) == [[(2, 9)], [(15, 19)]]
+    assert noun_phrases("How Many dogs", articles=False) == [[(9, 13)]]
+    assert noun_phrases("How Many dogs") == [[(4, 13)]]
 
 
 @given(st.lists(st.sampled_from(["DT", "JJ", "JJS", "NN", "NNS", "VB", "."])))

@@ -26,6 +26,9 @@ from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures
 
+# Texts are joined by image unless that makes more than so many times their number.
+_MOST_PADDING = 1.5
+
 
 class FusedBlock(nn.Module):
     """Image and text read each other, words read words, levels read levels."""
@@ -62,6 +65,9 @@ class FusedBlock(nn.Module):
             seen[image] += 1
         rows = list(image_of)
         num_texts = max(turns, default=0) + 1
+        if len(features[0]) * num_texts > _MOST_PADDING * len(rows):
+            features = [level[rows] for level in features]
+            rows, turns, num_texts = list(range(len(rows))), [0] * len(rows), 1
         grouped = language.hidden.new_zeros(len(features[0]), num_texts, *language.hidden.shape[1:])
         grouped[rows, turns] = language.hidden
         read = self.fusion.read_image(self.fusion.look(features), grouped.flatten(1, 2))

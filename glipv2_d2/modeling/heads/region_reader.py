@@ -38,8 +38,6 @@ _PLACE_DIM = 64
 # How much sharper than the detector's own are its guesses at a region's name to start with: it
 # judges every name alone, so among hundreds even the best has a small share.
 _NAME_SHARPNESS = 4.0
-# The logit of a region that is none.
-_NO_MATCH = -50.0
 
 
 @REGION_READER_REGISTRY.register()
@@ -67,6 +65,7 @@ class RegionReader(nn.Module):
         ffn_dim: int,
         dropout: float,
         names: Callable[[], Tensor] | None = None,
+        reads_matches: bool = True,
     ) -> None:
         """
         Args:
@@ -76,12 +75,13 @@ class RegionReader(nn.Module):
             num_heads, ffn_dim, dropout: of every layer.
             names: gives the (A, D) vectors of the names with which regions are compared; None:
                 with none.
+            reads_matches: words of questions learn which regions match them.
         """
         super().__init__()
         self.finder = finder
         self.names = names
         self.visual_dim = visual_dim
-        self.matches = WordMatches(language_dim=language_dim)
+        self.matches = WordMatches(language_dim=language_dim) if reads_matches else None
         self.feature_norm = nn.LayerNorm(visual_dim)
         self.fused_norm = nn.LayerNorm(visual_dim)
         self.feature = nn.Linear(2 * visual_dim, language_dim)
@@ -112,6 +112,8 @@ class RegionReader(nn.Module):
             "visual_dim": next(iter(input_shape.values())).channels,
             "language_dim": language_backbone.width,
             "names": _names(cfg, tokenizer, language_backbone),
+            # Captions do not read them, and every parameter is to learn.
+            "reads_matches": cfg.MODEL.ANSWER.WEIGHT != 0,
             "num_layers": settings.NUM_LAYERS,
             "num_heads": settings.HEADS,
             "ffn_dim": settings.FFN_DIM,
@@ -133,7 +135,7 @@ class RegionReader(nn.Module):
             hidden, _ = self.read_on(words.hidden, self.look(regions))
             return replace(words, hidden=hidden)
         seen = self.as_words(regions)
-        if logits is not None:
+        if logits is not None and self.matches is not None:
             words = self.matches(words, seen, logits, regions.is_found)
         num_regions = seen.shape[1]
         is_read = torch.cat([words.mask.new_ones(seen.shape[:2]), words.mask], dim=1)
@@ -174,7 +176,7 @@ class RegionReader(nn.Module):
             return self.norm(self.said(regions))
 
     def said(self, regions: Regions) -> Tensor:
-        """(N, R, D), what features and places say together."""
+        """(N, R, D), what features, places and names say together."""
         features = self.feature_norm(self.visual(full_precision(regions.features)))
         fused = self.fused_norm(self.visual(full_precision(regions.fused_features)))
         places = _centred(full_precision(regions.places))
@@ -216,12 +218,15 @@ class WordMatches(nn.Module):
             is_found: (N, R) bool; the others match nothing.
         """
         with torch.autocast(seen.device.type, enabled=False):
-            logits = full_precision(logits).masked_fill(~is_found[..., None], _NO_MATCH)
+            logits = full_precision(logits)
+            logits = logits.masked_fill(~is_found[..., None], torch.finfo(logits.dtype).min)
             scores = torch.stack(
                 [logits.amax(dim=1), logits.logsumexp(dim=1), logits.sigmoid().sum(dim=1)], dim=-1
             )
             matched = logits.softmax(dim=1).transpose(1, 2) @ full_precision(seen)
-            hidden = full_precision(words.hidden) + self.score(scores) + self.region(matched)
+            is_empty = ~is_found.any(dim=1)[:, None, None]
+            told = self.score(scores.masked_fill(is_empty, 0)) + self.region(matched)
+            hidden = full_precision(words.hidden) + told.masked_fill(is_empty, 0)
         return replace(words, hidden=hidden)
 
 

@@ -53,7 +53,7 @@ def _samples(tensors: Sequence[Tensor]) -> Iterator[bytes]:
 class LanguageCache:
     """Keeps the features of the prompts asked last, across images; for inference.
 
-    A prompt is known by its token ids, its text and the spans of its labels. All is forgotten when
+    A prompt is known by its token ids, its text, its spans and its kind. All is forgotten when
     the weights of the backbone change and whenever it is asked with gradients or in training mode,
     where the cache only passes on. At most ``size`` prompts are held, each T x D numbers on the
     device of the backbone (768 KiB for a full one of BERT-base). Several threads may ask at once.
@@ -111,8 +111,8 @@ def _precision(device: torch.device) -> torch.dtype | None:
 def _prompt_keys(tokens: TokenBatch) -> list[Hashable]:
     """A key per prompt that its padding does not change.
 
-    Text, spans and kind belong to it since a backbone may encode phrases one by one, and read the
-    words around them or not.
+    Text, spans, nouns and kind belong to it since a backbone may encode phrases one by one, and
+    read the words around them or not.
     """
     stream = stream_id(tokens.input_ids.device)
     ids_per_prompt = tokens.input_ids.cpu().numpy()

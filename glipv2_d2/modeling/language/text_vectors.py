@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.language.cache import PhraseCache, weights_version
+from glipv2_d2.modeling.bounded_cache import BoundedCache
+from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
+# Lists whose tokens are remembered: a model has few, and asks for them again and again.
+_KNOWN_LISTS = 16
 # 8192 texts of BERT-base are 24 MiB.
 _CACHED_TEXTS = 8192
 _TEXTS_PER_BATCH = 256
@@ -31,14 +34,15 @@ class TextVectors:
         self.language_backbone = language_backbone
         self.tokenizer = tokenizer
         self._cache = PhraseCache(_CACHED_TEXTS)
+        self._ids_of: BoundedCache[tuple[str, ...], list[PhraseIds]] = BoundedCache(_KNOWN_LISTS)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(A, D), in at least float32."""
-        ids = [tuple(pieces) for pieces in self.tokenizer.pieces(texts)]
+        ids = self._ids(tuple(texts))
         text_of = dict(zip(ids, texts, strict=True))
         device = next(self.language_backbone.parameters()).device
 
-        def encode(unknown: Sequence[tuple[int, ...]]) -> Tensor:
+        def encode(unknown: Sequence[PhraseIds]) -> Tensor:
             different = [text_of[pieces] for pieces in unknown]
             parts = [
                 self._encode(different[start : start + _TEXTS_PER_BATCH], device)
@@ -47,6 +51,13 @@ class TextVectors:
             return torch.cat(parts)
 
         return self._cache(ids, encode, weights_version(self.language_backbone), device)
+
+    def _ids(self, texts: tuple[str, ...]) -> list[PhraseIds]:
+        known = self._ids_of.find([texts])
+        if not known:
+            known[texts] = [tuple(pieces) for pieces in self.tokenizer.pieces(texts)]
+            self._ids_of.keep(known)
+        return known[texts]
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str], device: torch.device) -> Tensor:
