@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,13 @@ from glipv2_d2.data.scenes.compose import Scene, compose_scene
 from glipv2_d2.data.scenes.cutouts import Cutout
 from glipv2_d2.data.scenes.language import ask, describe
 from glipv2_d2.data.scenes.referring import MIN_AREA_RATIO, MIN_DISTANCE, referring_file
+from glipv2_d2.data.scenes.retelling import NUM_PRESENCE, NUM_RETOLD, ask_further, retell
 
 JPEG_QUALITY = 90
 ANSWERS_PER_QUESTION = 10  # VQAv2 has ten people answer; here all agree
+
+Derive = Callable[[dict[str, Any]], dict[str, Any]]
+"""Annotations in COCO's form -> what a file has besides its ``info``."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
     """Write a split below ``root``; what is complete with these settings is left as it is.
 
     The images come first and the annotations last, each renamed into place when whole, so that an
-    annotation file says that its split is complete, and with which settings it was made. The
-    referring phrases follow from the annotations; a split that has none yet gets them.
+    annotation file says that its split is complete, and with which settings it was made. What
+    follows from the annotations (:data:`DERIVED`) is written where it is not there yet.
 
     Returns:
         the annotation file.
@@ -71,7 +75,8 @@ def write_split(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
     if not _is_complete(annotation_file, split):
         annotation_file.unlink(missing_ok=True)
         _write_scenes(split, root, workers)
-    _write_referring(annotation_file)
+    for ending, (settings, derive) in DERIVED.items():
+        _write_derived(annotation_file, ending, settings, derive)
     return annotation_file
 
 
@@ -106,18 +111,36 @@ def _write_scenes(split: SceneSplit, root: Path, workers: int) -> None:
         _write_json(root / f"{split.name}{kind}.json", content)
 
 
-def _write_referring(annotation_file: Path) -> None:
-    """Derive the phrases, unless the file has those of these annotations already."""
-    path = annotation_file.with_name(f"{annotation_file.stem}_referring.json")
+def _write_derived(
+    annotation_file: Path, ending: str, settings: Mapping[str, Any], derive: Derive
+) -> None:
+    """Derive a file, unless it is there and follows from these annotations and settings."""
+    path = annotation_file.with_name(f"{annotation_file.stem}{ending}.json")
     annotations = annotation_file.read_bytes()
-    info = {
-        "annotations_sha256": hashlib.sha256(annotations).hexdigest(),
-        "min_distance": MIN_DISTANCE,
-        "min_area_ratio": MIN_AREA_RATIO,
-    }
+    info = {"annotations_sha256": hashlib.sha256(annotations).hexdigest(), **settings}
     if path.is_file() and json.loads(path.read_text(encoding="utf8")).get("info") == info:
         return
-    _write_json(path, {"info": info, **referring_file(json.loads(annotations))})
+    _write_json(path, {"info": info, **derive(json.loads(annotations))})
+
+
+def _further_questions(scenes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"questions": _as_vqa(ask_further(scenes))[0]}
+
+
+def _further_answers(scenes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"annotations": _as_vqa(ask_further(scenes))[1]}
+
+
+# What follows from annotations: the ending of a file's name, what else it depends on, and how.
+DERIVED: dict[str, tuple[dict[str, Any], Derive]] = {
+    "_referring": (
+        {"min_distance": MIN_DISTANCE, "min_area_ratio": MIN_AREA_RATIO},
+        referring_file,
+    ),
+    "_retold": ({"num_retold": NUM_RETOLD}, retell),
+    "_further_questions": ({"num_presence": NUM_PRESENCE}, _further_questions),
+    "_further_answers": ({"num_presence": NUM_PRESENCE}, _further_answers),
+}
 
 
 def _info(split: SceneSplit) -> dict[str, Any]:
@@ -184,8 +207,6 @@ def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict
     category_ids = {name: i for i, name in enumerate(split.category_names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    questions: list[dict[str, Any]] = []
-    answers: list[dict[str, Any]] = []
     for image_id, record in enumerate(records, start=1):
         image_keys = ("file_name", "width", "height", "caption")
         images.append({"id": image_id, **{key: record[key] for key in image_keys}})
@@ -199,11 +220,8 @@ def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict
                     **thing,
                 }
             )
-        for question, answer in record["questions"]:
-            ids = {"question_id": len(questions) + 1, "image_id": image_id}
-            questions.append({**ids, "question": question})
-            answers.append({**ids, **_vqa_answer(answer)})
     categories = [{"id": i, "name": name} for name, i in category_ids.items()]
+    questions, answers = _as_vqa({i: r["questions"] for i, r in enumerate(records, start=1)})
     return {
         "_questions": {"questions": questions},
         "_answers": {"annotations": answers},
@@ -214,6 +232,20 @@ def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict
             "categories": categories,
         },
     }
+
+
+def _as_vqa(
+    asked: Mapping[int, Sequence[tuple[str, str]]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Per image id questions with answers -> the questions and the annotations of VQAv2's files."""
+    questions: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for image_id, pairs in asked.items():
+        for question, answer in pairs:
+            ids = {"question_id": len(questions) + 1, "image_id": image_id}
+            questions.append({**ids, "question": question})
+            answers.append({**ids, **_vqa_answer(answer)})
+    return questions, answers
 
 
 def _vqa_answer(answer: str) -> dict[str, Any]:
