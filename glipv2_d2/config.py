@@ -214,6 +214,9 @@ def _add_text_task_config(cfg: CfgNode) -> None:
 
     # Captions, word by word from left to right. Weight of the loss; 0: not built.
     cfg.MODEL.CAPTION = CfgNode()
+    # "CaptionHead" | "NamingCaptionHead" (also writes the names in REGION_READER.NAMES_FILE that
+    # regions match).
+    cfg.MODEL.CAPTION.NAME = "CaptionHead"
     cfg.MODEL.CAPTION.WEIGHT = 0.0
     # "tied" or "own", as MLM.DECODER.
     cfg.MODEL.CAPTION.DECODER = "tied"

@@ -53,7 +53,8 @@ def text_losses(
         captions = reading.rows([])
         if tasks.captions:
             captions = read_image(model, features, tasks.captions, causal=True)
-        losses |= model.caption(with_regions(model, captions, regions[2]), captions.tokens)
+        words = with_regions(model, captions, regions[2])
+        losses |= model.caption(words, captions.tokens, regions[2])
     return losses
 
 

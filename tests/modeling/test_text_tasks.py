@@ -40,10 +40,11 @@ NAMED = (
     *(*REGIONS, *PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False),
     *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_answers.txt"),
 )
+NAMING = (*NAMED, "MODEL.CAPTION.NAME", "NamingCaptionHead")
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
 
 
-@pytest.fixture(scope="module", params=[(), REGIONS], ids=["maps", "regions"])
+@pytest.fixture(scope="module", params=[(), REGIONS, NAMING], ids=["maps", "regions", "naming"])
 def model(request: pytest.FixtureRequest) -> GLIPv2:
     return tiny_model(*TEXT_TASKS, *ALL, *request.param)
 
@@ -133,6 +134,11 @@ def test_names_of_regions_need_words_that_have_read_no_image(tmp_path: Path) -> 
         tiny_model(*ANSWERING, *REGIONS, *file)
 
 
+def test_a_head_that_writes_names_of_regions_needs_names() -> None:
+    with pytest.raises(ValueError, match=r"writes names of regions: set MODEL\.REGION_READER"):
+        tiny_model(*DESCRIBING, *REGIONS, "MODEL.CAPTION.NAME", "NamingCaptionHead")
+
+
 def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:
     plain = tiny_model(*NOTHING_RANDOM).train()
     plain.language_backbone.eval()
@@ -164,7 +170,7 @@ def test_each_task_comes_alone_and_finds_nothing(opts: tuple, x: dict, added: st
 @pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
 @pytest.mark.parametrize(
     "text",
-    [(), PHRASES, REGIONS, NAMED],
+    [(), PHRASES, REGIONS, NAMING],
     ids=["bert", "phrases", "bert and regions", "named regions"],
 )
 @pytest.mark.parametrize(
@@ -423,7 +429,7 @@ def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2)
         tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), (), causal=True)
         _, words = model.fused_head(features, model.language_backbone(tokens))
         words = with_regions(model, Reading({}, words, words, tokens), regions)
-        logits = model.caption.predict(words.hidden[0, -1])
+        logits = model.caption.log_probs(words.hidden[:, -1], ids, regions)[0]
         logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
         if logits.argmax() == 102:
             break

@@ -10,17 +10,26 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from glipv2_d2.modeling.decoding import Decoding, beam_search, check_beam_size
 from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_decoder
 from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.modeling.losses.words import word_loss
+from glipv2_d2.modeling.losses.words import mean_over_words
 from glipv2_d2.modeling.past import Past
 from glipv2_d2.structures import LanguageFeatures, Regions, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
+CAPTION_HEAD_REGISTRY = Registry("CAPTION_HEAD")
+CAPTION_HEAD_REGISTRY.__doc__ = """
+Caption heads: ``obj(cfg, tokenizer, language_backbone)`` gives a module that is called as
+:class:`CaptionHead` is.
+"""
 
+
+@CAPTION_HEAD_REGISTRY.register()
 class CaptionHead(WordPredictor):
     """The head of masked words, on words that have read what is left of them and the image."""
 
@@ -81,7 +90,9 @@ class CaptionHead(WordPredictor):
                 f"longer than the {room} that MODEL.PROMPT.MAX_TOKENS has room for: lower the first"
             )
 
-    def forward(self, language: LanguageFeatures, tokens: TokenBatch) -> dict[str, Tensor]:
+    def forward(
+        self, language: LanguageFeatures, tokens: TokenBatch, regions: Regions | None = None
+    ) -> dict[str, Tensor]:
         """``loss_caption`` of captions as people wrote them (teacher forcing), in float32.
 
         Every word and the end are guessed from what is left of them.
@@ -89,12 +100,37 @@ class CaptionHead(WordPredictor):
         Args:
             language: fused, causal.
             tokens: the captions.
+            regions: of each caption's image; None: the model finds none.
         """
-        has_next = tokens.mask[:, 1:]
         with torch.autocast(language.hidden.device.type, enabled=False):
-            logits = self.predict(full_precision(language.hidden[:, :-1][has_next]))
-            loss = word_loss(logits, tokens.input_ids[:, 1:][has_next])
-        return {"loss_caption": self.weight * loss}
+            log_probs = self.next_words(full_precision(language.hidden), tokens, regions)
+        return {"loss_caption": self.weight * mean_over_words(-log_probs)}
+
+    def next_words(
+        self,
+        hidden: Tensor,
+        tokens: TokenBatch,
+        regions: Regions | None,  # noqa: ARG002 - for heads that write what regions are called
+    ) -> Tensor:
+        """(K,) log-probabilities of the words that follow others, in the order of the texts."""
+        has_next = tokens.mask[:, 1:]
+        logits = self.predict(hidden[:, :-1][has_next])
+        return -F.cross_entropy(logits, tokens.input_ids[:, 1:][has_next], reduction="none")
+
+    def log_probs(
+        self,
+        hidden: Tensor,
+        written: Tensor,  # noqa: ARG002 - as above
+        regions: Regions | None,  # noqa: ARG002 - as above
+    ) -> Tensor:
+        """(R, vocabulary) of the word that follows R texts.
+
+        Args:
+            hidden: (R, D) of their last words.
+            written: (R, P) ids of all of their words.
+            regions: of each text's image; None: the model finds none.
+        """
+        return self.predict(hidden).log_softmax(dim=-1)
 
     @torch.no_grad()
     def describe(self, reader: CaptionReader, decoding: Decoding | None = None) -> list[str]:
@@ -112,7 +148,7 @@ class CaptionHead(WordPredictor):
         def next_log_probs(input_ids: Tensor) -> Tensor:
             last = full_precision(reader.read(input_ids)[:, -1])
             with torch.autocast(last.device.type, enabled=False):
-                return self.predict(last).log_softmax(dim=-1)
+                return self.log_probs(last, reader.written, reader.regions)
 
         (prefix,) = self.tokenizer.pieces([decoding.prefix])
         written = beam_search(
@@ -156,26 +192,28 @@ class CaptionReader:
         self.looks = fused_head.look(features)
         self.num_images = len(self.looks[0])
         self.device = self.looks[0].device
+        self.region_reader = region_reader
+        self.regions = regions
+        """Of the image of each caption; before any is begun, of each image."""
+        self.written = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
+        """(R, P) ids of what was read of each caption."""
         self._words: list[Past] | None = None
         self._fused: list[Past] | None = None
-        self.region_reader = region_reader
-        self._regions: list[Past] | None = None
+        self._looks_at_regions: list[Past] | None = None
         if region_reader is not None:
-            self._regions = region_reader.look(regions)
+            self._looks_at_regions = region_reader.look(regions)
 
     def read(self, input_ids: Tensor) -> Tensor:
         """(R, T) further tokens of R captions, as many of each image -> (R, T, D), fused."""
+        if self._fused is None:
+            self._begin(len(input_ids) // self.num_images)
+        self.written = torch.cat([self.written, input_ids], dim=1)
         hidden, self._words = self.read_words(input_ids, self._words)
-        is_first = self._fused is None
         hidden, self._fused = self.fused_head.read_on(self.looks, hidden, self._fused)
-        if self._regions is None:
-            return hidden
-        if is_first:
-            texts_per_image = len(hidden) // self.num_images
-            images = torch.arange(self.num_images, device=self.device)
-            rows = images.repeat_interleave(texts_per_image)
-            self._regions = [past.rows(rows) for past in self._regions]
-        hidden, self._regions = self.region_reader.read_on(hidden, self._regions)
+        if self._looks_at_regions is not None:
+            hidden, self._looks_at_regions = self.region_reader.read_on(
+                hidden, self._looks_at_regions
+            )
         return hidden
 
     def reorder(self, rows: Tensor) -> None:
@@ -187,8 +225,20 @@ class CaptionReader:
         assert self._words is not None and self._fused is not None
         self._words = [past.rows(rows) for past in self._words]
         self._fused = [past.rows(rows) for past in self._fused]
-        if self._regions is not None:
-            self._regions = [past.rows(rows) for past in self._regions]
+        self.written = self.written[rows]
+        self._reorder_regions(rows)
+
+    def _begin(self, texts_per_image: int) -> None:
+        images = torch.arange(self.num_images, device=self.device)
+        rows = images.repeat_interleave(texts_per_image)
+        self.written = self.written.new_zeros(len(rows), 0)
+        self._reorder_regions(rows)
+
+    def _reorder_regions(self, rows: Tensor) -> None:
+        if self._looks_at_regions is not None:
+            self._looks_at_regions = [past.rows(rows) for past in self._looks_at_regions]
+        if self.regions is not None:
+            self.regions = self.regions.images(rows.tolist())
 
 
 def build_caption_head(
@@ -197,4 +247,4 @@ def build_caption_head(
     """The head of ``cfg.MODEL.CAPTION``; None where its weight is 0."""
     if cfg.MODEL.CAPTION.WEIGHT == 0:
         return None
-    return CaptionHead(cfg, tokenizer, language_backbone)
+    return CAPTION_HEAD_REGISTRY.get(cfg.MODEL.CAPTION.NAME)(cfg, tokenizer, language_backbone)

@@ -19,6 +19,9 @@ def word_loss(logits: Tensor, word_ids: Tensor) -> Tensor:
     Returns:
         Scalar; 0, connected to ``logits``, where no word is guessed.
     """
-    logits = full_precision(logits)
-    num_words = count_per_gpu(len(word_ids), like=logits)
-    return F.cross_entropy(logits, word_ids, reduction="sum") / num_words
+    return mean_over_words(F.cross_entropy(full_precision(logits), word_ids, reduction="none"))
+
+
+def mean_over_words(losses: Tensor) -> Tensor:
+    """(K,) losses of the words that this process guesses, averaged over those of all GPUs."""
+    return losses.sum() / count_per_gpu(len(losses), like=losses)

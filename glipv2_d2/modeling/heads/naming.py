@@ -1,0 +1,205 @@
+"""Captions that name what the detector has recognised.
+
+N: captions. T: tokens of the longest, P: those written so far. R: regions of an image. A: names.
+L: tokens of the longest name. V: vocabulary. C: channels of the maps. D: width of the words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glipv2_d2.modeling.heads.caption import CAPTION_HEAD_REGISTRY, CaptionHead
+from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.structures import Regions, TokenBatch
+from glipv2_d2.text.answers import read_answers
+from glipv2_d2.text.tokenizer import Tokenizer
+
+_POINTER_DIM = 64
+_NO_TOKEN = -1
+# To start with: a detector judges every name alone, so its guesses are sharpened; names that are
+# begun are ended, those that are written are not written again, and likely things come first.
+_NAME_SHARPNESS = 4.0
+_BEGUN_WEIGHT = 4.0
+_SAID_WEIGHT = 4.0
+_LOGIT_OF_NAMING = -1.0
+
+
+@CAPTION_HEAD_REGISTRY.register()
+class NamingCaptionHead(CaptionHead):
+    """Writes words of its own, or the next token of the name of a region.
+
+    A mixture of two distributions, as pointer-generator networks have it (See et al. 2017): there
+    words are copied from a text, here from a list of names, by how well regions match them. The
+    list can be another one at inference, and captions then name things that no caption of the
+    training had. Our choice.
+    """
+
+    @configurable
+    def __init__(self, *, pointer: NamePointer, **others: Any) -> None:
+        """
+        Args:
+            pointer: knows the names, and which may come next.
+            others: see :class:`CaptionHead`.
+        """
+        super().__init__(**others)
+        self.pointer = pointer
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+    ) -> dict[str, Any]:
+        file = cfg.MODEL.REGION_READER.NAMES_FILE
+        if not cfg.MODEL.REGION_READER.NAME or not file:
+            raise ValueError(
+                f"MODEL.CAPTION.NAME {cls.__name__} writes names of regions: set "
+                "MODEL.REGION_READER.NAME and NAMES_FILE, or choose CaptionHead"
+            )
+        arguments = super().from_config(cfg, tokenizer, language_backbone)
+        pointer = NamePointer(
+            language_dim=language_backbone.width, pieces=tokenizer.pieces(read_answers(file))
+        )
+        return {**arguments, "pointer": pointer}
+
+    def next_words(self, hidden: Tensor, tokens: TokenBatch, regions: Regions | None) -> Tensor:
+        has_next, targets = tokens.mask[:, 1:], tokens.input_ids[:, 1:]
+        own = super().next_words(hidden, tokens, regions)
+        names = self.pointer(hidden, tokens.input_ids, _checked(regions))
+        is_target = names.token_ids[:, :-1] == targets[..., None]
+        shares = (names.shares[:, :-1] * is_target).sum(dim=-1)
+        return _mixed(own, shares[has_next], names.logits[:, :-1][has_next])
+
+    def log_probs(self, hidden: Tensor, written: Tensor, regions: Regions | None) -> Tensor:
+        own = super().log_probs(hidden, written, regions)
+        names = self.pointer(hidden[:, None], written, _checked(regions))
+        shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
+        return _mixed(own, shares, names.logits)
+
+
+@dataclass(frozen=True)
+class NextNames:
+    """Which token of which name comes next, if one does.
+
+    Attributes:
+        logits: (N, T), whether it is one of a name.
+        shares: (N, T, A), of which, in sum 1.
+        token_ids: (N, T, A) int64, the token of each.
+    """
+
+    logits: Tensor
+    shares: Tensor
+    token_ids: Tensor
+
+
+class NamePointer(nn.Module):
+    """Points from a word to the region that is to be named next, and so to the names it matches."""
+
+    pieces: Tensor
+
+    def __init__(self, *, language_dim: int, pieces: Sequence[Sequence[int]]) -> None:
+        """
+        Args:
+            language_dim: D.
+            pieces: the tokens of each name.
+        """
+        super().__init__()
+        self.query = nn.Linear(language_dim, _POINTER_DIM)
+        self.place = nn.Sequential(
+            nn.Linear(5, _POINTER_DIM), nn.GELU(), nn.Linear(_POINTER_DIM, _POINTER_DIM)
+        )
+        self.is_name = nn.Linear(language_dim, 1)
+        nn.init.zeros_(self.is_name.weight)
+        nn.init.constant_(self.is_name.bias, _LOGIT_OF_NAMING)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_NAME_SHARPNESS)))
+        self.thing_weight = nn.Parameter(torch.tensor(1.0))
+        self.begun_weight = nn.Parameter(torch.tensor(_BEGUN_WEIGHT))
+        self.said_weight = nn.Parameter(torch.tensor(_SAID_WEIGHT))
+        rows = [torch.tensor(tokens) for tokens in pieces]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_NO_TOKEN)
+        self.register_buffer("pieces", padded, persistent=False)
+
+    def forward(self, hidden: Tensor, written: Tensor, regions: Regions) -> NextNames:
+        """What may follow the last T of P words.
+
+        Args:
+            hidden: (N, T, D) of the words.
+            written: (N, P) token ids.
+            regions: of each text's image, compared with the names.
+        """
+        num_words = hidden.shape[1]
+        token_ids, is_begun, is_said = (
+            of_all[:, -num_words:] for of_all in names_in_texts(written, self.pieces)
+        )
+        assert regions.name_logits is not None
+        name_logits = full_precision(regions.name_logits)
+        shares = (name_logits * self.log_sharpness.exp()).softmax(dim=-1)
+        # (N, T, R): how much of what each region is called is begun, or written.
+        is_due = self.begun_weight * is_begun.to(shares) - self.said_weight * is_said.to(shares)
+        logits = is_due @ shares.transpose(1, 2)
+        places = full_precision(regions.places)
+        logits = logits + self.query(hidden) @ self.place(places).transpose(1, 2) / math.sqrt(
+            _POINTER_DIM
+        )
+        logits = logits + self.thing_weight * places[:, None, :, 4].clamp(min=1e-6).log()
+        lowest = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~regions.is_found[:, None], lowest)
+        is_empty = ~regions.is_found.any(dim=1)
+        return NextNames(
+            self.is_name(hidden).squeeze(-1).masked_fill(is_empty[:, None], lowest),
+            logits.softmax(dim=-1) @ shares,
+            token_ids,
+        )
+
+
+def names_in_texts(written: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At each of P tokens of N texts, how far each of A names is written.
+
+    Args:
+        written: (N, P) token ids.
+        pieces: (A, L) token ids of the names, -1 behind their ends.
+
+    Returns:
+        Each (N, P, A): the token of the name that comes next, its first where the text does not
+        end in a part of it; whether it does; whether the whole name stands there or before.
+
+    >>> names = torch.tensor([[7, 8], [9, -1]])
+    >>> token_ids, is_begun, is_said = names_in_texts(torch.tensor([[5, 7, 8, 9]]), names)
+    >>> token_ids[0].tolist()
+    [[7, 9], [8, 9], [7, 9], [7, 9]]
+    >>> is_begun[0].int().tolist(), is_said[0].int().tolist()
+    ([[0, 0], [1, 0], [0, 0], [0, 0]], [[0, 0], [0, 0], [1, 0], [1, 1]])
+    """
+    lengths = (pieces != _NO_TOKEN).sum(dim=1)
+    shape = (*written.shape, len(pieces))
+    num_begun = torch.zeros(shape, dtype=torch.int64, device=written.device)
+    is_whole = torch.zeros(shape, dtype=torch.bool, device=written.device)
+    for num_tokens in range(1, min(pieces.shape[1], written.shape[1]) + 1):
+        # (N, P - num_tokens + 1, num_tokens): the last tokens at each place that has so many.
+        last = written.unfold(1, num_tokens, 1)
+        ends_so = (last[:, :, None] == pieces[:, :num_tokens]).all(dim=-1)
+        ends_so = F.pad(ends_so, (0, 0, num_tokens - 1, 0))
+        is_whole |= ends_so & (lengths == num_tokens)
+        num_begun[ends_so & (lengths > num_tokens)] = num_tokens
+    token_ids = pieces.expand(*written.shape, -1, -1).gather(3, num_begun[..., None]).squeeze(3)
+    return token_ids, num_begun > 0, is_whole.cummax(dim=1).values
+
+
+def _mixed(own: Tensor, shares: Tensor, logit_of_naming: Tensor) -> Tensor:
+    """Log-probabilities of tokens that are the head's own, or of a name with those shares."""
+    of_names = shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
+    return torch.logaddexp(
+        F.logsigmoid(-logit_of_naming) + own, F.logsigmoid(logit_of_naming) + of_names
+    )
+
+
+def _checked(regions: Regions | None) -> Regions:
+    if regions is None or regions.name_logits is None:
+        raise ValueError("a NamingCaptionHead needs regions that were compared with names")
+    return regions
