@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.data.custom import register_custom
-from glipv2_d2.data.joined_texts import join_texts
+from glipv2_d2.data.joined_texts import join_texts, texts_apart
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.data.sanitize import sanitize_dataset
@@ -42,6 +42,9 @@ BALANCES_CLASSES = {
     "RepeatFactorTrainingSampler": True,
     "WeightedCategoryTrainingSampler": True,
 }
+
+# Of one image in evaluation; each needs memory of its own.
+MAX_TEXTS_PER_BATCH = 16
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
@@ -93,6 +96,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Every image of a data set once, one per batch.
 
+    A batch has all questions about an image, as inputs of the same image tensor, up to a limit.
+
     Raises:
         ValueError, FileNotFoundError: the data set is not registered or not there.
     """
@@ -104,11 +109,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         class_names=_class_names([dataset_name]),
         decorations=_decorations([dataset_name]),
     )
+    joined = join_texts({dataset_name: records}, MAX_TEXTS_PER_BATCH, {})[dataset_name]
     return build_detection_test_loader(
-        records,
+        joined,
         mapper=mapper,
-        sampler=InferenceSampler(len(records)),
+        sampler=InferenceSampler(len(joined)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=texts_apart,
     )
 
 

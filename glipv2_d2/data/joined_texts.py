@@ -1,4 +1,4 @@
-"""Texts of one image, learned together: the image is read once for all of them."""
+"""Texts of one image, learned or asked together: the image is read once for all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def join_texts(
     equally often.
 
     Args:
-        records_of: of each data set, for training.
+        records_of: of each data set.
         limit: texts of a joined record; 1 leaves all as they are.
         factor_of: how often a data set is drawn, where that is not once.
 
@@ -56,3 +56,14 @@ def join_texts(
                 text = {key: record[key] for key in _OF_A_TEXT if key in record}
                 first[fields.MORE].append(text)
     return joined_of
+
+
+def texts_apart(batch: Sequence[Record]) -> list[Record]:
+    """The inputs of joined records, one for each text, which have the same image tensor."""
+    inputs = []
+    for record in batch:
+        texts = [{key: record[key] for key in _OF_A_TEXT if key in record}]
+        texts += record.get(fields.MORE, [])
+        image = {k: v for k, v in record.items() if k not in (*_OF_A_TEXT, fields.MORE)}
+        inputs += [image | text for text in texts]
+    return inputs

@@ -30,7 +30,12 @@ from glipv2_d2.modeling.orders import judge_in_orders
 from glipv2_d2.modeling.postprocess import DetectionsPerImage
 from glipv2_d2.modeling.prompting import InputPrompts, build_input_prompts
 from glipv2_d2.modeling.results import Found, image_results, still_wanted
-from glipv2_d2.modeling.rounds import rounds, select_images, select_sizes
+from glipv2_d2.modeling.rounds import (
+    different_images,
+    rounds,
+    select_images,
+    select_sizes,
+)
 from glipv2_d2.modeling.saying import say, text_losses
 from glipv2_d2.modeling.tasks import InputTasks
 from glipv2_d2.structures import LanguageFeatures, Prompt, Reading, TokenBatch, fields
@@ -302,21 +307,23 @@ class GLIPv2(nn.Module):
         return losses
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same path, with the image's part walked once for all of its prompts."""
-        images = self.preprocess_image(batched_inputs)
+        """The same path, with the image's part walked once for all that it is asked."""
+        shown, row_of = different_images(batched_inputs)
+        images = self.preprocess_image(shown)
         features = self.backbone(images.tensor)
-        said = say(self, batched_inputs, images, features)
+        said = say(self, batched_inputs, images, features, row_of)
         prompts_per_image = [
             self.tasks.prompts_to_find(x, texts.get(fields.PROMPT))
             for x, texts in zip(batched_inputs, said, strict=True)
         ]
 
-        found_per_image: list[list[Found]] = [[] for _ in images]
+        found_per_image: list[list[Found]] = [[] for _ in batched_inputs]
         limit = self.max_detections_per_image
         for indices, prompts in rounds(prompts_per_image):
-            selected = select_images(features, indices)
+            rows = [row_of[i] for i in indices]
+            selected = select_images(features, rows)
             reading = self.read(selected, prompts)
-            detections = self.detect(select_sizes(images, indices), selected, prompts, reading)
+            detections = self.detect(select_sizes(images, rows), selected, prompts, reading)
             if self.roi_heads is not None:
                 detections = [
                     still_wanted(
@@ -331,9 +338,9 @@ class GLIPv2(nn.Module):
             for i, found, prompt in zip(indices, detections, prompts, strict=True):
                 found_per_image[i].append((found, prompt))
         return [
-            image_results(x, found, size, limit) | texts
-            for x, found, size, texts in zip(
-                batched_inputs, found_per_image, images.image_sizes, said, strict=True
+            image_results(x, found, images.image_sizes[row], limit) | texts
+            for x, found, row, texts in zip(
+                batched_inputs, found_per_image, row_of, said, strict=True
             )
         ]
 

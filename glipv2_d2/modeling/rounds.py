@@ -1,13 +1,27 @@
-"""Images of one batch that are asked several prompts, in rounds."""
+"""Images of one batch that are asked several things: read once, and asked in rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from glipv2_d2.structures import Prompt
+from glipv2_d2.structures import Prompt, fields
+
+
+def different_images(inputs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Inputs without those whose image, the same tensor, is that of one before.
+
+    Returns:
+        K inputs, and for each of the given ones which of the K has its image.
+    """
+    first_of: dict[int, dict[str, Any]] = {}
+    for x in inputs:
+        first_of.setdefault(id(x[fields.IMAGE]), x)
+    row_of = {image: row for row, image in enumerate(first_of)}
+    return list(first_of.values()), [row_of[id(x[fields.IMAGE])] for x in inputs]
 
 
 def rounds(prompts_per_image: list[list[Prompt]]) -> Iterator[tuple[list[int], list[Prompt]]]:

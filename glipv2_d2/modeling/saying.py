@@ -63,27 +63,30 @@ def say(
     inputs: Sequence[dict[str, Any]],
     images: ImageList,
     features: dict[str, Tensor],
+    row_of: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Per image what is asked to be said of it: ``answer`` and its score, ``caption``.
+    """Per input what is asked to be said of it: ``answer`` and its score, ``caption``.
 
     Where its phrases are to be found, also ``prompt`` and ``phrases``.
 
     Args:
         images: N, for their sizes without padding.
         features: of the N images, before fusion.
+        row_of: which of the N is the image of each input.
     """
     said: list[dict[str, Any]] = [{} for _ in inputs]
     questions = model.tasks.questions(inputs)
     if model.answer is not None and questions:
-        (regions,) = find_regions(model, images, features, [[asked.image for asked in questions]])
-        words = with_regions(model, read_image(model, features, questions), regions)
+        shown = [replace(asked, image=row_of[asked.image]) for asked in questions]
+        (regions,) = find_regions(model, images, features, [[asked.image for asked in shown]])
+        words = with_regions(model, read_image(model, features, shown), regions)
         guesses = model.answer.guess(words, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
             said[asked.image][fields.ANSWER_SCORE] = guess.score
     if model.caption is not None:
         for decoding, indices in model.tasks.descriptions(inputs).items():
-            reader = caption_reader(model, images, features, indices)
+            reader = caption_reader(model, images, features, [row_of[i] for i in indices])
             for i, caption in zip(indices, model.caption.describe(reader, decoding), strict=True):
                 said[i][fields.CAPTION] = caption
     for x, texts in zip(inputs, said, strict=True):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glipv2_d2.data.joined_texts import join_texts as join_all
+from glipv2_d2.data.joined_texts import texts_apart
 
 FILES = ("a.jpg", "b.jpg", "c.jpg")
 
@@ -81,3 +82,28 @@ def test_texts_of_two_data_sets_are_joined_if_these_are_drawn_equally_often() ->
     for factor, expected in ((1.0, [2, 1, 1]), (0.5, [1, 1, 2])):
         joined = join_all(records_of, 2, {"captions": factor})
         assert [len(texts_of(r)) for records in joined.values() for r in records] == expected
+
+
+@given(st.lists(st.sampled_from(FILES), max_size=30), st.integers(2, 6))
+def test_joined_texts_that_are_taken_apart_are_what_they_were(files: list[str], limit: int) -> None:
+    questions = [question(i, file) for i, file in enumerate(files)]
+    apart = texts_apart(join_texts(questions, limit))
+    assert sorted(q["question_id"] for q in apart) == list(range(len(files)))
+    for q in apart:
+        # Evaluators read people's answers from the data set.
+        expected = {**questions[q["question_id"]], "human_answers": ["yes"]}
+        assert {**q, "human_answers": ["yes"]} == expected
+
+
+def test_inputs_that_are_taken_apart_share_one_image() -> None:
+    (record,) = join_texts([question(1, "a.jpg"), question(2, "a.jpg")], 2)
+    image = object()
+    first, second = texts_apart([{**record, "image": image}])
+    assert first["image"] is second["image"] is image
+
+
+def test_what_a_text_does_not_have_it_does_not_get_from_another() -> None:
+    described = {"file_name": "a.jpg", "image_id": 1, "target_captions": ["a dog"]}
+    (record,) = join_texts([question(1, "a.jpg"), described], 2)
+    _, second = texts_apart([record])
+    assert "question" not in second and "answers" not in second

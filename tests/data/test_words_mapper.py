@@ -188,6 +188,15 @@ def test_evaluation_asks_every_question_once(mixture: CfgNode) -> None:
     assert [x["question_id"] for batch in loader for x in batch] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_reads_an_image_once_for_its_questions(
+    mixture: CfgNode, num_workers: int
+) -> None:
+    mixture.DATALOADER.NUM_WORKERS = num_workers
+    (batch,) = build_test_loader(mixture, "asked")
+    assert batch[0]["image"] is batch[1]["image"] is batch[2]["image"]
+
+
 def test_a_question_without_words_stops_training_before_it_begins(
     cfg: CfgNode, question: dict[str, Any], register: Callable[..., str]
 ) -> None:

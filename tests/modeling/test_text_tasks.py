@@ -343,6 +343,29 @@ def test_results_of_a_mixed_batch_are_those_of_separate_ones(model: GLIPv2) -> N
         assert_same(ours, answer(model, x)[0])
 
 
+def test_inputs_of_one_image_tensor_get_what_they_would_get_alone(model: GLIPv2) -> None:
+    image, another = random_image(), random_image(seed=1)
+    inputs = [
+        asked(image=image, question="is there a dog?"),
+        asked(image=another, classes=["cat", "dog"]),
+        asked(image=image, classes=["cat", "dog"]),
+        asked(image=another, describe=True),
+        asked(image=image, describe=True),
+        asked(image=image, question="how many dogs are there?"),
+    ]
+    for ours, x in zip(answer(model, *inputs), inputs, strict=True):
+        assert_same(ours, answer(model, x)[0])
+
+
+def test_one_image_tensor_is_read_once(model: GLIPv2) -> None:
+    sizes = []
+    handle = model.backbone.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    image = random_image()
+    answer(model, asked(image=image, question="is there a dog?"), asked(image=image, describe=True))
+    handle.remove()
+    assert sizes == [1]
+
+
 def test_what_is_not_asked_is_not_done(model: GLIPv2) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("boxes were looked for")
