@@ -38,7 +38,7 @@ PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
 NAMED = (
     *(*REGIONS, *PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False),
-    *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_answers.txt"),
+    *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_names.txt"),
 )
 NAMING = (*NAMED, "MODEL.CAPTION.NAME", "NamingCaptionHead")
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}

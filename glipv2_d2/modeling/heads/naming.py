@@ -140,7 +140,7 @@ class NamePointer(nn.Module):
         assert regions.name_logits is not None
         name_logits = full_precision(regions.name_logits)
         shares = (name_logits * self.log_sharpness.exp()).softmax(dim=-1)
-        # (N, T, R): how much of what each region is called is begun, or written.
+        # (N, T, A), and with what each region is called (N, T, R).
         is_due = self.begun_weight * is_begun.to(shares) - self.said_weight * is_said.to(shares)
         logits = is_due @ shares.transpose(1, 2)
         places = full_precision(regions.places)
@@ -150,10 +150,12 @@ class NamePointer(nn.Module):
         logits = logits + self.thing_weight * places[:, None, :, 4].clamp(min=1e-6).log()
         lowest = torch.finfo(logits.dtype).min
         logits = logits.masked_fill(~regions.is_found[:, None], lowest)
+        # The region that is pointed at may still be called by what is written.
+        names = (logits.softmax(dim=-1) @ shares).clamp(min=torch.finfo(shares.dtype).tiny).log()
         is_empty = ~regions.is_found.any(dim=1)
         return NextNames(
             self.is_name(hidden).squeeze(-1).masked_fill(is_empty[:, None], lowest),
-            logits.softmax(dim=-1) @ shares,
+            (names + is_due).softmax(dim=-1),
             token_ids,
         )
 
