@@ -18,6 +18,8 @@ NUM_RETOLD = 2
 """Further captions of a scene."""
 NUM_PRESENCE = 3
 """Names whose presence is asked, and as many absent ones."""
+NUM_PLACES = 1
+"""Things of a scene of three or more of which it is asked what is left of them."""
 
 
 def retell(scenes: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,15 +47,20 @@ def retell(scenes: Mapping[str, Any]) -> dict[str, Any]:
 def ask_further(scenes: Mapping[str, Any]) -> dict[int, list[tuple[str, str]]]:
     """Per image id questions and answers: as many "yes" as "no", and more twos than by chance.
 
+    What is left of a thing is asked where one thing is: that of the second from the left.
+
     Args:
         scenes: annotations in COCO's form.
     """
     names_of = _names_per_image(scenes)
+    centers_of = _centers_per_image(scenes)
     all_names = [category["name"] for category in scenes["categories"]]
     questions = {}
     for image in scenes["images"]:
         rng = np.random.default_rng([NUM_PRESENCE, image["id"]])
-        questions[image["id"]] = _ask(Counter(names_of[image["id"]]), all_names, rng)
+        names = names_of[image["id"]]
+        asked = _ask(Counter(names), all_names, rng)
+        questions[image["id"]] = asked + _ask_places(names, centers_of[image["id"]])
     return questions
 
 
@@ -73,6 +80,24 @@ def _ask(
         (f"how many {plural(name)} are in the picture?", str(counts[name]))
         for name in (*several, *alone)
     ]
+
+
+def _ask_places(names: Sequence[str], centers: Sequence[float]) -> list[tuple[str, str]]:
+    in_order = [names[i] for i in np.argsort(centers)]
+    # With two things, the scene's own questions ask it.
+    if len(in_order) < 3:
+        return []
+    left, right = in_order[:2]
+    return [(f"what is left of the {right}?", left)] if names.count(right) == 1 else []
+
+
+def _centers_per_image(scenes: Mapping[str, Any]) -> dict[int, list[float]]:
+    """Where each thing is from left to right: x of its centre, in pixels."""
+    centers: dict[int, list[float]] = {image["id"]: [] for image in scenes["images"]}
+    for annotation in scenes["annotations"]:
+        x, _, width, _ = annotation["bbox"]
+        centers[annotation["image_id"]].append(x + width / 2)
+    return centers
 
 
 def _names_per_image(scenes: Mapping[str, Any]) -> dict[int, list[str]]:

@@ -29,7 +29,13 @@ from glipv2_d2.data.scenes.compose import Scene, compose_scene
 from glipv2_d2.data.scenes.cutouts import Cutout
 from glipv2_d2.data.scenes.language import ask, describe
 from glipv2_d2.data.scenes.referring import MIN_AREA_RATIO, MIN_DISTANCE, referring_file
-from glipv2_d2.data.scenes.retelling import NUM_PRESENCE, NUM_RETOLD, ask_further, retell
+from glipv2_d2.data.scenes.retelling import (
+    NUM_PLACES,
+    NUM_PRESENCE,
+    NUM_RETOLD,
+    ask_further,
+    retell,
+)
 
 JPEG_QUALITY = 90
 ANSWERS_PER_QUESTION = 10  # VQAv2 has ten people answer; here all agree
@@ -131,6 +137,7 @@ def _further_answers(scenes: Mapping[str, Any]) -> dict[str, Any]:
     return {"annotations": _as_vqa(ask_further(scenes))[1]}
 
 
+_FURTHER = {"num_presence": NUM_PRESENCE, "num_places": NUM_PLACES}
 # What follows from annotations: the ending of a file's name, what else it depends on, and how.
 DERIVED: dict[str, tuple[dict[str, Any], Derive]] = {
     "_referring": (
@@ -138,8 +145,8 @@ DERIVED: dict[str, tuple[dict[str, Any], Derive]] = {
         referring_file,
     ),
     "_retold": ({"num_retold": NUM_RETOLD}, retell),
-    "_further_questions": ({"num_presence": NUM_PRESENCE}, _further_questions),
-    "_further_answers": ({"num_presence": NUM_PRESENCE}, _further_answers),
+    "_further_questions": (_FURTHER, _further_questions),
+    "_further_answers": (_FURTHER, _further_answers),
 }
 
 
