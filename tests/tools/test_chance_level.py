@@ -43,6 +43,33 @@ def test_right_names_are_worth_all_and_wrong_ones_nothing(
     assert values == pytest.approx([100, 100, 0, 0])
 
 
+def test_captions_of_other_images_are_worth_less_than_true_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = {i: [f"a {name} on a mat"] for i, name in enumerate(["dog", "cat", "bus"])}
+    records = [{"image_id": i, "target_captions": texts} for i, texts in references.items()]
+    monkeypatch.setattr(chance_level, "load_dataset", lambda *_, **__: records)
+    # In another order than the data set's.
+    said = [{"image_id": i, "caption": references[i][0]} for i in (2, 0, 1)]
+    results = write(tmp_path / "captions_results.json", said)
+    chance_level.main(["--dataset", "described", "--results", results])
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines}
+    own, of_others = map(float, cells["ROUGE-L"])
+    # Four of five words are those of the other captions.
+    assert (own, of_others) == pytest.approx((100, 80))
+
+
+def test_captions_of_another_data_set_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"image_id": i, "target_captions": ["a dog"]} for i in (1, 2)]
+    monkeypatch.setattr(chance_level, "load_dataset", lambda *_, **__: records)
+    results = write(tmp_path / "captions_results.json", [{"image_id": 3, "caption": "a dog"}])
+    with pytest.raises(SystemExit, match="of another one"):
+        chance_level.main(["--dataset", "described", "--results", results])
+
+
 def test_results_of_another_data_set_are_refused(files: list[str]) -> None:
     results = Path(files[3])
     other = json.loads(results.read_text())
