@@ -12,8 +12,8 @@ cannot tell them apart.
     python tools/chance_level.py --dataset mini_stamps_seen_captioning_200 \
         --results output/mini_joint/inference/mini_stamps_seen_captioning_200/captions_results.json
 
-Likewise for descriptions: every image gets those that were made for the image one place further, and
-so on, which are as well written and tell of another picture.
+Likewise for descriptions: every image gets those that were made for the image one place further,
+and so on, which are as well written and tell of another picture.
 """
 
 from __future__ import annotations
