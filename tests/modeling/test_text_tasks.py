@@ -134,6 +134,16 @@ def test_names_of_regions_need_words_that_have_read_no_image(tmp_path: Path) -> 
         tiny_model(*ANSWERING, *REGIONS, *file)
 
 
+def test_a_model_that_writes_names_takes_another_list_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "names.txt").write_text("zebra\ntennis racket")
+    file = ("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt"))
+    model, other = tiny_model(*DESCRIBING, *NAMING), tiny_model(*DESCRIBING, *NAMING, *file)
+    other.load_state_dict(model.state_dict())
+    assert len(other.caption.pointer.pieces) == 2
+
+
 def test_a_head_that_writes_names_of_regions_needs_names() -> None:
     with pytest.raises(ValueError, match=r"writes names of regions: set MODEL\.REGION_READER"):
         tiny_model(*DESCRIBING, *REGIONS, "MODEL.CAPTION.NAME", "NamingCaptionHead")
