@@ -70,17 +70,27 @@ class NamingCaptionHead(CaptionHead):
 
     def next_words(self, hidden: Tensor, tokens: TokenBatch, regions: Regions | None) -> Tensor:
         has_next, targets = tokens.mask[:, 1:], tokens.input_ids[:, 1:]
-        own = super().next_words(hidden, tokens, regions)
         names = self.pointer(hidden, tokens.input_ids, _checked(regions))
-        is_target = names.token_ids[:, :-1] == targets[..., None]
-        shares = (names.shares[:, :-1] * is_target).sum(dim=-1)
-        return _mixed(own, shares[has_next], names.logits[:, :-1][has_next])
+        is_said, token_ids, shares, logits = (
+            of_all[:, :-1][has_next]
+            for of_all in (names.is_said, names.token_ids, names.shares, names.logits)
+        )
+        own = self._own(hidden[:, :-1][has_next], is_said, token_ids)
+        targets = targets[has_next][:, None]
+        of_names = (shares * (token_ids == targets)).sum(dim=1)
+        return _mixed(own.gather(1, targets).squeeze(1), of_names, logits)
 
     def log_probs(self, hidden: Tensor, written: Tensor, regions: Regions | None) -> Tensor:
-        own = super().log_probs(hidden, written, regions)
         names = self.pointer(hidden[:, None], written, _checked(regions))
+        own = self._own(hidden, names.is_said[:, 0], names.token_ids[:, 0])
         shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
         return _mixed(own, shares, names.logits)
+
+    def _own(self, hidden: Tensor, is_said: Tensor, token_ids: Tensor) -> Tensor:
+        """(K, V) log-probabilities of (K, D) words, less for the next of (K, A) written names."""
+        logits = self.predict(hidden)
+        less = -self.pointer.said_weight * is_said.to(logits)
+        return logits.scatter_add(1, token_ids, less).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -91,11 +101,13 @@ class NextNames:
         logits: (N, T), whether it is one of a name.
         shares: (N, T, A), of which, in sum 1.
         token_ids: (N, T, A) int64, the token of each.
+        is_said: (N, T, A) bool, the whole name is written already.
     """
 
     logits: Tensor
     shares: Tensor
     token_ids: Tensor
+    is_said: Tensor
 
 
 class NamePointer(nn.Module):
@@ -157,6 +169,7 @@ class NamePointer(nn.Module):
             self.is_name(hidden).squeeze(-1).masked_fill(is_empty[:, None], lowest),
             (names + is_due).softmax(dim=-1),
             token_ids,
+            is_said,
         )
 
 
