@@ -36,8 +36,8 @@ from glipv2_d2.data.scenes.language import with_article
 from glipv2_d2.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "mini" / "glipv2_mini_phrases.yaml"
-WEIGHTS = ROOT / "glipv2_d2" / "assets" / "glipv2_mini_phrases.pth"
+CONFIG = ROOT / "configs" / "mini" / "glipv2_mini_joint.yaml"
+WEIGHTS = ROOT / "glipv2_d2" / "assets" / "glipv2_mini_joint.pth"
 
 # File of scikit-image -> what is asked, things that are there first.
 PHOTOS = {
