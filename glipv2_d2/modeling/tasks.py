@@ -21,7 +21,12 @@ from glipv2_d2.structures.language import Span
 from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 from glipv2_d2.text.prompts import caption_prompt
-from glipv2_d2.text.questions import answered_prompt, hide_answer, question_prompt
+from glipv2_d2.text.questions import (
+    answered_prompt,
+    hide_answer,
+    names_no_thing,
+    question_prompt,
+)
 from glipv2_d2.text.tokenizer import Tokenizer
 
 THINGS_TO_FIND = (fields.PROMPT, fields.CAPTION, fields.CLASSES)
@@ -190,7 +195,8 @@ class InputTasks:
     def said_with_phrases(self, x: dict[str, Any], said: Mapping[str, Any]) -> Prompt | None:
         """What was said of an image, with all that is to be found of it; None: nothing is.
 
-        That is a question with its answer, where the last label is the answer; or a caption.
+        That is a question with its answer, where the last label is the answer; or a caption. By its
+        words, a yes, no or number is not found, and so no label, where the question has others.
 
         Raises:
             ValueError: more than one text is to be found, or none.
@@ -206,8 +212,11 @@ class InputTasks:
         if fields.CAPTION in said:
             caption = said[fields.CAPTION]
             return caption_prompt(caption, noun_phrases(caption))
-        question = x[fields.QUESTION].strip()
-        return answered_prompt(question, said[fields.ANSWER], noun_phrases(question))
+        question, answer = x[fields.QUESTION].strip(), said[fields.ANSWER]
+        phrases = noun_phrases(question)
+        if phrases and self.ground_by == "words" and names_no_thing(answer):
+            return caption_prompt(f"{question} {answer}", phrases)
+        return answered_prompt(question, answer, phrases)
 
     def prompts_to_find(self, x: dict[str, Any], said: Prompt | None) -> list[Prompt]:
         """The texts that say what is to be found in an image, after something was said of it.

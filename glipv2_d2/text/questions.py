@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.language import Span
+from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.prompts import caption_prompt
 
 
@@ -40,6 +41,16 @@ def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]
     question = question.strip()
     text = f"{question} {answer}"
     return caption_prompt(text, [*phrases, [(len(question) + 1, len(text))]])
+
+
+def names_no_thing(answer: str) -> bool:
+    """Whether an answer is one that no region can match: yes, no, or a number.
+
+    >>> [names_no_thing(answer) for answer in ("Yes", "2", "two", "two dogs")]
+    [True, True, True, False]
+    """
+    answer = canonical_answer(answer)
+    return answer in ("yes", "no") or answer.isdecimal()
 
 
 def hide_answer(prompt: Prompt, question: Prompt) -> Prompt | None:

@@ -486,12 +486,32 @@ def test_the_answer_and_the_phrases_of_a_question_are_found(
     monkeypatch.setattr(
         model, "read", lambda f, prompts: asked_texts.extend(prompts) or read(f, prompts)
     )
-    (said,) = answer(model, asked(question=f"{GROUNDED} ", ground=True))
-    assert said["phrases"] == ["the mat", said["answer"]]
+    (said,) = answer(model, asked(question=f"{GROUNDED} ", ground=True, choices=["dog"]))
+    assert said["phrases"] == ["the mat", "dog"]
     assert said["prompt"].text == f"{GROUNDED} {said['answer']}"
     assert set(said["instances"].pred_classes.tolist()) == {0, 1}
     shown = "[MASK]" if ground_by == "mask" else said["answer"]
     assert [prompt.text for prompt in asked_texts] == [f"{GROUNDED} {shown}"]
+
+
+@pytest.mark.parametrize("answer_text", ["no", "2"])
+@pytest.mark.parametrize(
+    ("ground_by", "question", "phrases"),
+    [
+        ("words", "is the dog here?", ["the dog"]),
+        # With nothing else to find, and by the place of the answer, the answer is found.
+        ("words", "is it here?", ["{answer}"]),
+        ("mask", "is the dog here?", ["the dog", "{answer}"]),
+    ],
+)
+def test_a_yes_no_or_number_is_not_found_by_its_words(
+    ground_by: str, question: str, phrases: list[str], answer_text: str
+) -> None:
+    model = tiny_model(*TEXT_TASKS, *ALL, "MODEL.ANSWER.GROUND_BY", ground_by)
+    said = {"answer": answer_text}
+    prompt = model.tasks.said_with_phrases(asked(question=question, ground=True), said)
+    assert prompt.text == f"{question} {answer_text}"
+    assert prompt.phrases == [text.format(answer=answer_text) for text in phrases]
 
 
 def test_finding_does_not_change_the_answer(model: GLIPv2) -> None:
