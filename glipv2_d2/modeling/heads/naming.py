@@ -164,10 +164,13 @@ class NamePointer(nn.Module):
         logits = logits.masked_fill(~regions.is_found[:, None], lowest)
         # The region that is pointed at may still be called by what is written.
         names = (logits.softmax(dim=-1) @ shares).clamp(min=torch.finfo(shares.dtype).tiny).log()
+        names = (names + is_due).softmax(dim=-1)
+        # Who begins a name of the list ends it: the head's own words may not know how.
+        goes_on = self.begun_weight * (names * is_begun).sum(dim=-1)
         is_empty = ~regions.is_found.any(dim=1)
         return NextNames(
-            self.is_name(hidden).squeeze(-1).masked_fill(is_empty[:, None], lowest),
-            (names + is_due).softmax(dim=-1),
+            (self.is_name(hidden).squeeze(-1) + goes_on).masked_fill(is_empty[:, None], lowest),
+            names,
             token_ids,
             is_said,
         )
