@@ -7,7 +7,7 @@ r"""How long each stage of a model takes, beside the least it could take on this
 
 Weights are random unless MODEL.WEIGHTS is given, the picture is noise, the names are COCO's or,
 from 81 on, LVIS's. The floor of a stage is the time of its matrix products and convolutions plus
-that of their bytes, at rates that are measured between the repeats of the same run. On a CPU floor
+that of their bytes, at rates that are measured around the repeats of the same run. On a CPU floor
 and ratio count the seconds that all threads computed ("CPU ms"), so that other programs on the
 machine spoil them little. Texts are kept across images as in use; --opts
 MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 reads them every time.
@@ -58,8 +58,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BOXES_PER_IMAGE = 8
 # The part of a run that no stage claims.
 OTHER = "other"
-# Enough work for a GPU's clock to see; a CPU needs no more than one.
-TASK_CALLS = {"cpu": 1, "cuda": 20}
+# Enough work for a GPU's clock to see, and to outlast a CPU's first, faster tenth of a second.
+TASK_CALLS = {"cpu": 8, "cuda": 20}
 
 
 @dataclass
@@ -263,23 +263,27 @@ class Benchmark:
             return recorder.take()
 
     def _repeat(self) -> tuple[list[dict[str, Amounts]], list[Amounts]]:
-        """The stages of every repeat, and the machine's rates measured before each."""
+        """The stages of every repeat, and the machine's rates before, between and after them."""
         is_cuda = self.device.type == "cuda"
         tasks = machine_tasks(self.device, DTYPES[self.args.precision])
-        runs, rates = [], []
+        runs = []
         with self._watching(CudaClock() if is_cuda else HostClock()) as recorder:
+            rates = [self._rates(recorder, tasks)]
             for _ in range(self.args.repeats):
-                done = {}
-                for name, task in tasks.items():
-                    task()
-                    with recorder.span(name):
-                        done[name] = sum(task() for _ in range(TASK_CALLS[self.device.type]))
-                spent = recorder.take()
-                rates.append({name: done[name] / busy_seconds(spent[name]) for name in done})
                 with recorder.span(OTHER):
                     self.run(recorder)
                 runs.append(recorder.take())
+                rates.append(self._rates(recorder, tasks))
         return runs, rates
+
+    def _rates(self, recorder: StageRecorder, tasks: dict[str, Callable[[], float]]) -> Amounts:
+        done = {}
+        for name, task in tasks.items():
+            task()
+            with recorder.span(name):
+                done[name] = sum(task() for _ in range(TASK_CALLS[self.device.type]))
+        spent = recorder.take()
+        return {name: done[name] / busy_seconds(spent[name]) for name in done}
 
     @contextmanager
     def _watching(self, meter: Any) -> Iterator[StageRecorder]:
@@ -452,7 +456,13 @@ def get_parser() -> argparse.ArgumentParser:
         default=True,
         help="as the other tools do on a CPU, see docs/performance.md (default: yes)",
     )
-    add("--warmup", type=int, default=2, metavar="N", help="runs before the measured ones")
+    add(
+        "--warmup",
+        type=int,
+        default=2,
+        metavar="N",
+        help="runs before the measured ones, after one that is counted",
+    )
     add("--repeats", type=int, default=5, metavar="N", help="measured runs")
     add("--json", type=Path, metavar="FILE", help="write the result there")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="come last")
@@ -469,10 +479,10 @@ def config_of(args: argparse.Namespace) -> CfgNode:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "warmup", "repeats", "threads"):
+    for name, least in {"batch_size": 1, "warmup": 0, "repeats": 1, "threads": 1}.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
     if min(args.image_size) < 32:
         raise ValueError(f"--image-size is {tuple(args.image_size)}; each side must be at least 32")
 
