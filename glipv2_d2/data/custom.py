@@ -17,7 +17,8 @@ from glipv2_d2.data.readers.vqa import register_listed_questions
 
 DEFAULT_FORMAT = "coco"
 
-# Per format the function that registers it, and the keys of its paths, in its order.
+# Per format the function that registers it, and the keys of its paths, in its order; the last may
+# be left out where the key ends in "?".
 FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "coco": (register_coco, ("json", "images")),
     "grounding": (register_grounding, ("json", "images")),
@@ -25,7 +26,7 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "webdataset": (register_shards, ("shards",)),
     "grounded_text": (register_grounded_text, ("json", "images")),
     "captioning": (register_captioning, ("json", "images")),
-    "vqa": (register_listed_questions, ("json", "images", "questions", "answers")),
+    "vqa": (register_listed_questions, ("json", "images", "questions", "answers?")),
 }
 
 # What this module has registered, to tell a second call from a second data set.
@@ -36,7 +37,8 @@ def register_custom(entries: Sequence[dict[str, Any]]) -> None:
     """Register the entries of ``DATASETS.CUSTOM``; a second time does nothing.
 
     An entry is ``{name: my_train, json: my/train.json, images: my/train}``; ``format`` is one of
-    :data:`FORMATS`, default "coco". Paths are relative to the working directory, "~" is the home.
+    :data:`FORMATS`, default "coco". A test set of questions has no ``answers``. Paths are relative
+    to the working directory, "~" is the home.
 
     Raises:
         ValueError: an entry has a missing, unknown or empty key, or a name that is taken.
@@ -51,26 +53,41 @@ def register_custom(entries: Sequence[dict[str, Any]]) -> None:
                     "another name"
                 )
             continue
-        register_format(name, *(os.path.expanduser(entry[key]) for key in keys))
+        paths = [entry.get(key.removesuffix("?")) for key in keys]
+        register_format(name, *(path and os.path.expanduser(path) for path in paths))
         _registered[name] = dict(entry)
 
 
 def _check_entry(entry: Any) -> tuple[Callable[..., None], tuple[str, ...]]:
-    example = "{name: my_train, json: my/train.json, images: my/train}"
     if not isinstance(entry, dict):
-        raise ValueError(f"DATASETS.CUSTOM: {entry!r} is no table of keys; write {example}")
+        raise ValueError(
+            f"DATASETS.CUSTOM: {entry!r} is no table of keys; write {_example(DEFAULT_FORMAT)}"
+        )
     kind = entry.get("format", DEFAULT_FORMAT)
     if kind not in FORMATS:
         raise ValueError(
             f"DATASETS.CUSTOM: format {kind!r} is not known; use one of {sorted(FORMATS)}"
         )
     register_format, keys = FORMATS[kind]
-    required = {"name", *keys}
-    wrong = (required - entry.keys()) | (entry.keys() - required - {"format"})
+    required = {"name", *(key for key in keys if not key.endswith("?"))}
+    known = {"name", "format", *(key.removesuffix("?") for key in keys)}
+    wrong = (required - entry.keys()) | (entry.keys() - known)
     if wrong or not all(isinstance(v, str) and v for v in entry.values()):
         raise ValueError(
             f"DATASETS.CUSTOM: {entry!r} should have the keys {sorted(required)} (format: {kind}), "
             f"each with a text; missing or unknown: {sorted(map(str, wrong)) or 'none'}. Example: "
-            f"{example}"
+            f"{_example(kind)}"
         )
     return register_format, keys
+
+
+def _example(kind: str) -> str:
+    """What an entry of a format may look like.
+
+    >>> _example("webdataset")
+    '{name: my_train, format: webdataset, shards: my/shards}'
+    """
+    keys = [key.removesuffix("?") for key in FORMATS[kind][1]]
+    ends = {"images": "train", "shards": "shards", "json": "train.json"}
+    paths = "".join(f", {key}: my/{ends.get(key, key + '.json')}" for key in keys)
+    return f"{{name: my_train, format: {kind}{paths}}}"

@@ -11,6 +11,8 @@ from glipv2_d2.structures import fields
 # What a text keeps of its record beside the image.
 _OF_A_TEXT = (
     fields.FILE_NAME,
+    # A file may be listed as several images.
+    fields.IMAGE_ID,
     fields.DATASET_NAME,
     fields.QUESTION,
     fields.QUESTION_ID,

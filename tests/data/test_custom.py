@@ -81,6 +81,18 @@ def test_questions_and_captions_train_through_the_config_alone(
     assert MetadataCatalog.get("my_captions").evaluator_type == "captions"
 
 
+def test_a_test_set_of_questions_has_no_answers(cfg: CfgNode, tmp_path: Path) -> None:
+    annotations, images = write_coco(tmp_path / "mine", num_images=1)
+    image_id = json.loads(annotations.read_text())["images"][0]["id"]
+    asked = {"question_id": 1, "image_id": image_id, "question": "what is it?"}
+    questions = tmp_path / "q.json"
+    questions.write_text(json.dumps({"questions": [asked]}))
+    paths = {"json": str(annotations), "images": str(images), "questions": str(questions)}
+    cfg.DATASETS.CUSTOM = [{"name": "my_vqa_test", "format": "vqa", **paths}]
+    ((x,),) = build_test_loader(cfg, "my_vqa_test")
+    assert x["question"] == "what is it?" and "answers" not in x
+
+
 def test_captions_with_boxes_train_through_the_config_alone(cfg: CfgNode, tmp_path: Path) -> None:
     _, images = write_coco(tmp_path / "pictures")
     pairs = [
@@ -130,6 +142,7 @@ def test_a_name_means_one_data_set() -> None:
         ({"name": "x", "json": "", "images": "a"}, "each with a text"),
         ({"name": "x", "json": "a.json", "images": "a", "format": "voc"}, "'voc'.*coco"),
         ({"name": "x", "format": "webdataset", "json": "a"}, "shards"),
+        ({"name": "x", "format": "vqa", "json": "a"}, "Example: .*, questions: my/questions.json"),
     ],
 )
 def test_a_wrong_entry_is_told_with_its_remedy(entry: Any, message: str) -> None:

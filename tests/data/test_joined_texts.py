@@ -67,6 +67,7 @@ def test_further_texts_keep_what_is_learned_and_what_messages_name() -> None:
     assert record["more"] == [
         {
             "file_name": "a.jpg",
+            "image_id": "a.jpg",
             "question": "is it 2?",
             "question_id": 2,
             "answers": {"yes": 1.0},
@@ -100,6 +101,11 @@ def test_inputs_that_are_taken_apart_share_one_image() -> None:
     image = object()
     first, second = texts_apart([{**record, "image": image}])
     assert first["image"] is second["image"] is image
+
+
+def test_images_of_one_file_keep_their_ids() -> None:
+    listed = [{**question(i, "a.jpg"), "image_id": i} for i in (1, 2)]
+    assert [x["image_id"] for x in texts_apart(join_texts(listed, 2))] == [1, 2]
 
 
 def test_what_a_text_does_not_have_it_does_not_get_from_another() -> None:

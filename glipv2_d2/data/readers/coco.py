@@ -84,7 +84,7 @@ def read_coco(
     records = []
     for image_id in sorted(coco.imgs):
         image = coco.imgs[image_id]
-        record = image_record(image, path_of(image_root, image["file_name"]))
+        record = image_record(image, image_root, path_of)
         for annotation in coco.imgToAnns.get(image_id, ()):
             category = index_of.get(annotation.get("category_id"))
             converted = convert_annotation(annotation)
@@ -107,7 +107,10 @@ def open_coco(json_file: str) -> COCO:
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(json_file)
+            coco = COCO(json_file)
+        if not isinstance(coco.dataset["images"], list):
+            raise TypeError("'images' is no list")
+        return coco
     except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
         raise ValueError(
             f"{json_file!r} is not in COCO's format ({type(error).__name__}: {error}): it should "
@@ -126,13 +129,26 @@ def faults_of_images(coco: COCO) -> Faults:
     return faults
 
 
-def image_record(image: dict[str, Any], path: str) -> Record:
-    """The record of an entry of ``images``, without annotations."""
+def image_record(
+    image: dict[str, Any],
+    image_root: str,
+    path_of: Callable[[str, str], str] = os.path.join,
+) -> Record:
+    """The record of an entry of ``images``, without annotations; its size where that is known.
+
+    Raises:
+        ValueError: the entry names no file.
+    """
+    file_name = image.get("file_name")
+    if not isinstance(file_name, str) or not file_name:
+        raise ValueError(
+            f"image {image['id']!r} has the 'file_name' {file_name!r}: write where it lies below "
+            f"{image_root!r}"
+        )
     return {
-        "file_name": path,
+        "file_name": path_of(image_root, file_name),
         "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
+        **{key: image[key] for key in ("height", "width") if key in image},
         "annotations": [],
     }
 

@@ -63,20 +63,30 @@ def read_coco_captions(json_file: str, image_root: str, dataset_name: str) -> li
         dataset_name: for the report of captions that were left out.
 
     Raises:
-        ValueError: the file is not in COCO's format, or an image has no caption and others have.
+        ValueError: the file is not in COCO's format, its annotations have no captions of its
+            images, or an image has no caption and others have.
     """
     coco = open_coco(json_file)
     faults = faults_of_images(coco)
     records = []
     for image_id in sorted(coco.imgs):
         image = coco.imgs[image_id]
-        record = image_record(image, os.path.join(image_root, image["file_name"]))
+        record = image_record(image, image_root)
         del record["annotations"]
         own = [image["caption"]] if "caption" in image else []
         texts = [a["caption"] for a in coco.imgToAnns.get(image_id, ()) if "caption" in a]
         record[fields.TARGET_CAPTIONS] = _with_words([*own, *texts], record, faults)
         records.append(record)
     faults.warn(logger, dataset_name)
+    annotations = coco.dataset.get("annotations", ())
+    if annotations and not any(record[fields.TARGET_CAPTIONS] for record in records):
+        ids = sorted({type(image_id).__name__ for image_id in coco.imgs})
+        raise ValueError(
+            f"{json_file!r}: none of its {len(annotations)} annotations is the 'caption' of one of "
+            f"its images, whose ids are {' and '.join(ids) or 'missing'}; the first is "
+            f"{annotations[0]!r:.200}: give it a 'caption' and an 'image_id' of the images, or "
+            "leave all annotations out, as in a test set"
+        )
     _check_all_have_captions(records, json_file)
     return records
 
@@ -95,21 +105,28 @@ def read_karpathy(json_file: str, coco_root: str, split: str) -> list[Record]:
     records = []
     with open(json_file, encoding="utf-8") as file:
         try:
-            for image in json.load(file)["images"]:
-                if image["split"] not in KARPATHY_SPLITS[split]:
-                    continue
-                record: Record = {
-                    "file_name": os.path.join(coco_root, image["filepath"], image["filename"]),
-                    "image_id": image["cocoid"],
-                }
-                texts = [sentence["raw"] for sentence in image["sentences"]]
-                record[fields.TARGET_CAPTIONS] = _with_words(texts, record, faults)
-                records.append(record)
+            images = json.load(file)["images"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{json_file!r} is not in the form of Karpathy's splits ({type(error).__name__}: "
                 f"{error}): it should be a JSON object with a list 'images'"
             ) from error
+    for number, image in enumerate(images):
+        try:
+            if image["split"] not in KARPATHY_SPLITS[split]:
+                continue
+            record: Record = {
+                "file_name": os.path.join(coco_root, image["filepath"], image["filename"]),
+                "image_id": image["cocoid"],
+            }
+            texts = [sentence["raw"] for sentence in image["sentences"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{json_file!r}: number {number} of its images is not in the form of Karpathy's "
+                f"splits ({type(error).__name__}: {error}): {image!r:.200}"
+            ) from error
+        record[fields.TARGET_CAPTIONS] = _with_words(texts, record, faults)
+        records.append(record)
     faults.warn(logger, f"{json_file}, {split}")
     _check_all_have_captions(records, json_file)
     return records

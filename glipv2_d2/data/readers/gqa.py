@@ -46,15 +46,22 @@ def read_gqa(questions_file: str, image_root: str) -> list[Record]:
     """
     with open(questions_file, encoding="utf-8") as file:
         try:
-            return [
-                _record(question_id, entry, image_root)
-                for question_id, entry in json.load(file).items()
-            ]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            entries = json.load(file).items()
+        except (json.JSONDecodeError, AttributeError) as error:
             raise ValueError(
                 f"{questions_file!r} is not in GQA's form ({type(error).__name__}: {error}): it "
                 "should be a JSON object of questions by their ids"
             ) from error
+    records = []
+    for question_id, entry in entries:
+        try:
+            records.append(_record(question_id, entry, image_root))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{questions_file!r}: question {question_id!r} is not in GQA's form "
+                f"({type(error).__name__}: {error}): {entry!r:.200}"
+            ) from error
+    return records
 
 
 def _record(question_id: str, entry: dict[str, Any], image_root: str) -> Record:

@@ -155,7 +155,7 @@ def read_grounding(
         if folder is None:
             faults.add(NO_FOLDER, f"{image['file_name']} ({image.get('data_source')!r})")
             continue
-        record = image_record(image, os.path.join(folder, image["file_name"]))
+        record = image_record(image, folder)
         record[fields.CAPTION] = image["caption"]
         record |= {key: image[key] for key in ("original_img_id", "sentence_id") if key in image}
         for annotation in coco.imgToAnns.get(image_id, ()):

@@ -60,18 +60,19 @@ def register_listed_questions(
     json_file: str,
     image_root: str,
     questions_file: str,
-    answers_file: str,
+    answers_file: str | None = None,
     question_type: Callable[[str], str] | None = None,
 ) -> None:
     """Register questions about the images that a file in COCO's format lists.
 
     Args:
+        answers_file: None for a test set.
         question_type: a question -> its type, for files that do not name it.
     """
 
     def read() -> list[Record]:
         images = {
-            image["id"]: image_record(image, os.path.join(image_root, image["file_name"]))
+            image["id"]: image_record(image, image_root)
             for image in open_coco(json_file).dataset["images"]
         }
         records = read_questions(
@@ -82,7 +83,7 @@ def register_listed_questions(
                 record.setdefault(fields.QUESTION_TYPE, question_type(record[fields.QUESTION]))
         return records
 
-    files = (json_file, image_root, questions_file, answers_file)
+    files = [f for f in (json_file, image_root, questions_file, answers_file) if f is not None]
     register(name, read, source_files=files, evaluator_type="vqa")
 
 
@@ -116,10 +117,10 @@ def read_questions(
         place = f"{questions_file!r}: question {question['question_id']!r}"
         try:
             image = image_of(question["image_id"])
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"{place} is about the image {question['image_id']!r}, which is not in the list "
-                "of images"
+                "of images (a number and a text are different ids)"
             ) from error
         record = {
             **image,
@@ -140,6 +141,12 @@ def _read_list(path: str, key: str, keys: tuple[str, ...]) -> list[dict[str, Any
         try:
             entries = json.load(file)[key]
             missing = [(i, k) for i, entry in enumerate(entries) for k in keys if k not in entry]
+            odd = [
+                (i, k, entry[k])
+                for i, entry in enumerate(entries)
+                for k in keys
+                if k in entry and not _is_sound(k, entry[k])
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path!r} is not in VQAv2's form ({type(error).__name__}: {error}): it should be "
@@ -148,11 +155,25 @@ def _read_list(path: str, key: str, keys: tuple[str, ...]) -> list[dict[str, Any
     if missing:
         place, lacking = missing[0]
         raise ValueError(f"{path!r}: number {place} of {key!r} has no {lacking!r}")
+    if odd:
+        place, wrong, value = odd[0]
+        expected = "a list" if wrong == "answers" else "a number or a text"
+        raise ValueError(
+            f"{path!r}: number {place} of {key!r} has the {wrong!r} {value!r}; it should be "
+            f"{expected}"
+        )
     counts = Counter(entry["question_id"] for entry in entries)
     repeated = [question_id for question_id, count in counts.items() if count > 1]
     if repeated:
         raise ValueError(f"{path!r} has question ids more than once: {_some(repeated)}")
     return entries
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    if key == "answers":
+        return isinstance(value, list)
+    # A question that is no text is told with its id.
+    return key == "question" or (isinstance(value, int | str) and not isinstance(value, bool))
 
 
 def _check_same_questions(
@@ -165,15 +186,19 @@ def _check_same_questions(
     unanswered = [question_id for question_id in ids if question_id not in answers]
     unasked = [question_id for question_id in answers if question_id not in ids]
     if unanswered or unasked:
+        types = [{type(x).__name__ for x in some} for some in (ids, answers)]
+        hint = "are they of the same split?"
+        if types[0] != types[1]:
+            hint = f"ids are {' and '.join('/'.join(sorted(x)) for x in types)}, write them alike"
         raise ValueError(
             f"{questions_file!r} and {answers_file!r} are not of the same questions: "
             f"{len(unanswered)} have no answer ({_some(unanswered)}), {len(unasked)} answers have "
-            f"no question ({_some(unasked)}): are they of the same split?"
+            f"no question ({_some(unasked)}): {hint}"
         )
 
 
 def _some(ids: Iterable[Any]) -> str:
-    return ", ".join(map(str, sorted(ids)[:NUM_NAMED])) or "none"
+    return ", ".join(map(str, sorted(ids, key=str)[:NUM_NAMED])) or "none"
 
 
 def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: str) -> Record:
@@ -185,13 +210,14 @@ def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: 
         )
     human_answers = []
     for number, given in enumerate(entry["answers"]):
-        if not isinstance(given, dict) or "answer" not in given:
+        answer = given.get("answer") if isinstance(given, dict) else None
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
             raise ValueError(
                 f"{place}: number {number} of its answers is {given!r}; it should be an object "
-                "with an 'answer'"
+                "with an 'answer' that is a text or a number"
             )
         # Few words are most of the answers: each is kept once.
-        human_answers.append(sys.intern(str(given["answer"])))
+        human_answers.append(sys.intern(str(answer)))
     if not human_answers:
         raise ValueError(f"{place} has an empty list of answers; in a test set, leave the file out")
     types = (fields.ANSWER_TYPE, fields.QUESTION_TYPE)

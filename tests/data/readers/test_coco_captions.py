@@ -52,6 +52,24 @@ def test_a_test_set_has_no_captions(coco: dict[str, Any], write_json: Write) -> 
     assert [record["target_captions"] for record in records] == [[], []]
 
 
+@pytest.mark.parametrize("wrong", [{"text": "A cat."}, {"image_id": "9", "caption": "A cat."}])
+def test_annotations_that_caption_no_image_are_no_test_set(
+    wrong: dict[str, Any], coco: dict[str, Any], write_json: Write
+) -> None:
+    coco["annotations"] = [{"image_id": 9, "id": 1, **wrong}]
+    with pytest.raises(ValueError, match="none of its 1 annotations.*int.*'A cat.'"):
+        read_coco_captions(write_json("a.json", coco), "images", "set")
+
+
+def test_images_need_no_sizes_but_a_file(coco: dict[str, Any], write_json: Write) -> None:
+    for image in coco["images"]:
+        del image["height"], image["width"]
+    assert len(read_coco_captions(write_json("a.json", coco), "images", "set")) == 2
+    del coco["images"][0]["file_name"]
+    with pytest.raises(ValueError, match="image 9 has the 'file_name' None"):
+        read_coco_captions(write_json("b.json", coco), "images", "set")
+
+
 @pytest.mark.parametrize("caption", [" ", None])
 def test_an_empty_caption_is_left_out_and_named(
     caption: object, coco: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
@@ -115,6 +133,12 @@ def test_sentences_are_as_they_were_written(karpathy: dict[str, Any], write_json
         "image_id": 2,
         "target_captions": ["A cat."],
     }
+
+
+def test_an_entry_of_another_form_is_named(karpathy: dict[str, Any], write_json: Write) -> None:
+    del karpathy["images"][2]["sentences"]
+    with pytest.raises(ValueError, match="number 2 of its images.*'sentences'"):
+        read_karpathy(write_json("dataset_coco.json", karpathy), "coco", "train")
 
 
 @pytest.mark.parametrize("content", [[], {"images": [{"split": "test", "filename": "1.jpg"}]}])

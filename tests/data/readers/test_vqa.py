@@ -103,6 +103,21 @@ def test_files_of_different_questions_are_named(read: Callable[..., Any]) -> Non
         read(questions(), other)
 
 
+def test_ids_that_are_numbers_here_and_texts_there_are_told(read: Callable[..., Any]) -> None:
+    other = answers()
+    for entry in other["annotations"]:
+        entry["question_id"] = str(entry["question_id"])
+    with pytest.raises(ValueError, match="ids are int and str, write them alike"):
+        read(questions(), other)
+
+
+def test_answers_that_are_no_list_are_named(read: Callable[..., Any]) -> None:
+    other = answers()
+    other["annotations"][1]["answers"] = None
+    with pytest.raises(ValueError, match="number 1 of 'annotations'.*'answers' None.*a list"):
+        read(questions(), other)
+
+
 def test_a_question_that_is_there_twice_is_named(read: Callable[..., Any]) -> None:
     twice = questions()
     twice["questions"][1]["question_id"] = 458752000
@@ -131,7 +146,7 @@ def test_an_empty_list_of_answers_is_named(read: Callable[..., Any]) -> None:
         read(questions(), empty)
 
 
-@pytest.mark.parametrize("odd", ["no", {"answer_confidence": "yes"}])
+@pytest.mark.parametrize("odd", ["no", {"answer_confidence": "yes"}, {"answer": None}])
 def test_an_answer_of_another_form_is_named(odd: Any, read: Callable[..., Any]) -> None:
     other = answers()
     other["annotations"][0]["answers"][4] = odd
@@ -146,7 +161,14 @@ def test_a_question_about_an_unlisted_image_is_named(read: Callable[..., Any]) -
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([], "not in VQAv2's form"), ({"questions": [{"question_id": 1}]}, "number 0.*'image_id'")],
+    [
+        ([], "not in VQAv2's form"),
+        ({"questions": [{"question_id": 1}]}, "number 0.*'image_id'"),
+        ({"questions": ["what?"]}, "number 0.*'question_id'"),
+        ({"questions": [{"question_id": [1], "image_id": 2, "question": "?"}]}, r"0.*\[1\]"),
+        ({"questions": [{"question_id": 1, "image_id": None, "question": "?"}]}, "0.*None"),
+        ({"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]}, "a text are"),
+    ],
 )
 def test_a_file_of_another_form_is_named(
     content: Any, message: str, read: Callable[..., Any]
@@ -193,6 +215,12 @@ def test_gqas_test_set_has_no_answers(write_json: Write) -> None:
     bare = {"1": {"question": "What is it?", "imageId": "n5"}}
     [record] = read_gqa(write_json("test_balanced_questions.json", bare), "gqa/images")
     assert not {"answers", "human_answers", "question_type"} & record.keys()
+
+
+def test_a_gqa_question_of_another_form_is_named(write_json: Write) -> None:
+    odd = {**GQA, "9": {"question": "What?", "imageId": "n5", "answer": None}}
+    with pytest.raises(ValueError, match="question '9' is not in GQA's form"):
+        read_gqa(write_json("gqa.json", odd), "gqa/images")
 
 
 @pytest.mark.parametrize("content", [[], {"1": {"question": "What?"}}, {"1": []}])
