@@ -114,8 +114,9 @@ class Answer:
 
     Attributes:
         score: how sure it is, 0..1.
-        grounding: where the phrases of the question and the answer, its last name, were seen; None
-            where that was not asked.
+        grounding: where the phrases of the question and the answer were seen; None where that was
+            not asked. The answer is the last name; a yes, no or number, which no region shows, is
+            no name where the question has others (MODEL.ANSWER.GROUND_BY "words").
     """
 
     question: str

@@ -33,6 +33,13 @@ class Decoding:
     prefix: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("beam_size", "min_length", "max_length"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; it should be a whole number")
+        if not isinstance(self.length_penalty, int | float):
+            raise TypeError(f"length_penalty is {self.length_penalty!r}; it should be a number")
+        if not isinstance(self.prefix, str):
+            raise TypeError(f"prefix is {self.prefix!r}; it should be a text")
         if self.beam_size < 1:
             raise ValueError(f"the beam size is {self.beam_size}; 1 is the greedy choice")
         if self.min_length < 1 or self.max_length < 1:

@@ -225,8 +225,11 @@ class InputTasks:
             said: of :meth:`said_with_phrases`.
         """
         if said is not None:
+            if fields.QUESTION not in x:
+                return [self.tokenizer.fit(said)]
             hidden = None
-            if fields.QUESTION in x and self.ground_by == "mask":
+            # A long answer may be what a prompt has no room for; its hidden place fitted before.
+            if self.ground_by == "mask" or self._num_tokens(said) > self.tokenizer.max_tokens:
                 hidden = hide_answer(said, self._question_prompt(x[fields.QUESTION]))
             return [hidden or said]
         has_words_to_say = fields.QUESTION in x or _is_described(x)
@@ -260,7 +263,7 @@ class InputTasks:
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"{place_of(x)}: the question {question!r} has no words: write one")
         prompt = self._question_prompt(question)
-        num_tokens = self.tokenizer.count(prompt.text) + self.tokenizer.num_special_tokens
+        num_tokens = self._num_tokens(prompt)
         if num_tokens > self.tokenizer.max_tokens:
             raise ValueError(
                 f"{place_of(x)}: the question {question[:60]!r} has {num_tokens} tokens with the "
@@ -268,6 +271,9 @@ class InputTasks:
                 "raise MODEL.PROMPT.MAX_TOKENS"
             )
         return Asked(i, prompt)
+
+    def _num_tokens(self, prompt: Prompt) -> int:
+        return self.tokenizer.count(prompt.text) + self.tokenizer.num_special_tokens
 
     def _question_prompt(self, question: str) -> Prompt:
         question = question.strip()

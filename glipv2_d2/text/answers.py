@@ -102,7 +102,7 @@ def check_answers(answers: Sequence[str], source: str) -> list[str]:
         if first != i:
             raise ValueError(
                 f"{source}: answers {answers[first]!r} (number {first}) and {answer!r} (number "
-                f"{i}) are the same to the evaluation: take one out"
+                f"{i}) are one and the same, as the evaluation spells them: take one out"
             )
     return list(answers)
 
@@ -121,4 +121,12 @@ def read_answers(path: str) -> list[str]:
     if path.startswith(_PACKAGE_PREFIX):
         package, _, inside = path.removeprefix(_PACKAGE_PREFIX).partition("/")
         file = importlib.resources.files(package) / inside
-    return check_answers(file.read_text(encoding="utf-8").splitlines(), repr(path))
+    try:
+        # Editors may begin a file with a mark of its encoding.
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no list {path!r} (MODEL.ANSWER.FILE, MODEL.REGION_READER.NAMES_FILE): it "
+            "has one answer or name per line; tools/answer_vocabulary.py writes one from data sets"
+        ) from error
+    return check_answers(lines, repr(path))

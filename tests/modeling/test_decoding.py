@@ -210,6 +210,15 @@ def test_impossible_settings_are_refused(arguments: dict, message: str) -> None:
         Decoding(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beam_size", 2.0), ("max_length", "9"), ("length_penalty", "a"), ("prefix", 3)],
+)
+def test_settings_of_another_type_are_refused(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} is {value!r}"):
+        Decoding(**{name: value})
+
+
 def test_more_beams_than_words_are_refused() -> None:
     with pytest.raises(ValueError, match=r"BEAM_SIZE\) is 17.*only 16 words"):
         search(ToyLanguage(0), Decoding(beam_size=17))

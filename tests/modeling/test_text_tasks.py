@@ -26,7 +26,7 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
 from glipv2_d2.modeling.tasks import Asked
-from glipv2_d2.structures import Prompt, Reading, TokenBatch
+from glipv2_d2.structures import Prompt, Reading, Regions, TokenBatch
 from glipv2_d2.text.prompts import demo_prompt
 
 NOTHING_RANDOM = (
@@ -417,11 +417,18 @@ def test_another_image_gets_another_score_and_caption_scores(model: GLIPv2) -> N
 
 def caption_hidden(model: GLIPv2, x: dict, caption: str) -> torch.Tensor:
     """(1, T, D), the whole caption read at once."""
+    return read_at_once(model, x, caption)[0]
+
+
+def read_at_once(
+    model: GLIPv2, x: dict, caption: str
+) -> tuple[torch.Tensor, torch.Tensor, Regions | None]:
+    """(1, T, D) and (1, T) ids of a caption, and the regions of its image."""
     images = model.preprocess_image([x])
     features = model.backbone(images.tensor)
     reading = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
     (regions,) = find_regions(model, images, features, [[0]])
-    return with_regions(model, reading, regions).hidden
+    return with_regions(model, reading, regions).hidden, reading.tokens.input_ids, regions
 
 
 @pytest.mark.parametrize(
@@ -437,6 +444,25 @@ def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> Non
     reader = caption_reader(model, images, model.backbone(images.tensor), [0])
     in_steps = torch.cat([reader.read(column) for column in ids.split(1, dim=1)], dim=1)
     torch.testing.assert_close(in_steps, whole, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_beams_that_changed_places_go_on_as_if_all_were_read_anew(model: GLIPv2) -> None:
+    inputs = [asked(image=random_image(seed=seed)) for seed in (0, 1)]
+    images = model.preprocess_image(inputs)
+    reader = caption_reader(model, images, model.backbone(images.tensor), [0, 1])
+    begun = ["a dog on", "the cat is", "a small mat", "red is a", "the dog is", "no cat on"]
+    reader.read(torch.tensor([[101, *ids] for ids in model.tokenizer.pieces(begun)]))
+    rows = [2, 0, 0, 5, 3, 5]
+    reader.reorder(torch.tensor(rows))
+    following = ["red", "mat", "dog", "a", "red", "cat"]
+    last = reader.read(torch.tensor(model.tokenizer.pieces(following)))[:, -1]
+    ours = model.caption.log_probs(last, reader.written, reader.regions)
+    for i, (row, word) in enumerate(zip(rows, following, strict=True)):
+        hidden, ids, regions = read_at_once(model, inputs[i // 3], f"{begun[row]} {word}")
+        # The last is [SEP].
+        expected = model.caption.log_probs(hidden[:, -2], ids[:, :-1], regions)
+        torch.testing.assert_close(ours[i : i + 1], expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -468,6 +494,12 @@ def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2)
             break
         written.append(int(logits.argmax()))
     assert answer(model, x)[0]["caption"] == model.tokenizer.text_of(written)
+
+
+@pytest.mark.parametrize("prefix", ["🐱", "a [SEP] cat"])
+def test_a_prefix_that_is_no_text_is_refused(prefix: str, model: GLIPv2) -> None:
+    with pytest.raises(ValueError, match="is no word to the tokenizer"):
+        answer(model, asked(describe=Decoding(beam_size=1, prefix=prefix)))
 
 
 def test_captions_keep_their_lengths_and_prefix(model: GLIPv2) -> None:
@@ -512,6 +544,12 @@ def test_a_yes_no_or_number_is_not_found_by_its_words(
     prompt = model.tasks.said_with_phrases(asked(question=question, ground=True), said)
     assert prompt.text == f"{question} {answer_text}"
     assert prompt.phrases == [text.format(answer=answer_text) for text in phrases]
+
+
+def test_an_answer_that_a_prompt_has_no_room_for_is_found_by_its_place(model: GLIPv2) -> None:
+    question = " ".join(["dog"] * 253)
+    (said,) = answer(model, asked(question=question, ground=True, choices=["dog"]))
+    assert said["phrases"][-1] == said["answer"]
 
 
 def test_finding_does_not_change_the_answer(model: GLIPv2) -> None:

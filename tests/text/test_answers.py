@@ -106,6 +106,17 @@ def test_a_file_has_one_answer_per_line(tmp_path: Path) -> None:
         read_answers(str(path))
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_answer(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_text("yes\nno\n", encoding="utf-8-sig")
+    assert read_answers(str(path)) == ["yes", "no"]
+
+
+def test_a_missing_file_is_told_with_what_writes_one() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'nope\.txt'.*answer_vocabulary"):
+        read_answers("nope.txt")
+
+
 def test_a_package_may_carry_the_file() -> None:
     answers = read_answers("package:glipv2_d2/assets/mini_answers.txt")
     assert {"yes", "no", "2", "circle", "giraffe"} <= set(answers)

@@ -150,11 +150,10 @@ class CaptionHead(WordPredictor):
             with torch.autocast(last.device.type, enabled=False):
                 return self.log_probs(last, reader.written, reader.regions)
 
-        (prefix,) = self.tokenizer.pieces([decoding.prefix])
         written = beam_search(
             next_log_probs,
             reader.reorder,
-            begin=[self.tokenizer.begin_id, *prefix],
+            begin=[self.tokenizer.begin_id, *self._prefix(decoding)],
             num_texts=reader.num_images,
             end_id=self.tokenizer.end_id,
             forbidden_ids=self.tokenizer.special_ids,
@@ -162,6 +161,15 @@ class CaptionHead(WordPredictor):
             device=reader.device,
         )
         return [self.tokenizer.text_of(ids) for ids in written]
+
+    def _prefix(self, decoding: Decoding) -> list[int]:
+        (prefix,) = self.tokenizer.pieces([decoding.prefix])
+        if not set(prefix).isdisjoint(self.tokenizer.special_ids):
+            raise ValueError(
+                f"the prefix {decoding.prefix!r} of captions has what is no word to the "
+                "tokenizer: write other words (MODEL.CAPTION.PREFIX)"
+            )
+        return prefix
 
 
 class CaptionReader:

@@ -37,7 +37,11 @@ class TextVectors:
         self._ids_of: BoundedCache[tuple[str, ...], list[PhraseIds]] = BoundedCache(_KNOWN_LISTS)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(A, D), in at least float32."""
+        """(A, D), in at least float32.
+
+        Raises:
+            ValueError: the tokenizer knows none of a text's words, or it has too many.
+        """
         ids = self._ids(tuple(texts))
         text_of = dict(zip(ids, texts, strict=True))
         device = next(self.language_backbone.parameters()).device
@@ -56,8 +60,24 @@ class TextVectors:
         known = self._ids_of.find([texts])
         if not known:
             known[texts] = [tuple(pieces) for pieces in self.tokenizer.pieces(texts)]
+            self._check(texts, known[texts])
             self._ids_of.keep(known)
         return known[texts]
+
+    def _check(self, texts: Sequence[str], ids: Sequence[PhraseIds]) -> None:
+        room = self.tokenizer.max_tokens - self.tokenizer.num_special_tokens
+        specials = set(self.tokenizer.special_ids)
+        for text, pieces in zip(texts, ids, strict=True):
+            if len(pieces) > room:
+                raise ValueError(
+                    f"answer or name {text[:60]!r} has {len(pieces)} tokens, a prompt has room for "
+                    f"{room}: shorten it or raise MODEL.PROMPT.MAX_TOKENS"
+                )
+            if specials.issuperset(pieces):
+                raise ValueError(
+                    f"answer or name {text!r} has no word that the tokenizer knows, and so cannot "
+                    "be told from others: write it in other words"
+                )
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str], device: torch.device) -> Tensor:

@@ -121,6 +121,15 @@ def test_answers_are_matched_with_the_mean_of_their_words() -> None:
     torch.testing.assert_close(logits[:, 1], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("cat " * 300, "'cat cat.*300 tokens.*room for 254"), ("🐱", "'🐱' has no word")],
+)
+def test_an_answer_that_cannot_be_read_is_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        text_scores().texts(["yes", text])
+
+
 def test_the_texts_of_a_frozen_backbone_are_read_once() -> None:
     scores = text_scores()
     calls = []
