@@ -22,8 +22,9 @@ from glipv2_d2.data.readers.phrasecut import register_phrasecut
 from glipv2_d2.data.readers.refcoco import register_refcoco, register_referring
 from glipv2_d2.data.readers.visual_genome import register_visual_genome
 from glipv2_d2.data.readers.vqa import register_listed_questions, register_vqav2
-from glipv2_d2.data.registration import register_first
+from glipv2_d2.data.registration import Record, register_first, register_part
 from glipv2_d2.data.scenes.language import question_type
+from glipv2_d2.structures import fields
 
 STAMPS_SPLITS = ("train", "seen", "seen_new_cutouts", "novel")
 STAMPS_TEST_SPLITS = STAMPS_SPLITS[1:]
@@ -101,7 +102,10 @@ def register_mini(root: str) -> None:
 
 
 def register_easy_vqa(root: str) -> None:
-    """``easy_vqa_{train,test}``, as ``datasets/prepare_easy_vqa.py`` lays it out."""
+    """``easy_vqa_{train,test}``, as ``datasets/prepare_easy_vqa.py`` lays it out.
+
+    ``easy_vqa_train_open`` is a quarter of the first: what is not answered by yes or no.
+    """
     folder = os.path.join(root, "easy_vqa")
     for split in EASY_VQA_SPLITS:
         register_listed_questions(
@@ -112,6 +116,11 @@ def register_easy_vqa(root: str) -> None:
             os.path.join(folder, f"{split}_answers.json"),
         )
     register_first("easy_vqa_test", NUM_FIRST_EASY_VQA)
+    register_part("easy_vqa_train", "easy_vqa_train_open", _open_questions)
+
+
+def _open_questions(records: list[Record]) -> list[Record]:
+    return [record for record in records if record[fields.ANSWER_TYPE] != "yes/no"]
 
 
 register_builtin(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

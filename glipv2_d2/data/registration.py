@@ -48,15 +48,17 @@ def register_first(name: str, num_records: int) -> None:
     For tables of many runs. It has no annotation file of its own: Detectron2's COCOEvaluator then
     takes the ground truth from the records.
     """
+    register_part(name, f"{name}_{num_records}", lambda records: records[:num_records])
+
+
+def register_part(name: str, part: str, choose: Callable[[list[Record]], list[Record]]) -> None:
+    """Register, under the name ``part``, some of the records of a registered data set."""
     metadata = MetadataCatalog.get(name)
-    first = f"{name}_{num_records}"
 
     def read() -> list[Record]:
         records = DatasetCatalog.get(name)
         learned = {key: metadata.get(key) for key in LEARNED_BY_READING if metadata.get(key)}
-        MetadataCatalog.get(first).set(**learned)
-        return records[:num_records]
+        MetadataCatalog.get(part).set(**learned)
+        return choose(records)
 
-    register(
-        first, read, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type
-    )
+    register(part, read, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type)
