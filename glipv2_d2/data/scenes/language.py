@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glipv2_d2.structures.language import Span
+from glipv2_d2.text.articles import article_of
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # Names that look like plurals and take no article.
@@ -83,7 +84,7 @@ def with_article(name: str) -> str:
     """
     if name.split()[-1] in PLURAL_ONLY:
         return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{article_of(name)} {name}"
 
 
 def plural(name: str) -> str:

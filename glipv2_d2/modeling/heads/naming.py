@@ -16,10 +16,12 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.heads.caption import CAPTION_HEAD_REGISTRY, CaptionHead
+from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.heads.caption import CAPTION_HEAD_REGISTRY, CaptionHead, CaptionReader
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Regions, TokenBatch
 from glipv2_d2.text.answers import read_answers
+from glipv2_d2.text.articles import agree_articles
 from glipv2_d2.text.tokenizer import Tokenizer
 
 _POINTER_DIM = 64
@@ -85,6 +87,10 @@ class NamingCaptionHead(CaptionHead):
         own = self._own(hidden, names.is_said[:, 0], names.token_ids[:, 0])
         shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
         return _mixed(own, shares, names.logits)
+
+    def describe(self, reader: CaptionReader, decoding: Decoding | None = None) -> list[str]:
+        """As :meth:`CaptionHead.describe`; an article is written before its name is chosen."""
+        return [agree_articles(caption) for caption in super().describe(reader, decoding)]
 
     def _own(self, hidden: Tensor, is_said: Tensor, token_ids: Tensor) -> Tensor:
         """(K, V) log-probabilities of (K, D) words, less for the next of (K, A) written names."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.heads.caption import CaptionHead
 from glipv2_d2.modeling.heads.naming import NamePointer, NamingCaptionHead, names_in_texts
 from glipv2_d2.structures import LanguageFeatures, Prompt, Regions, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -72,6 +73,11 @@ def test_a_begun_name_goes_on_with_its_next_token() -> None:
     assert token_ids[0, : len(expected), REX].tolist() == expected
     assert is_begun[0, :, REX].int().tolist() == [0] + [1] * (len(expected) - 1) + [0, 0]
     assert token_ids[0, -1, REX] == expected[0]
+
+
+def test_articles_agree_with_the_names_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CaptionHead, "describe", lambda *_: ["a picture of a owl and a cat"])
+    assert make_head().describe(None) == ["a picture of an owl and a cat"]
 
 
 def test_what_was_written_is_not_named_again() -> None:
