@@ -42,8 +42,9 @@ Outputs are ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of he
 ``scores`` (0..1) and ``pred_classes`` (index in the caller's list), with ``MODEL.MASK_ON`` also
 ``pred_masks`` (n, height, width) bool; for a caption also ``"phrases"``, the text of each. To a
 ``question`` there is ``"answer"``, a text, with ``"answer_score"`` (0..1); an image that was to be
-described has a ``"caption"``. With ``ground`` there are ``"phrases"``, the answer last, and
-``"prompt"``, the :class:`~glipv2_d2.structures.Prompt` of the text that they are of.
+described has a ``"caption"``. With ``ground`` there are ``"phrases"``, the answer last (a yes, no
+or number may be none of them), and ``"prompt"``, the :class:`~glipv2_d2.structures.Prompt` of the
+text that they are of.
 
 Where a ``question`` has ``instances`` and its ``caption`` or ``prompt`` is the question, or the
 question and its answer behind a blank, the two are one text: the answer is hidden, and its boxes
