@@ -33,6 +33,7 @@ from rich.text import Text
 
 from glipv2_d2.data.scenes import write_drawn
 from glipv2_d2.data.scenes.language import with_article
+from glipv2_d2.data.scenes.retelling import ask_further
 from glipv2_d2.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,25 +60,27 @@ class Question:
 
     Attributes:
         names: to look for.
+        text: to be answered.
     """
 
     picture: Path
     names: list[str]
-
-    @property
-    def text(self) -> str:
-        return f"is there {with_article(self.names[0])} in the picture?"
+    text: str
 
 
 def photo_questions() -> list[Question]:
     folder = Path(str(importlib.resources.files("skimage"))) / "data"
-    return [Question(folder / file, names) for file, names in PHOTOS.items()]
+    return [Question(folder / file, names, _is_there(names)) for file, names in PHOTOS.items()]
 
 
 def scene_questions(annotation_file: Path) -> list[Question]:
-    """The first scenes of a COCO file, asked their own names and some of the file's others."""
+    """The first scenes of a COCO file, asked their own names and some of the file's others.
+
+    Where something can be asked that is answered by a name, it is.
+    """
     coco = json.loads(annotation_file.read_text(encoding="utf-8"))
     name_of_id = {category["id"]: category["name"] for category in coco["categories"]}
+    asked_of = ask_further(coco)
     rng = random.Random(0)
     questions = []
     for image in coco["images"][:SCENES_PER_KIND]:
@@ -86,8 +89,13 @@ def scene_questions(annotation_file: Path) -> list[Question]:
         others = sorted(set(name_of_id.values()) - set(names))
         names += rng.sample(others, min(OTHER_NAMES_PER_SCENE, len(others)))
         picture = annotation_file.with_suffix("") / image["file_name"]
-        questions.append(Question(picture, names))
+        named = [text for text, _ in asked_of[image["id"]] if text.startswith("what")]
+        questions.append(Question(picture, names, [*named, _is_there(names)][0]))
     return questions
+
+
+def _is_there(names: Sequence[str]) -> str:
+    return f"is there {with_article(names[0])} in the picture?"
 
 
 def make_overview(pictures: Sequence[Path], columns: int = 3) -> np.ndarray:

@@ -59,7 +59,7 @@ def register_mini(root: str) -> None:
 
     ``..._captions`` asks the phrases of the captions, ``..._referring`` phrases that tell two
     things of one name apart, ``..._vqa`` questions; ``..._captioning`` has the captions to be said.
-    ``..._retold`` and ``..._further_vqa`` have more captions and questions of a training split.
+    ``..._further_vqa`` has more questions, and ``..._retold`` more captions of a training split.
     ``mini_stamps_<split>_200``, ``..._captions_200``, ``..._vqa_600`` and so on (:data:`NUM_FIRST`)
     are the first images or questions of a test split, for tables of many runs.
     """
@@ -83,18 +83,18 @@ def register_mini(root: str) -> None:
                 os.path.join(directory, f"{split}_answers.json"),
                 question_type,
             )
+            register_listed_questions(
+                f"mini_{kind}_{split}_further_vqa",
+                *files,
+                os.path.join(directory, f"{split}_further_questions.json"),
+                os.path.join(directory, f"{split}_further_answers.json"),
+                question_type,
+            )
             if split in TRAINED_SPLITS:
                 register_captioning(
                     f"mini_{kind}_{split}_retold",
                     os.path.join(directory, f"{split}_retold.json"),
                     files[1],
-                )
-                register_listed_questions(
-                    f"mini_{kind}_{split}_further_vqa",
-                    *files,
-                    os.path.join(directory, f"{split}_further_questions.json"),
-                    os.path.join(directory, f"{split}_further_answers.json"),
-                    question_type,
                 )
     for split in STAMPS_TEST_SPLITS:
         for task, num_records in NUM_FIRST.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from glipv2_d2.modeling.heads.caption import CaptionReader
 from glipv2_d2.modeling.rounds import select_images, select_sizes
 from glipv2_d2.modeling.tasks import Asked, TrainingTasks
-from glipv2_d2.structures import LanguageFeatures, Reading, Regions, fields
+from glipv2_d2.structures import LanguageFeatures, Reading, ReadQuestions, Regions, fields
 
 if TYPE_CHECKING:
     from glipv2_d2.modeling.meta_arch import GLIPv2
@@ -44,16 +44,16 @@ def text_losses(
     regions = find_regions(model, images, features, tasks.images_to_tell_of)
     if model.answer is not None:
         grounded = reading.rows(tasks.grounded_questions)
-        pooled = [model.answer.pool(with_regions(model, grounded, regions[0]))]
+        questions = [read_regions(model, grounded, regions[0])]
         if tasks.questions:
             asked = read_image(model, features, tasks.questions)
-            pooled.append(model.answer.pool(with_regions(model, asked, regions[1])))
-        losses |= model.answer(torch.cat(pooled), tasks.answers)
+            questions.append(read_regions(model, asked, regions[1]))
+        losses |= model.answer(questions, tasks.answers)
     if model.caption is not None:
         captions = reading.rows([])
         if tasks.captions:
             captions = read_image(model, features, tasks.captions, causal=True)
-        words = with_regions(model, captions, regions[2])
+        words = with_regions(model, captions.language, regions[2])
         losses |= model.caption(words, captions.tokens, regions[2])
     return losses
 
@@ -79,8 +79,8 @@ def say(
     if model.answer is not None and questions:
         shown = [replace(asked, image=row_of[asked.image]) for asked in questions]
         (regions,) = find_regions(model, images, features, [[asked.image for asked in shown]])
-        words = with_regions(model, read_image(model, features, shown), regions)
-        guesses = model.answer.guess(words, [asked.choices for asked in questions])
+        read = read_regions(model, read_image(model, features, shown), regions)
+        guesses = model.answer.guess(read, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
             said[asked.image][fields.ANSWER_SCORE] = guess.score
@@ -142,15 +142,26 @@ def with_names(model: GLIPv2, regions: Regions, names: Tensor) -> Regions:
     return replace(regions, name_logits=logits)
 
 
-def with_regions(model: GLIPv2, reading: Reading, regions: Regions | None) -> LanguageFeatures:
-    """The words of texts after they have read the regions of their images, where models do that."""
-    if regions is None:
-        return reading.language
-    assert model.region_reader is not None
-    logits = None
-    if not reading.language.causal:
-        logits = model.proposal_generator.match(regions.fused_features, reading.words)
-    return model.region_reader(reading.language, regions, logits)
+def with_regions(
+    model: GLIPv2, words: LanguageFeatures, regions: Regions | None, matches: Tensor | None = None
+) -> LanguageFeatures:
+    """The words of texts after they have read the regions of their images, where models do that.
+
+    Args:
+        matches: (N, R, T), logits of regions and words, which captions do not read.
+    """
+    if model.region_reader is None or regions is None:
+        return words
+    return model.region_reader(words, regions, matches)
+
+
+def read_regions(model: GLIPv2, questions: Reading, regions: Regions | None) -> ReadQuestions:
+    """Questions after they have read the regions of their images, where models do that."""
+    matches = None
+    if regions is not None:
+        matches = model.proposal_generator.match(regions.fused_features, questions.words)
+    language = with_regions(model, questions.language, regions, matches)
+    return ReadQuestions(language, regions, matches)
 
 
 def read_image(

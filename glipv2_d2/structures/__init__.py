@@ -2,7 +2,7 @@
 
 from glipv2_d2.structures.dense import DensePredictions, DenseTargets
 from glipv2_d2.structures.language import LanguageFeatures, Prompt, TokenBatch
-from glipv2_d2.structures.reading import Reading
+from glipv2_d2.structures.reading import Reading, ReadQuestions
 from glipv2_d2.structures.regions import Regions
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "DenseTargets",
     "LanguageFeatures",
     "Prompt",
+    "ReadQuestions",
     "Reading",
     "Regions",
     "TokenBatch",

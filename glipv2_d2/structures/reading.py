@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from glipv2_d2.structures.language import LanguageFeatures, TokenBatch
+from glipv2_d2.structures.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,28 @@ class Reading:
             self.language.rows(indices),
             self.words.rows(indices),
             self.tokens.rows(indices),
+        )
+
+
+@dataclass(frozen=True)
+class ReadQuestions:
+    """Q questions that have read their images.
+
+    Attributes:
+        language: (Q, T, D), after fusion and after the regions, where there are any.
+        regions: of each question's image; None: the model finds none.
+        matches: (Q, R, T), logits of regions and words; None as well.
+    """
+
+    language: LanguageFeatures
+    regions: Regions | None = None
+    matches: Tensor | None = None
+
+    def rows(self, indices: Sequence[int]) -> ReadQuestions:
+        """Some of the questions; their padding stays."""
+        rows = list(indices)
+        return ReadQuestions(
+            self.language.rows(rows),
+            None if self.regions is None else self.regions.images(rows),
+            None if self.matches is None else self.matches[rows],
         )

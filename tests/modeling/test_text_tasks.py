@@ -26,7 +26,7 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
 from glipv2_d2.modeling.tasks import Asked
-from glipv2_d2.structures import Prompt, Reading, Regions, TokenBatch
+from glipv2_d2.structures import Prompt, Regions, TokenBatch
 from glipv2_d2.text.prompts import demo_prompt
 
 NOTHING_RANDOM = (
@@ -36,11 +36,15 @@ NOTHING_RANDOM = (
 ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
 PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
+WORDS_BEFORE_FUSION = (*PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False)
 NAMED = (
-    *(*REGIONS, *PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False),
+    *(*REGIONS, *WORDS_BEFORE_FUSION),
     *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_names.txt"),
 )
-NAMING = (*NAMED, "MODEL.CAPTION.NAME", "NamingCaptionHead")
+NAMING = (
+    *(*NAMED, "MODEL.CAPTION.NAME", "NamingCaptionHead"),
+    *("MODEL.ANSWER.NAME", "PointingAnswerHead"),
+)
 GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
 
 
@@ -49,7 +53,7 @@ def model(request: pytest.FixtureRequest) -> GLIPv2:
     return tiny_model(*TEXT_TASKS, *ALL, *request.param)
 
 
-@pytest.fixture(scope="module", params=[(), REGIONS], ids=["maps", "regions"])
+@pytest.fixture(scope="module", params=[(), REGIONS, NAMING], ids=["maps", "regions", "naming"])
 def training_model(request: pytest.FixtureRequest) -> GLIPv2:
     """Without anything random."""
     built = tiny_model(*TEXT_TASKS, *NOTHING_RANDOM, *request.param).train()
@@ -150,7 +154,8 @@ def test_a_head_that_writes_names_of_regions_needs_names() -> None:
 
 
 def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:
-    plain = tiny_model(*NOTHING_RANDOM).train()
+    trunk = () if training_model.scores_fused_words else WORDS_BEFORE_FUSION
+    plain = tiny_model(*NOTHING_RANDOM, *trunk).train()
     plain.language_backbone.eval()
     added = training_model.state_dict().keys() - plain.state_dict().keys()
     reader = {"region_reader"} if training_model.region_reader is not None else set()
@@ -428,7 +433,7 @@ def read_at_once(
     features = model.backbone(images.tensor)
     reading = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
     (regions,) = find_regions(model, images, features, [[0]])
-    return with_regions(model, reading, regions).hidden, reading.tokens.input_ids, regions
+    return with_regions(model, reading.language, regions).hidden, reading.tokens.input_ids, regions
 
 
 @pytest.mark.parametrize(
@@ -487,7 +492,7 @@ def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2)
         ids = torch.tensor([[101, *written]])
         tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), (), causal=True)
         _, words = model.fused_head(features, model.language_backbone(tokens))
-        words = with_regions(model, Reading({}, words, words, tokens), regions)
+        words = with_regions(model, words, regions)
         logits = model.caption.log_probs(words.hidden[:, -1], ids, regions)[0]
         logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
         if logits.argmax() == 102:

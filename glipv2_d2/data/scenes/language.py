@@ -72,7 +72,7 @@ def question_type(question: str) -> str:
     >>> question_type("is there a dog in the picture?"), question_type("what is left of the dog?")
     ('is there', 'what is left of')
     """
-    beginnings = ("is there", "how many", "what is left of")
+    beginnings = ("is there", "how many", "what is left of", "what is in")
     return next((words for words in beginnings if question.startswith(words)), "other")
 
 

@@ -20,6 +20,8 @@ NUM_PRESENCE = 3
 """Names whose presence is asked, and as many absent ones."""
 NUM_PLACES = 1
 """Things of a scene of three or more of which it is asked what is left of them."""
+NUM_THINGS = 1
+"""Things of a scene of which it is asked what they are."""
 
 
 def retell(scenes: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def retell(scenes: Mapping[str, Any]) -> dict[str, Any]:
 def ask_further(scenes: Mapping[str, Any]) -> dict[int, list[tuple[str, str]]]:
     """Per image id questions and answers: as many "yes" as "no", and more twos than by chance.
 
-    What is left of a thing is asked where one thing is: that of the second from the left.
+    What is left of a thing is asked where one thing is: that of the second from the left. What is
+    in the picture is asked where that is one thing.
 
     Args:
         scenes: annotations in COCO's form.
@@ -60,7 +63,10 @@ def ask_further(scenes: Mapping[str, Any]) -> dict[int, list[tuple[str, str]]]:
         rng = np.random.default_rng([NUM_PRESENCE, image["id"]])
         names = names_of[image["id"]]
         asked = _ask(Counter(names), all_names, rng)
-        questions[image["id"]] = asked + _ask_places(names, centers_of[image["id"]])
+        questions[image["id"]] = [
+            *(*asked, *_ask_places(names, centers_of[image["id"]])),
+            *_ask_things(names),
+        ]
     return questions
 
 
@@ -89,6 +95,10 @@ def _ask_places(names: Sequence[str], centers: Sequence[float]) -> list[tuple[st
         return []
     left, right = in_order[:2]
     return [(f"what is left of the {right}?", left)] if names.count(right) == 1 else []
+
+
+def _ask_things(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [("what is in the picture?", names[0])] if len(names) == NUM_THINGS else []
 
 
 def _centers_per_image(scenes: Mapping[str, Any]) -> dict[int, list[float]]:

@@ -33,6 +33,7 @@ from glipv2_d2.data.scenes.retelling import (
     NUM_PLACES,
     NUM_PRESENCE,
     NUM_RETOLD,
+    NUM_THINGS,
     ask_further,
     retell,
 )
@@ -137,7 +138,7 @@ def _further_answers(scenes: Mapping[str, Any]) -> dict[str, Any]:
     return {"annotations": _as_vqa(ask_further(scenes))[1]}
 
 
-_FURTHER = {"num_presence": NUM_PRESENCE, "num_places": NUM_PLACES}
+_FURTHER = {"num_presence": NUM_PRESENCE, "num_places": NUM_PLACES, "num_things": NUM_THINGS}
 # What follows from annotations: the ending of a file's name, what else it depends on, and how.
 DERIVED: dict[str, tuple[dict[str, Any], Derive]] = {
     "_referring": (

@@ -12,15 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from glipv2_d2.modeling.heads.region_word import RegionWordScore
 from glipv2_d2.modeling.language.text_vectors import TextVectors
 from glipv2_d2.modeling.losses.answers import answer_loss
 from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import LanguageFeatures, ReadQuestions
 from glipv2_d2.text.answers import canonical_answer, check_answers, read_answers
 from glipv2_d2.text.tokenizer import Tokenizer
+
+ANSWER_HEAD_REGISTRY = Registry("ANSWER_HEAD")
+ANSWER_HEAD_REGISTRY.__doc__ = """
+Heads for answers: ``obj(cfg, tokenizer, language_backbone)`` gives an :class:`AnswerHead`.
+"""
 
 
 class Guess(NamedTuple):
@@ -30,6 +36,7 @@ class Guess(NamedTuple):
     score: float
 
 
+@ANSWER_HEAD_REGISTRY.register()
 class AnswerHead(nn.Module):
     """Attention over the words of a question, two layers, and a score for every answer.
 
@@ -89,16 +96,23 @@ class AnswerHead(nn.Module):
             pooled = (logits.softmax(dim=1)[..., None] * hidden).sum(dim=1)
             return self.mlp(pooled)
 
-    def forward(self, pooled: Tensor, answers: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
+    def logits(self, questions: ReadQuestions, answers: Sequence[str]) -> Tensor:
+        """(Q, A), in at least float32, of A answers to the questions."""
+        pooled = self.pool(questions.language)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.scores(pooled, answers)
+
+    def forward(
+        self, questions: Sequence[ReadQuestions], answers: Sequence[Mapping[str, float]]
+    ) -> dict[str, Tensor]:
         """``loss_answer``.
 
         Args:
-            pooled: (Q, D), of :meth:`pool`.
+            questions: in one or more parts that were read apart; of no question, too.
             answers: per question, what its answers are worth, 0..1. Those that are not in the list
                 are left out.
         """
-        with torch.autocast(pooled.device.type, enabled=False):
-            logits = self.scores(pooled, self.answers)
+        logits = torch.cat([self.logits(part, self.answers) for part in questions])
         return {"loss_answer": self.weight * answer_loss(logits, self.targets(answers).to(logits))}
 
     def targets(self, answers: Sequence[Mapping[str, float]]) -> Tensor:
@@ -112,9 +126,9 @@ class AnswerHead(nn.Module):
         return targets
 
     def guess(
-        self, language: LanguageFeatures, choices: Sequence[Sequence[str] | None]
+        self, questions: ReadQuestions, choices: Sequence[Sequence[str] | None]
     ) -> list[Guess]:
-        """The best answer to each fused question.
+        """The best answer to each question.
 
         Args:
             choices: per question at least one answer to choose from; None: the list of training.
@@ -122,13 +136,11 @@ class AnswerHead(nn.Module):
         Raises:
             ValueError: the head scores a list of its own, and a choice is not in it.
         """
-        pooled = self.pool(language)
         guesses: dict[int, Guess] = {}
         lists = [self.answers if c is None else tuple(c) for c in choices]
         for answers in dict.fromkeys(lists):
             rows = [row for row, own in enumerate(lists) if own == answers]
-            with torch.autocast(pooled.device.type, enabled=False):
-                best = self.scores(pooled[rows], answers).sigmoid().max(dim=1)
+            best = self.logits(questions.rows(rows), answers).sigmoid().max(dim=1)
             for row, score, index in zip(
                 rows, best.values.tolist(), best.indices.tolist(), strict=True
             ):
@@ -194,7 +206,7 @@ def build_answer_head(
     """The head of ``cfg.MODEL.ANSWER``; None where its weight is 0."""
     if cfg.MODEL.ANSWER.WEIGHT == 0:
         return None
-    return AnswerHead(cfg, tokenizer, language_backbone)
+    return ANSWER_HEAD_REGISTRY.get(cfg.MODEL.ANSWER.NAME)(cfg, tokenizer, language_backbone)
 
 
 def _build_scores(

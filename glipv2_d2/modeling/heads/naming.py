@@ -6,7 +6,6 @@ L: tokens of the longest name. V: vocabulary. C: channels of the maps. D: width 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +17,23 @@ from torch.nn import functional as F
 
 from glipv2_d2.modeling.decoding import Decoding
 from glipv2_d2.modeling.heads.caption import CAPTION_HEAD_REGISTRY, CaptionHead, CaptionReader
+from glipv2_d2.modeling.heads.region_pointer import (
+    LOGIT_OF_NAMING,
+    PLACE_DIM,
+    RegionPointer,
+    as_shares,
+    names_of_regions,
+    with_names,
+)
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Regions, TokenBatch
-from glipv2_d2.text.answers import read_answers
 from glipv2_d2.text.articles import agree_articles
 from glipv2_d2.text.tokenizer import Tokenizer
 
-_POINTER_DIM = 64
 _NO_TOKEN = -1
-# To start with: a detector judges every name alone, so its guesses are sharpened; names that are
-# begun are ended, those that are written are not written again, and likely things come first.
-_NAME_SHARPNESS = 4.0
+# To start with: names that are begun are ended, those that are written are not written again.
 _BEGUN_WEIGHT = 4.0
 _SAID_WEIGHT = 4.0
-_LOGIT_OF_NAMING = -1.0
 
 
 @CAPTION_HEAD_REGISTRY.register()
@@ -58,21 +60,14 @@ class NamingCaptionHead(CaptionHead):
     def from_config(
         cls, cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
     ) -> dict[str, Any]:
-        file = cfg.MODEL.REGION_READER.NAMES_FILE
-        if not cfg.MODEL.REGION_READER.NAME or not file:
-            raise ValueError(
-                f"MODEL.CAPTION.NAME {cls.__name__} writes names of regions: set "
-                "MODEL.REGION_READER.NAME and NAMES_FILE, or choose CaptionHead"
-            )
+        names = names_of_regions(cfg, f"MODEL.CAPTION.NAME {cls.__name__} writes", "CaptionHead")
         arguments = super().from_config(cfg, tokenizer, language_backbone)
-        pointer = NamePointer(
-            language_dim=language_backbone.width, pieces=tokenizer.pieces(read_answers(file))
-        )
+        pointer = NamePointer(language_dim=language_backbone.width, pieces=tokenizer.pieces(names))
         return {**arguments, "pointer": pointer}
 
     def next_words(self, hidden: Tensor, tokens: TokenBatch, regions: Regions | None) -> Tensor:
         has_next, targets = tokens.mask[:, 1:], tokens.input_ids[:, 1:]
-        names = self.pointer(hidden, tokens.input_ids, _checked(regions))
+        names = self.pointer(hidden, tokens.input_ids, with_names(regions, self))
         is_said, token_ids, shares, logits = (
             of_all[:, :-1][has_next]
             for of_all in (names.is_said, names.token_ids, names.shares, names.logits)
@@ -83,7 +78,7 @@ class NamingCaptionHead(CaptionHead):
         return _mixed(own.gather(1, targets).squeeze(1), of_names, logits)
 
     def log_probs(self, hidden: Tensor, written: Tensor, regions: Regions | None) -> Tensor:
-        names = self.pointer(hidden[:, None], written, _checked(regions))
+        names = self.pointer(hidden[:, None], written, with_names(regions, self))
         own = self._own(hidden, names.is_said[:, 0], names.token_ids[:, 0])
         shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
         return _mixed(own, shares, names.logits)
@@ -116,7 +111,7 @@ class NextNames:
     is_said: Tensor
 
 
-class NamePointer(nn.Module):
+class NamePointer(RegionPointer):
     """Points from a word to the region that is to be named next, and so to the names it matches."""
 
     pieces: Tensor
@@ -127,16 +122,10 @@ class NamePointer(nn.Module):
             language_dim: D.
             pieces: the tokens of each name.
         """
-        super().__init__()
-        self.query = nn.Linear(language_dim, _POINTER_DIM)
-        self.place = nn.Sequential(
-            nn.Linear(5, _POINTER_DIM), nn.GELU(), nn.Linear(_POINTER_DIM, _POINTER_DIM)
-        )
+        super().__init__(language_dim=language_dim, place_dim=PLACE_DIM)
         self.is_name = nn.Linear(language_dim, 1)
         nn.init.zeros_(self.is_name.weight)
-        nn.init.constant_(self.is_name.bias, _LOGIT_OF_NAMING)
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_NAME_SHARPNESS)))
-        self.thing_weight = nn.Parameter(torch.tensor(1.0))
+        nn.init.constant_(self.is_name.bias, LOGIT_OF_NAMING)
         self.begun_weight = nn.Parameter(torch.tensor(_BEGUN_WEIGHT))
         self.said_weight = nn.Parameter(torch.tensor(_SAID_WEIGHT))
         rows = [torch.tensor(tokens) for tokens in pieces]
@@ -155,27 +144,21 @@ class NamePointer(nn.Module):
         token_ids, is_begun, is_said = (
             of_all[:, -num_words:] for of_all in names_in_texts(written, self.pieces)
         )
-        assert regions.name_logits is not None
-        name_logits = full_precision(regions.name_logits)
-        shares = (name_logits * self.log_sharpness.exp()).softmax(dim=-1)
+        shares = self.name_shares(regions)
         # (N, T, A), and with what each region is called (N, T, R).
         is_due = self.begun_weight * is_begun.to(shares) - self.said_weight * is_said.to(shares)
-        logits = is_due @ shares.transpose(1, 2)
-        places = full_precision(regions.places)
-        logits = logits + self.query(hidden) @ self.place(places).transpose(1, 2) / math.sqrt(
-            _POINTER_DIM
-        )
-        logits = logits + self.thing_weight * places[:, None, :, 4].clamp(min=1e-6).log()
-        lowest = torch.finfo(logits.dtype).min
-        logits = logits.masked_fill(~regions.is_found[:, None], lowest)
+        logits = self.place_logits(hidden, regions, full_precision(regions.places))
+        pointed = as_shares(logits + is_due @ shares.transpose(1, 2), regions.is_found[:, None])
         # The region that is pointed at may still be called by what is written.
-        names = (logits.softmax(dim=-1) @ shares).clamp(min=torch.finfo(shares.dtype).tiny).log()
+        names = (pointed @ shares).clamp(min=torch.finfo(shares.dtype).tiny).log()
         names = (names + is_due).softmax(dim=-1)
         # Who begins a name of the list ends it: the head's own words may not know how.
         goes_on = self.begun_weight * (names * is_begun).sum(dim=-1)
-        is_empty = ~regions.is_found.any(dim=1)
+        logits = self.is_name(hidden).squeeze(-1) + goes_on
         return NextNames(
-            (self.is_name(hidden).squeeze(-1) + goes_on).masked_fill(is_empty[:, None], lowest),
+            logits.masked_fill(
+                ~regions.is_found.any(dim=1)[:, None], torch.finfo(logits.dtype).min
+            ),
             names,
             token_ids,
             is_said,
@@ -221,9 +204,3 @@ def _mixed(own: Tensor, shares: Tensor, logit_of_naming: Tensor) -> Tensor:
     return torch.logaddexp(
         F.logsigmoid(-logit_of_naming) + own, F.logsigmoid(logit_of_naming) + of_names
     )
-
-
-def _checked(regions: Regions | None) -> Regions:
-    if regions is None or regions.name_logits is None:
-        raise ValueError("a NamingCaptionHead needs regions that were compared with names")
-    return regions

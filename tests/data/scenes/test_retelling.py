@@ -73,8 +73,18 @@ def test_further_answers_are_true_and_balanced(names_per_image: list[list[str]])
 def test_the_one_thing_left_of_another_is_asked(names_per_image: list[list[str]]) -> None:
     further = ask_further(scenes_of(names_per_image))
     for names, questions in zip(names_per_image, further.values(), strict=True):
-        places = [asked for asked in questions if asked[0].startswith("what")]
+        places = [asked for asked in questions if asked[0].startswith("what is left")]
         expected = []
         if len(names) > 2 and names.count(names[-2]) == 1:
             expected = [(f"what is left of the {names[-2]}?", names[-1])]
         assert places == expected
+
+
+@given(SCENES)
+def test_what_is_there_is_asked_where_it_is_one_thing(names_per_image: list[list[str]]) -> None:
+    further = ask_further(scenes_of(names_per_image))
+    for names, questions in zip(names_per_image, further.values(), strict=True):
+        answers = [
+            answer for question, answer in questions if question == "what is in the picture?"
+        ]
+        assert answers == (names if len(names) == 1 else [])

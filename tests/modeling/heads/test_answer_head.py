@@ -15,7 +15,7 @@ from glipv2_d2.modeling.heads.answer import (
     configured_answers,
 )
 from glipv2_d2.modeling.language.text_vectors import TextVectors
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import LanguageFeatures, ReadQuestions
 
 ANSWERS = ["yes", "no", "2", "traffic light"]
 WIDTH = 6
@@ -57,17 +57,27 @@ def test_padding_changes_nothing(head: AnswerHead, words: LanguageFeatures, garb
 def test_the_loss_is_the_weighted_mean_over_questions(
     head: AnswerHead, words: LanguageFeatures
 ) -> None:
-    pooled = head.pool(words)
-    loss = head(pooled, [{"yes": 1.0, "maybe": 0.6}, {"Two": 0.3}])["loss_answer"]
+    loss = head([ReadQuestions(words)], [{"yes": 1.0, "maybe": 0.6}, {"Two": 0.3}])["loss_answer"]
     targets = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0.3, 0]])
-    expected = F.binary_cross_entropy_with_logits(head.scores.linear(pooled), targets) * 4 * 2
+    expected = (
+        F.binary_cross_entropy_with_logits(head.scores.linear(head.pool(words)), targets) * 4 * 2
+    )
     torch.testing.assert_close(loss, expected)
+
+
+def test_parts_that_were_read_apart_have_the_loss_of_all_together(
+    head: AnswerHead, words: LanguageFeatures
+) -> None:
+    parts = [ReadQuestions(words.rows([row])) for row in (0, 1)]
+    answers = [{"yes": 1.0}, {"2": 0.3}]
+    apart, together = head(parts, answers), head([ReadQuestions(words)], answers)
+    torch.testing.assert_close(apart["loss_answer"], together["loss_answer"])
 
 
 def test_no_question_costs_nothing_and_reaches_every_weight(
     head: AnswerHead, words: LanguageFeatures
 ) -> None:
-    loss = head(head.pool(words.rows([])), [])["loss_answer"]
+    loss = head([ReadQuestions(words.rows([]))], [])["loss_answer"]
     loss.backward()
     assert loss == 0
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
@@ -83,7 +93,7 @@ def test_the_guess_is_the_likeliest_of_the_choices(
     head: AnswerHead, words: LanguageFeatures
 ) -> None:
     probabilities = head.scores(head.pool(words), ANSWERS).sigmoid()
-    guesses = head.guess(words, [None, ["Traffic light", "2"]])
+    guesses = head.guess(ReadQuestions(words), [None, ["Traffic light", "2"]])
     assert guesses[0] == (
         ANSWERS[probabilities[0].argmax()],
         pytest.approx(probabilities[0].max().item()),
@@ -97,7 +107,7 @@ def test_a_choice_that_was_never_learned_is_refused(
     head: AnswerHead, words: LanguageFeatures
 ) -> None:
     with pytest.raises(ValueError, match="'purple' is not in the list of 4 answers.*SCORE 'words'"):
-        head.guess(words, [["yes", "purple"], None])
+        head.guess(ReadQuestions(words), [["yes", "purple"], None])
 
 
 def text_scores(freeze: bool = True) -> TextScores:
