@@ -22,8 +22,8 @@ from glipv2_d2.modeling.heads.region_pointer import (
     PLACE_DIM,
     RegionPointer,
     as_shares,
+    checked_names,
     names_of_regions,
-    with_names,
 )
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Regions, TokenBatch
@@ -67,7 +67,7 @@ class NamingCaptionHead(CaptionHead):
 
     def next_words(self, hidden: Tensor, tokens: TokenBatch, regions: Regions | None) -> Tensor:
         has_next, targets = tokens.mask[:, 1:], tokens.input_ids[:, 1:]
-        names = self.pointer(hidden, tokens.input_ids, with_names(regions, self))
+        names = self.pointer(hidden, tokens.input_ids, checked_names(regions, self))
         is_said, token_ids, shares, logits = (
             of_all[:, :-1][has_next]
             for of_all in (names.is_said, names.token_ids, names.shares, names.logits)
@@ -78,7 +78,7 @@ class NamingCaptionHead(CaptionHead):
         return _mixed(own.gather(1, targets).squeeze(1), of_names, logits)
 
     def log_probs(self, hidden: Tensor, written: Tensor, regions: Regions | None) -> Tensor:
-        names = self.pointer(hidden[:, None], written, with_names(regions, self))
+        names = self.pointer(hidden[:, None], written, checked_names(regions, self))
         own = self._own(hidden, names.is_said[:, 0], names.token_ids[:, 0])
         shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
         return _mixed(own, shares, names.logits)

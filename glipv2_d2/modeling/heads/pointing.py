@@ -5,7 +5,6 @@ Q: questions. T: tokens. R: regions of an image. A: answers. B: names. D: width 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,15 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.modeling.bounded_cache import BoundedCache
 from glipv2_d2.modeling.heads.answer import ANSWER_HEAD_REGISTRY, AnswerHead
 from glipv2_d2.modeling.heads.region_pointer import (
     LOGIT_OF_NAMING,
     PLACE_DIM,
     RegionPointer,
     as_shares,
+    checked_names,
     names_of_regions,
-    with_names,
 )
 from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import ReadQuestions
@@ -32,16 +32,15 @@ from glipv2_d2.text.tokenizer import Tokenizer
 # Of a region to another: x, y, width and height less, and how much it is that other itself.
 _RELATION_DIM = 5
 _KNOWN_LISTS = 16
-_NO_NAME = -1
 
 
 @ANSWER_HEAD_REGISTRY.register()
 class PointingAnswerHead(AnswerHead):
     """Answers as :class:`AnswerHead` does, or with the name of the region that is asked for.
 
-    Every answer's probability is a mixture of the two. What an image shows is told by its regions:
-    the head's own score would have to find each of hundreds of names in one pooled question. Our
-    choice.
+    The probability of an answer that is a name is a mixture of the two. What an image shows is told
+    by its regions: the head's own score would have to find each of hundreds of names in one pooled
+    question. Where answers are matched by their text, the names are answers, too. Our choice.
     """
 
     @configurable
@@ -51,11 +50,20 @@ class PointingAnswerHead(AnswerHead):
             pointer: says which region is asked for.
             names: those with which regions are compared.
             others: see :class:`AnswerHead`.
+
+        Raises:
+            ValueError: no answer is a name.
         """
         super().__init__(**others)
         self.pointer = pointer
         self._name_of = {canonical_answer(name): i for i, name in enumerate(names)}
-        self._names_of = functools.lru_cache(maxsize=_KNOWN_LISTS)(self._find_names)
+        self._known: BoundedCache[tuple[str, ...], dict[int, int]] = BoundedCache(_KNOWN_LISTS)
+        if not self._names_among(self.answers):
+            raise ValueError(
+                f"none of the {len(self.answers)} answers is one of the {len(names)} names of "
+                f"MODEL.REGION_READER.NAMES_FILE, such as {names[0]!r}: a {type(self).__name__} "
+                "answers with names; give a list that has some, or choose AnswerHead"
+            )
 
     @classmethod
     def from_config(
@@ -65,21 +73,36 @@ class PointingAnswerHead(AnswerHead):
             cfg, f"MODEL.ANSWER.NAME {cls.__name__} answers with", "AnswerHead"
         )
         arguments = super().from_config(cfg, tokenizer, language_backbone)
+        if cfg.MODEL.ANSWER.SCORE == "words":
+            answers = arguments["answers"]
+            listed = {canonical_answer(answer) for answer in answers}
+            others = [name for name in names if canonical_answer(name) not in listed]
+            arguments["answers"] = [*answers, *others]
         pointer = AnswerPointer(language_dim=language_backbone.width)
         return {**arguments, "pointer": pointer, "names": names}
 
     def logits(self, questions: ReadQuestions, answers: Sequence[str]) -> Tensor:
+        checked_names(questions.regions, self)
         pooled = self.pool(questions.language)
+        name_of = self._names_among(answers)
         with torch.autocast(pooled.device.type, enabled=False):
             own = self.scores(pooled, answers)
-            named = self.pointer(pooled, questions)
-            indices = torch.tensor(self._names_of(tuple(answers)), device=own.device)
-            shares = named.shares[:, indices.clamp(min=0)].masked_fill(indices == _NO_NAME, 0)
+            if not name_of:
+                return own
+            named = self.pointer(pooled, questions, among=list(name_of.values()))
+            columns = torch.tensor(list(name_of), device=own.device)
+            shares = torch.zeros_like(own).index_copy(1, columns, named.shares.to(own))
             return _mixed(own, shares, named.logits)
 
-    def _find_names(self, answers: tuple[str, ...]) -> list[int]:
-        """Which name each answer is."""
-        return [self._name_of.get(canonical_answer(answer), _NO_NAME) for answer in answers]
+    def _names_among(self, answers: Sequence[str]) -> dict[int, int]:
+        """Which of the answers are names, and which names."""
+        key = tuple(answers)
+        known = self._known.find([key])
+        if not known:
+            names = ((i, self._name_of.get(canonical_answer(a))) for i, a in enumerate(answers))
+            known[key] = {i: name for i, name in names if name is not None}
+            self._known.keep(known)
+        return known[key]
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class NamedAnswers:
 
     Attributes:
         logits: (Q,), of the first.
-        shares: (Q, B), in sum 1.
+        shares: (Q, B), of the names that may be the answer, in sum 1.
     """
 
     logits: Tensor
@@ -114,14 +137,18 @@ class AnswerPointer(RegionPointer):
         nn.init.zeros_(self.is_name.weight)
         nn.init.constant_(self.is_name.bias, LOGIT_OF_NAMING)
 
-    def forward(self, pooled: Tensor, questions: ReadQuestions) -> NamedAnswers:
+    def forward(
+        self, pooled: Tensor, questions: ReadQuestions, among: Sequence[int]
+    ) -> NamedAnswers:
         """The region that each question asks for, by its names.
 
         Args:
             pooled: (Q, D).
             questions: the Q questions, with regions that were compared with names.
+            among: the B names that may be the answer.
         """
-        regions = with_names(questions.regions, self)
+        regions = questions.regions
+        assert regions is not None
         named = self.named(questions)
         places = full_precision(regions.places)
         sizes = places[..., :4]
@@ -129,7 +156,7 @@ class AnswerPointer(RegionPointer):
         places = torch.cat([places, sizes - there, named[..., None]], dim=-1)
         logits = self.place_logits(pooled[:, None], regions, places).squeeze(1)
         asked_for = as_shares(logits, regions.is_found)
-        shares = (asked_for[:, None] @ self.name_shares(regions)).squeeze(1)
+        shares = (asked_for[:, None] @ self.name_shares(regions, among)).squeeze(1)
         logits = self.is_name(pooled).squeeze(-1)
         is_empty = ~regions.is_found.any(dim=1)
         return NamedAnswers(logits.masked_fill(is_empty, torch.finfo(logits.dtype).min), shares)

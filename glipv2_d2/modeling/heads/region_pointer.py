@@ -7,6 +7,7 @@ P: numbers that say where a region is.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -44,10 +45,15 @@ class RegionPointer(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(_NAME_SHARPNESS)))
         self.thing_weight = nn.Parameter(torch.tensor(1.0))
 
-    def name_shares(self, regions: Regions) -> Tensor:
-        """(N, R, A), how likely each region has each name, in sum 1."""
+    def name_shares(self, regions: Regions, among: Sequence[int] | None = None) -> Tensor:
+        """(N, R, A), how likely each region has each name, in sum 1.
+
+        Args:
+            among: the names that it may have; None: all.
+        """
         assert regions.name_logits is not None
-        return (full_precision(regions.name_logits) * self.log_sharpness.exp()).softmax(dim=-1)
+        logits = regions.name_logits if among is None else regions.name_logits[..., list(among)]
+        return (full_precision(logits) * self.log_sharpness.exp()).softmax(dim=-1)
 
     def place_logits(self, hidden: Tensor, regions: Regions, places: Tensor) -> Tensor:
         """(N, T, R), how well each region's place, and that it is a thing, suits each word.
@@ -90,7 +96,7 @@ def names_of_regions(cfg: CfgNode, who: str, instead: str) -> list[str]:
     return read_answers(settings.NAMES_FILE)
 
 
-def with_names(regions: Regions | None, head: nn.Module) -> Regions:
+def checked_names(regions: Regions | None, head: nn.Module) -> Regions:
     """The regions.
 
     Raises:

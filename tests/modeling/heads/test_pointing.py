@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,13 @@ from helpers.text_tasks import ANSWERING, REGIONS
 from glipv2_d2.modeling.heads.answer import AnswerHead, ListedScores
 from glipv2_d2.modeling.heads.pointing import AnswerPointer, PointingAnswerHead
 from glipv2_d2.structures import LanguageFeatures, ReadQuestions, Regions
+from glipv2_d2.text.answers import read_answers
 
+NAMED = (
+    *(*REGIONS, "MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone"),
+    *("MODEL.GROUNDING.FUSED_WORDS", False),
+    *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_names.txt"),
+)
 ANSWERS = ["yes", "Dog", "cat", "apple"]
 NAMES = ["apple", "cat", "dog"]
 APPLE, CAT, DOG = range(3)
@@ -62,7 +70,7 @@ def test_a_probability_is_a_mixture_of_the_own_one_and_that_of_the_name(
     questions = asked([[(DOG, 0.2), (CAT, 0.8)], [(APPLE, 0.5)]])
     pooled = head.pool(questions.language)
     own = head.scores(pooled, ANSWERS).sigmoid()
-    named = head.pointer(pooled, questions)
+    named = head.pointer(pooled, questions, among=[APPLE, CAT, DOG])
     share_of_naming = named.logits.sigmoid()
     expected = torch.stack(
         [
@@ -75,11 +83,48 @@ def test_a_probability_is_a_mixture_of_the_own_one_and_that_of_the_name(
     torch.testing.assert_close(head.logits(questions, ANSWERS).sigmoid(), expected)
 
 
+def test_names_that_are_no_answers_take_nothing_from_those_that_are(
+    head: PointingAnswerHead,
+) -> None:
+    questions = asked([[(APPLE, 0.5)]])
+    shares = head.pointer(head.pool(questions.language), questions, among=[CAT, DOG]).shares
+    torch.testing.assert_close(shares, torch.full((1, 2), 0.5))
+
+
+def test_choices_without_a_name_get_the_answers_of_the_plain_head(head: PointingAnswerHead) -> None:
+    questions = asked([[(DOG, 0.2)]])
+    plain = AnswerHead.logits(head, questions, ["yes"])
+    assert torch.equal(head.logits(questions, ["yes"]), plain)
+
+
+def test_names_are_answers_too_where_these_are_matched_by_their_text() -> None:
+    opts = (*ANSWERING, *NAMED, "MODEL.ANSWER.NAME", "PointingAnswerHead")
+    model = tiny_model(*opts, "MODEL.ANSWER.SCORE", "words", "MODEL.ANSWER.ANSWERS", ["yes", "Cat"])
+    names = read_answers("package:glipv2_d2/assets/mini_names.txt")
+    assert model.answer.answers == ("yes", "Cat", *(name for name in names if name != "cat"))
+
+
+def test_answers_of_which_none_is_a_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="none of the 2 answers is one of the .* names of .*'abal"):
+        tiny_model(
+            *(*ANSWERING, *NAMED, "MODEL.ANSWER.NAME", "PointingAnswerHead"),
+            *("MODEL.ANSWER.ANSWERS", ["yes", "no"]),
+        )
+
+
+def test_a_copy_answers_as_the_head_does(head: PointingAnswerHead) -> None:
+    questions = asked([[(DOG, 0.2), (CAT, 0.8)]])
+    expected = head.logits(questions, ANSWERS)
+    for copied in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert torch.equal(copied.logits(questions, ANSWERS), expected)
+
+
 def test_names_are_those_of_the_regions_as_far_as_these_are_asked_for(
     head: PointingAnswerHead,
 ) -> None:
     questions = asked([[(DOG, 0.2), (CAT, 0.8)], [(APPLE, 0.5)]])
-    shares = head.pointer(head.pool(questions.language), questions).shares
+    among = [APPLE, CAT, DOG]
+    shares = head.pointer(head.pool(questions.language), questions, among).shares
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(2))
     assert shares[0, APPLE] < 1e-6 and shares[1, APPLE] > 1 - 1e-6
 
@@ -150,7 +195,7 @@ def test_gradients_are_finite_where_a_name_is_sure_or_no_thing_is_there(
 
 def test_regions_that_were_compared_with_no_name_are_refused(head: PointingAnswerHead) -> None:
     questions = asked([[(DOG, 0.2)]])
-    with pytest.raises(ValueError, match="AnswerPointer needs regions that were compared with"):
+    with pytest.raises(ValueError, match="PointingAnswerHead needs regions that were compared"):
         head.logits(replace(questions, regions=None), ANSWERS)
 
 
