@@ -76,17 +76,23 @@ def say(
     """
     said: list[dict[str, Any]] = [{} for _ in inputs]
     questions = model.tasks.questions(inputs)
+    descriptions = {} if model.caption is None else model.tasks.descriptions(inputs)
+    rows = [[row_of[i] for i in indices] for indices in descriptions.values()]
+    if questions or descriptions:
+        asked_rows = [row_of[asked.image] for asked in questions]
+        regions, *described = find_regions(model, images, features, [asked_rows, *rows])
     if model.answer is not None and questions:
         shown = [replace(asked, image=row_of[asked.image]) for asked in questions]
-        (regions,) = find_regions(model, images, features, [[asked.image for asked in shown]])
         read = read_regions(model, read_image(model, features, shown), regions)
         guesses = model.answer.guess(read, [asked.choices for asked in questions])
         for asked, guess in zip(questions, guesses, strict=True):
             said[asked.image][fields.ANSWER] = guess.answer
             said[asked.image][fields.ANSWER_SCORE] = guess.score
-    if model.caption is not None:
-        for decoding, indices in model.tasks.descriptions(inputs).items():
-            reader = caption_reader(model, images, features, [row_of[i] for i in indices])
+    if model.caption is not None and descriptions:
+        for indices, decoding, own_rows, own in zip(
+            descriptions.values(), descriptions, rows, described, strict=True
+        ):
+            reader = caption_reader(model, features, own_rows, own)
             for i, caption in zip(indices, model.caption.describe(reader, decoding), strict=True):
                 said[i][fields.CAPTION] = caption
     for x, texts in zip(inputs, said, strict=True):
@@ -97,10 +103,13 @@ def say(
 
 
 def caption_reader(
-    model: GLIPv2, images: ImageList, features: dict[str, Tensor], indices: list[int]
+    model: GLIPv2, features: dict[str, Tensor], indices: list[int], regions: Regions | None
 ) -> CaptionReader:
-    """One that reads captions of some of the images."""
-    (regions,) = find_regions(model, images, features, [indices])
+    """One that reads captions of some of the images.
+
+    Args:
+        regions: of those images; None: the model finds none.
+    """
     return CaptionReader(
         model.language_backbone.read_on,
         model.fused_head,

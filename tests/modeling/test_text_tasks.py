@@ -405,6 +405,20 @@ def test_the_answer_is_one_of_the_list_and_its_score_a_probability(model: GLIPv2
     assert said["answer"] in ANSWERS and 0 < said["answer_score"] < 1
 
 
+def test_an_image_is_searched_once_for_all_that_is_said_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(*TEXT_TASKS, *REGIONS)
+    finder, found = model.region_reader.finder, []
+    monkeypatch.setattr(
+        model.region_reader, "finder", lambda *args: found.append(1) or finder(*args)
+    )
+    shared = random_image(seed=0)
+    both = asked(question="is there a dog?", describe=Decoding(beam_size=1), image=shared)
+    answer(model, both, asked(describe=Decoding(beam_size=2), image=shared))
+    assert len(found) == 1
+
+
 def test_answers_to_choose_from_that_were_never_learned() -> None:
     model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.SCORE", "words")
     choices = ["a purple elephant", "nothing"]
@@ -446,7 +460,9 @@ def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> Non
     whole = caption_hidden(model, asked(), caption)
     ids = torch.tensor([[101, *model.tokenizer.pieces([caption])[0], 102]])
     images = model.preprocess_image([asked()])
-    reader = caption_reader(model, images, model.backbone(images.tensor), [0])
+    features = model.backbone(images.tensor)
+    (regions,) = find_regions(model, images, features, [[0]])
+    reader = caption_reader(model, features, [0], regions)
     in_steps = torch.cat([reader.read(column) for column in ids.split(1, dim=1)], dim=1)
     torch.testing.assert_close(in_steps, whole, atol=1e-4, rtol=1e-4)
 
@@ -455,7 +471,9 @@ def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> Non
 def test_beams_that_changed_places_go_on_as_if_all_were_read_anew(model: GLIPv2) -> None:
     inputs = [asked(image=random_image(seed=seed)) for seed in (0, 1)]
     images = model.preprocess_image(inputs)
-    reader = caption_reader(model, images, model.backbone(images.tensor), [0, 1])
+    features = model.backbone(images.tensor)
+    (regions,) = find_regions(model, images, features, [[0, 1]])
+    reader = caption_reader(model, features, [0, 1], regions)
     begun = ["a dog on", "the cat is", "a small mat", "red is a", "the dog is", "no cat on"]
     reader.read(torch.tensor([[101, *ids] for ids in model.tokenizer.pieces(begun)]))
     rows = [2, 0, 0, 5, 3, 5]
