@@ -31,7 +31,7 @@ from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
@@ -118,14 +118,15 @@ class TextbookBiAttention(nn.Module):
 
 def use_textbook_fusion(model: GLIPv2) -> None:
     for block in model.fused_head.blocks:
-        if not isinstance(getattr(block, "fusion", None), nn.Module) or not isinstance(
-            block.fusion.attention, BiAttention
-        ):
+        # Not a subclass of it, which computes something more.
+        attention = getattr(getattr(block, "fusion", None), "attention", None)
+        if type(attention) is not BiAttention:
+            found = "no attention" if attention is None else type(attention).__name__
             raise ValueError(
-                f"--textbook-fusion needs a head with BiAttention, not "
-                f"{type(model.fused_head).__name__}"
+                "--textbook-fusion needs a head with BiAttention, not "
+                f"{type(model.fused_head).__name__} with {found}"
             )
-        block.fusion.attention = TextbookBiAttention(block.fusion.attention)
+        block.fusion.attention = TextbookBiAttention(attention)
 
 
 def class_names(count: int) -> list[str]:
@@ -139,9 +140,9 @@ def class_names(count: int) -> list[str]:
 
 
 def make_inputs(
-    batch_size: int, image_size: tuple[int, int], names: list[str]
+    batch_size: int, image_size: tuple[int, int], names: list[str], *, with_masks: bool
 ) -> list[dict[str, Any]]:
-    """Pictures of noise with a few boxes of the first names."""
+    """Pictures of noise with a few boxes of the first names, and masks that fill these."""
     generator = torch.Generator().manual_seed(0)
     height, width = image_size
     inputs = []
@@ -152,9 +153,19 @@ def make_inputs(
         instances = Instances(image_size)
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.arange(BOXES_PER_IMAGE) % len(names)
+        if with_masks:
+            instances.gt_masks = BitMasks(_filled(boxes, image_size))
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
         inputs.append({fields.IMAGE: image, fields.CLASSES: names, fields.INSTANCES: instances})
     return inputs
+
+
+def _filled(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """(R, 4) boxes -> (R, H, W) bool, what lies in each."""
+    y, x = (torch.arange(size) for size in image_size)
+    left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
+    in_rows, in_columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return in_rows[:, :, None] & in_columns[:, None]
 
 
 def watch_stages(recorder: StageRecorder, model: GLIPv2) -> None:
@@ -210,7 +221,8 @@ def make_run(
         assert optimizer is not None
         with autocast():
             loss = sum(model(inputs).values())
-        with recorder.span("backward"):
+        # What checkpointing computes again is part of it.
+        with recorder.span("backward", whole=True):
             loss.backward()
         with recorder.span("optimizer"):
             optimizer.step()
@@ -231,7 +243,17 @@ class Benchmark:
             GLIPv2Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         if args.textbook_fusion:
             use_textbook_fusion(self.model)
-        inputs = make_inputs(args.batch_size, tuple(args.image_size), class_names(args.num_classes))
+        if not isinstance(self.model, GLIPv2):
+            raise ValueError(
+                f"{args.config_file} builds a {type(self.model).__name__}; only the stages of a "
+                "GLIPv2 are known: choose a config with MODEL.META_ARCHITECTURE GLIPv2"
+            )
+        inputs = make_inputs(
+            args.batch_size,
+            tuple(args.image_size),
+            class_names(args.num_classes),
+            with_masks=cfg.MODEL.MASK_ON,
+        )
         optimizer = build_optimizer(cfg, self.model) if args.train else None
         self.run = make_run(self.model, inputs, self._autocast, optimizer)
 
@@ -243,6 +265,7 @@ class Benchmark:
             compile_parts(self.model)
         for _ in range(args.warmup):
             self.run(StageRecorder(HostClock()))
+        # Before the machine's rates are measured, which takes memory, too.
         report.peak_bytes = self._peak_bytes()
         runs, rates = self._repeat()
         report.rates = median_of(rates)

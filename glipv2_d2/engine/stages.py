@@ -60,6 +60,14 @@ class CudaClock:
         return {"wall_s": start.elapsed_time(end) / 1000}
 
 
+_DEFORMABLE = "torchvision.deform_conv2d"
+
+
+def _deformable_flops(image: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> float:  # noqa: ARG001
+    """Of the product alone, which torch's registry does not know."""
+    return 2.0 * out_val.numel() * weight[0].numel()
+
+
 class ProductCounter(TorchDispatchMode):
     """Counts matrix products and convolutions: their FLOPs, and the bytes that they touch.
 
@@ -76,9 +84,13 @@ class ProductCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        name = str(func._overloadpacket)
         formula = flop_registry.get(func._overloadpacket)
+        if name == _DEFORMABLE:
+            formula = _deformable_flops
         if formula is not None:
-            kind = "convolution" if "convolution" in func._overloadpacket.__name__ else "product"
+            # The deformable one is a product of samples that were gathered.
+            kind = "convolution" if "convolution" in name else "product"
             self._amounts[f"{kind}_flops"] += formula(*args, **kwargs, out_val=out)
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             self._amounts["bytes"] += sum(x.numel() * x.element_size() for x in tensors)
@@ -96,6 +108,7 @@ class _Span:
     stage: str
     parent: _Span | None
     start: Any
+    is_whole: bool
     end: Any = None
 
 
@@ -130,6 +143,8 @@ class StageRecorder:
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._open is not None and self._open.is_whole:
+                return original(*args, **kwargs)
             with self.span(stage):
                 return original(*args, **kwargs)
 
@@ -137,9 +152,13 @@ class StageRecorder:
         setattr(owner, method, watched)
 
     @contextmanager
-    def span(self, stage: str) -> Iterator[None]:
-        """Count what happens in the block to a stage."""
-        span = _Span(stage, self._open, self.meter.read())
+    def span(self, stage: str, *, whole: bool = False) -> Iterator[None]:
+        """Count what happens in the block to a stage.
+
+        Args:
+            whole: calls of what is watched are no stages within it.
+        """
+        span = _Span(stage, self._open, self.meter.read(), is_whole=whole)
         self._spans.append(span)
         self._open = span
         try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import deform_conv2d
 
 from glipv2_d2.engine.stages import (
     Amounts,
@@ -68,6 +69,18 @@ def test_leaving_the_recorder_leaves_no_hook() -> None:
     assert vars(part) == before
 
 
+def test_what_is_watched_is_no_stage_within_one_that_is_whole() -> None:
+    counter = Counter()
+    part = Part(counter, 10)
+    with StageRecorder(counter) as recorder:
+        recorder.watch("part", part)
+        part()
+        with recorder.span("backward", whole=True):
+            part()
+        part()
+        assert recorder.take() == {"part": {"steps": 20.0}, "backward": {"steps": 10.0}}
+
+
 def test_a_stage_that_fails_is_closed() -> None:
     recorder = StageRecorder(Counter())
     with pytest.raises(ZeroDivisionError), recorder.span("fails"):
@@ -95,6 +108,17 @@ def test_products_and_convolutions_are_counted_with_their_bytes() -> None:
         "convolution_flops": 2 * 36 * 2 * 4,
         "bytes": 4 * (2 * 36 + 2 * 4 + 4 * 36),
     }
+
+
+def test_a_deformable_convolution_is_counted_as_the_product_that_it_is() -> None:
+    image, weight = torch.zeros(1, 2, 6, 6), torch.zeros(4, 2, 3, 3)
+    offset = torch.zeros(1, 2 * 9, 6, 6)
+    with ProductCounter() as counter, torch.no_grad():
+        start = counter.read()
+        deform_conv2d(image, offset, weight, padding=1)
+        counted = counter.between(start, counter.read())
+    assert counted["product_flops"] == 2 * 36 * 4 * (2 * 9)
+    assert counted["convolution_flops"] == 0
 
 
 def test_the_floor_is_the_sum_of_what_each_rate_allows() -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers.models import tiny_cfg, tiny_model
 from rich.console import Console
 
-from glipv2_d2.modeling.fusion.bi_attention import BiAttention
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention, EvidentBiAttention
 
 SMALL = ["--image-size", "64", "96", "--num-classes", "3", "--warmup", "1", "--repeats", "2"]
 
@@ -55,6 +55,28 @@ def test_masks_are_a_stage_of_models_that_have_them(config_file: str, tmp_path: 
     arguments = ["--config-file", config_file, *SMALL, "--json", str(path)]
     assert benchmark.main([*arguments, "--opts", *masks, *found]) == 0
     assert json.loads(path.read_text())["stages"]["masks"]["convolution_flops"] > 0
+
+
+def test_the_boxes_have_masks_to_be_learned() -> None:
+    model = tiny_model("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NUM_HOURGLASSES", 1).train()
+    (x,) = benchmark.make_inputs(1, (64, 96), ["cat"], with_masks=True)
+    assert model([x])["loss_mask"] > 0
+    for mask, box in zip(x["instances"].gt_masks, x["instances"].gt_boxes, strict=True):
+        y, x_of_pixel = mask.nonzero(as_tuple=True)
+        extent = torch.stack([x_of_pixel.min(), y.min(), x_of_pixel.max(), y.max()])
+        assert (extent - box).abs().max() <= 1
+
+
+def test_what_checkpointing_computes_again_is_part_of_the_backward_pass(
+    config_file: str, tmp_path: Path
+) -> None:
+    plain, again = (
+        measured(tmp_path, "--config-file", config_file, "--train", how)["stages"]
+        for how in ("--no-checkpointing", "--checkpointing")
+    )
+    for stage in ("fusion", "DyConv"):
+        assert again[stage]["product_flops"] == plain[stage]["product_flops"]
+    assert again["backward"]["product_flops"] > plain["backward"]["product_flops"]
 
 
 def test_a_training_step_has_a_backward_pass_and_an_update(
@@ -117,6 +139,20 @@ def test_a_head_without_fusion_has_no_textbook_form() -> None:
     model = tiny_model("MODEL.FUSED_HEAD.NAME", "DynamicHead")
     with pytest.raises(ValueError, match="not DynamicHead"):
         benchmark.use_textbook_fusion(model)
+
+
+def test_an_attention_that_computes_more_has_no_textbook_form() -> None:
+    model = tiny_model()
+    model.fused_head.blocks[0].fusion.attention.__class__ = EvidentBiAttention
+    with pytest.raises(ValueError, match="with EvidentBiAttention"):
+        benchmark.use_textbook_fusion(model)
+
+
+def test_a_detector_of_another_kind_is_refused(tmp_path: Path) -> None:
+    config = Path(benchmark.__file__).parents[1] / "configs" / "two_stage" / "drawn_small.yaml"
+    args = benchmark.get_parser().parse_args(["--config-file", str(config), *SMALL])
+    with pytest.raises(ValueError, match="builds a OpenVocabularyRCNN; only the stages"):
+        benchmark.run(args, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("count", [1, 80, 81, 1203])

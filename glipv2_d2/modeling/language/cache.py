@@ -57,6 +57,7 @@ class LanguageCache:
     the weights of the backbone change and whenever it is asked with gradients or in training mode,
     where the cache only passes on. At most ``size`` prompts are held, each T x D numbers on the
     device of the backbone (768 KiB for a full one of BERT-base). Several threads may ask at once.
+    A switch that is no tensor, such as peft's ``enable_adapters``, is not noticed: ``clear`` then.
     """
 
     def __init__(self, size: int) -> None:
