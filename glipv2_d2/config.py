@@ -181,7 +181,7 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # Answers to questions, from the fused words. Weight of the loss; 0: not built.
     cfg.MODEL.ANSWER = CfgNode()
     # "AnswerHead" | "PointingAnswerHead" (also answers with the name in REGION_READER.NAMES_FILE of
-    # the region that a question asks for).
+    # the region that a question asks for; with SCORE "words" these names join the answers).
     cfg.MODEL.ANSWER.NAME = "AnswerHead"
     cfg.MODEL.ANSWER.WEIGHT = 0.0
     # The answers that there are: a file with one per line (tools/answer_vocabulary.py), which a
