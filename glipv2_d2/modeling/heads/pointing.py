@@ -151,9 +151,9 @@ class AnswerPointer(RegionPointer):
         assert regions is not None
         named = self.named(questions)
         places = full_precision(regions.places)
-        sizes = places[..., :4]
-        there = (named[..., None] * sizes).sum(dim=1, keepdim=True)
-        places = torch.cat([places, sizes - there, named[..., None]], dim=-1)
+        boxes = places[..., :4]
+        there = (named[..., None] * boxes).sum(dim=1, keepdim=True)
+        places = torch.cat([places, boxes - there, named[..., None]], dim=-1)
         logits = self.place_logits(pooled[:, None], regions, places).squeeze(1)
         asked_for = as_shares(logits, regions.is_found)
         shares = (asked_for[:, None] @ self.name_shares(regions, among)).squeeze(1)
