@@ -68,3 +68,16 @@ def prior_answers(train: Iterable[Record], asked: Sequence[Record]) -> list[str]
     """What :func:`commonest_answers` of the training questions answer; "" to an unknown type."""
     answer_of = commonest_answers(train)
     return [answer_of.get(record.get(fields.QUESTION_TYPE, NO_TYPE), "") for record in asked]
+
+
+def unlikely_answers(records: Sequence[Record]) -> list[Record]:
+    """The questions whose answer is not the commonest one of those who ask in the same words.
+
+    Who does not look at the image is wrong in all of them (our choice, in the spirit of VQA-CP): a
+    model that learns more of them learns sooner to look.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record[fields.QUESTION]][best_answer(record)] += 1
+    likely = {question: count.most_common(1)[0][0] for question, count in counts.items()}
+    return [r for r in records if best_answer(r) != likely[r[fields.QUESTION]]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from glipv2_d2.data.answer_vocabulary import unlikely_answers
 from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning, register_coco_captions
 from glipv2_d2.data.readers.flickr30k import register_flickr30k_entities
@@ -104,7 +105,9 @@ def register_mini(root: str) -> None:
 def register_easy_vqa(root: str) -> None:
     """``easy_vqa_{train,test}``, as ``datasets/prepare_easy_vqa.py`` lays it out.
 
-    ``easy_vqa_train_open`` is a quarter of the first: what is not answered by yes or no.
+    Of the first, ``easy_vqa_train_open`` is the quarter that is not answered by yes or no, and
+    ``easy_vqa_train_unlikely`` the third whose answer is not the commonest to the same question:
+    who has not seen the picture is wrong there.
     """
     folder = os.path.join(root, "easy_vqa")
     for split in EASY_VQA_SPLITS:
@@ -117,6 +120,7 @@ def register_easy_vqa(root: str) -> None:
         )
     register_first("easy_vqa_test", NUM_FIRST_EASY_VQA)
     register_part("easy_vqa_train", "easy_vqa_train_open", _open_questions)
+    register_part("easy_vqa_train", "easy_vqa_train_unlikely", unlikely_answers)
 
 
 def _open_questions(records: list[Record]) -> list[Record]:

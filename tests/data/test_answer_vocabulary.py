@@ -11,6 +11,7 @@ from glipv2_d2.data.answer_vocabulary import (
     commonest_answers,
     prior_answers,
     reachable_answer,
+    unlikely_answers,
 )
 from glipv2_d2.data.text_tasks import soft_scores
 
@@ -78,3 +79,13 @@ def test_a_prior_knows_the_type_of_the_question_only() -> None:
         question("x", kind="why"),
     ]
     assert prior_answers(train, asked) == ["yes", "2", ""]
+
+
+def test_an_answer_is_unlikely_where_the_same_words_are_mostly_answered_otherwise() -> None:
+    records = [
+        question("no") | {"question": "is there a dog?"},
+        question("yes") | {"question": "is there a dog?"},
+        question("No.") | {"question": "is there a dog?"},
+        question("yes") | {"question": "is there a cat?"},
+    ]
+    assert unlikely_answers(records) == [records[1]]

@@ -252,7 +252,8 @@ def test_easy_vqa_is_laid_out_as_it_is_read(
 ) -> None:
     prepare_easy_vqa.main(["--output", str(tmp_path / "easy_vqa")])
     assert "test: 1 images" in capsys.readouterr().out
-    for name in ("easy_vqa_train", "easy_vqa_train_open", "easy_vqa_test"):
+    parts = ("easy_vqa_train_open", "easy_vqa_train_unlikely")
+    for name in ("easy_vqa_train", *parts, "easy_vqa_test"):
         monkeypatch.delitem(DatasetCatalog.data, name)
         monkeypatch.delitem(MetadataCatalog.data, name)
     register_easy_vqa(str(tmp_path))
@@ -271,6 +272,7 @@ def test_easy_vqa_is_laid_out_as_it_is_read(
     assert "annotations" not in records[0]
     open_ones = DatasetCatalog.get("easy_vqa_train_open")
     assert [next(iter(r["answers"])) for r in open_ones] == ["circle", "red"]
+    assert DatasetCatalog.get("easy_vqa_train_unlikely") == []
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
