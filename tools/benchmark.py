@@ -94,7 +94,9 @@ class TextbookBiAttention(nn.Module):
         super().__init__()
         self.absorbed = absorbed
 
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, visual: Tensor, language: Tensor, mask: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
         weights = self.absorbed
         query = self._heads(weights.visual_query(visual) * weights.head_dim**-0.5)
         scores = query @ self._heads(weights.language_key(language)).transpose(-1, -2)
@@ -103,8 +105,9 @@ class TextbookBiAttention(nn.Module):
         to_image = self._drop(hidden.softmax(dim=-1))
         read_words = to_image @ self._heads(weights.language_value(language))
         read_positions = to_text @ self._heads(weights.visual_value(visual))
+        update = weights.visual_out(read_words.transpose(1, 2).flatten(2))
         return (
-            weights.visual_out(read_words.transpose(1, 2).flatten(2)),
+            torch.addcmul(visual, scale, update),
             weights.language_out(read_positions.transpose(1, 2).flatten(2)),
         )
 

@@ -116,9 +116,10 @@ def test_the_textbook_fusion_computes_what_the_model_does() -> None:
         torch.randn(2, 13, 6, requires_grad=True),
         torch.randn(2, 5, 10, requires_grad=True),
     )
+    scale = torch.rand(6, requires_grad=True)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    leaves = [*inputs, *absorbed.parameters()]
-    outputs = [attention(*inputs, mask) for attention in (absorbed, textbook)]
+    leaves = [*inputs, scale, *absorbed.parameters()]
+    outputs = [attention(*inputs, mask, scale) for attention in (absorbed, textbook)]
     gradients = [
         torch.autograd.grad(sum(out.square().sum() for out in output), leaves) for output in outputs
     ]

@@ -12,6 +12,9 @@ are few tokens, the same numbers come cheaper by regrouping the products (exact 
 
 No activation of P x H d ever exists. Without gradients the P x H T scores never exist at once
 either: positions come in bands, and the softmax over positions is carried from one to the next.
+
+What the words tell a position is added to it by the product that computes it: the learned factors
+per channel scale the values of the few words and not the many positions.
 """
 
 from __future__ import annotations
@@ -57,11 +60,14 @@ class AbsorbedWords(AbsorbedKeys):
     """The words of N prompts with the projections of the positions folded in.
 
     Attributes:
-        value: (N, H T, C).
+        value: (N, H T, C), scaled.
+        bias: (C,), scaled, of what is read; None: every value has its part, as the weights of each
+            head have the sum 1.
         hiding: (N, 1, 1, T), added to scores: 0 for valid tokens, the lowest number for others.
     """
 
     value: Tensor
+    bias: Tensor | None
     hiding: Tensor
 
     @property
@@ -133,14 +139,20 @@ class _AbsorbedAttention(nn.Module):
         self.language_value = _linear(language_dim, attention_dim)
         self.visual_out = _linear(attention_dim, visual_dim)
 
-    def _absorb(self, language: Tensor, mask: Tensor) -> AbsorbedWords:
+    def _absorb(self, language: Tensor, mask: Tensor, scale: Tensor) -> AbsorbedWords:
         keys = self._absorb_keys(language)
         value = self._split_heads(self.language_value(language))
         out_weight = self.visual_out.weight.view(-1, self.num_heads, self.head_dim)  # (C, H, d)
+        value = torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2) * scale
+        bias = self.visual_out.bias * scale
+        drops = self.training and self.dropout > 0
+        if not drops:
+            value = value + bias / self.num_heads
         return AbsorbedWords(
             key=keys.key,
             constant=keys.constant,
-            value=torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2),
+            value=value.to(keys.key.dtype),
+            bias=bias if drops else None,
             # An addition, as masked_fill takes several times as long on a CPU.
             hiding=_lowest_where(~mask[:, None, None], _score_dtype(keys.key.dtype)),
         )
@@ -157,12 +169,24 @@ class _AbsorbedAttention(nn.Module):
         """(N, P, H, T), in at least fp32."""
         scores = torch.baddbmm(words.constant, visual.to(words.key.dtype), words.key)
         scores = scores.to(_score_dtype(scores.dtype))
-        return scores.clamp(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, -1))
+        return scores.clamp_(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, -1))
 
-    def _read_words(self, scores: Tensor, words: AbsorbedWords) -> Tensor:
-        attention = dropout((scores + words.hiding).softmax(dim=-1), self.dropout, self.training)
-        bias = self.visual_out.bias.to(words.value.dtype)
-        return torch.baddbmm(bias, attention.flatten(2).to(words.value.dtype), words.value)
+    def _read_words(self, visual: Tensor, scores: Tensor, words: AbsorbedWords) -> Tensor:
+        """(N, P, C), the positions and what the words tell them.
+
+        The scores are used up, and without gradients the positions, which become the result.
+        """
+        attention = dropout(scores.add_(words.hiding).softmax(dim=-1), self.dropout, self.training)
+        attention = attention.flatten(2).to(words.value.dtype)
+        in_place = not torch.is_grad_enabled()
+        add = Tensor.add_ if in_place else torch.add
+        if words.bias is not None:
+            visual = add(visual, words.bias)
+        if visual.dtype != words.value.dtype:
+            # Under autocast only what is added is rounded.
+            return add(visual, attention @ words.value)
+        add_product = Tensor.baddbmm_ if in_place else torch.baddbmm
+        return add_product(visual, attention, words.value)
 
     def _bands(self, visual: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
         """The positions in parts that have a limited number of scores each.
@@ -182,23 +206,22 @@ class _AbsorbedAttention(nn.Module):
 class WordAttention(_AbsorbedAttention):
     """Every position reads the words (the text -> image half)."""
 
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> Tensor:
-        """What the words tell each position.
+    def forward(self, visual: Tensor, language: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+        """Add to each position what the words tell it.
 
         Args:
-            visual: (N, P, C).
+            visual: (N, P, C); where no gradient is asked for, it may be written into.
             language: (N, T, D).
             mask: (N, T) bool, the valid tokens; padding is hidden from the image.
+            scale: (C,), factors of what is added.
 
         Returns:
             (N, P, C).
         """
-        words = self._absorb(*pad_words(language, mask))
-        updates = [
-            self._read_words(self._scores(band, words), words)
-            for band in self._bands(visual, words.num_tokens)
-        ]
-        return torch.cat(updates, dim=1)
+        words = self._absorb(*pad_words(language, mask), scale)
+        for band in self._bands(visual, words.num_tokens):
+            read = self._read_words(band, self._scores(band, words), words)
+        return read if torch.is_grad_enabled() else visual
 
 
 class BiAttention(_AbsorbedAttention):
@@ -211,23 +234,28 @@ class BiAttention(_AbsorbedAttention):
         self.visual_value = _linear(visual_dim, attention_dim)
         self.language_out = _linear(attention_dim, language_dim)
 
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the words tell each position, and the positions each word.
+    def forward(
+        self, visual: Tensor, language: Tensor, mask: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add to each position what the words tell it; and what the positions tell each word.
 
         Arguments as of :meth:`WordAttention.forward`. All positions take part, padded image area
         too.
 
         Returns:
-            (N, P, C) and (N, T, D).
+            (N, P, C), the sums, and (N, T, D), unscaled and not added to anything.
         """
-        words = self._absorb(*pad_words(language, mask))
-        updates, reading = [], None
+        words = self._absorb(*pad_words(language, mask), scale)
+        reading = None
         for band in self._bands(visual, words.num_tokens):
             scores = self._scores(band, words)
-            updates.append(self._read_words(scores, words))
+            # First, as the other uses scores and positions up.
             reading = self._read_positions(scores, band, reading)
+            read = self._read_words(band, scores, words)
         assert reading is not None
-        return torch.cat(updates, dim=1), self._project(reading)[:, : language.shape[1]]
+        # With gradients there is one band, without them it is all written into the positions.
+        positions = read if torch.is_grad_enabled() else visual
+        return positions, self._project(reading)[:, : language.shape[1]]
 
     def read_image(self, visual: Tensor, language: Tensor) -> Tensor:
         """What the positions tell each word; the words alone, each for itself.
@@ -340,8 +368,7 @@ class WordFusion(nn.Module):
         if language.causal:
             return unflatten_levels(self.look(features), features), language
         visual, hidden = self._normalise(features, language)
-        update = self.attention(visual, hidden, language.mask)
-        visual = torch.addcmul(visual, self.gamma_visual, update)
+        visual = self.attention(visual, hidden, language.mask, self.gamma_visual)
         return unflatten_levels(visual, features), language
 
     def look(self, features: list[Tensor]) -> Tensor:
@@ -383,9 +410,8 @@ class BiAttentionFusion(WordFusion):
             hidden = self.read_image(visual, language.hidden)
             return unflatten_levels(visual, features), replace(language, hidden=hidden)
         visual, hidden = self._normalise(features, language)
-        visual_update, language_update = self.attention(visual, hidden, language.mask)
-        visual = torch.addcmul(visual, self.gamma_visual, visual_update)
-        hidden = torch.addcmul(hidden, self.gamma_language, language_update)
+        visual, update = self.attention(visual, hidden, language.mask, self.gamma_visual)
+        hidden = torch.addcmul(hidden, self.gamma_language, update)
         return unflatten_levels(visual, features), replace(language, hidden=hidden)
 
     def read_image(self, visual: Tensor, hidden: Tensor) -> Tensor:

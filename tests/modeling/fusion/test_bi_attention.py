@@ -27,7 +27,9 @@ def make_attention(dropout: float = 0.0) -> BiAttention:
     return attention
 
 
-def textbook(attention: BiAttention, visual: Tensor, language: Tensor, mask: Tensor):
+def textbook(
+    attention: BiAttention, visual: Tensor, language: Tensor, mask: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """The attention as usually written: project all, then attend."""
     heads = attention.num_heads
 
@@ -41,17 +43,17 @@ def textbook(attention: BiAttention, visual: Tensor, language: Tensor, mask: Ten
     read_words = to_image @ split(attention.language_value(language))
     read_positions = to_text @ split(attention.visual_value(visual))
     return (
-        attention.visual_out(read_words.transpose(1, 2).flatten(2)),
+        visual + scale * attention.visual_out(read_words.transpose(1, 2).flatten(2)),
         attention.language_out(read_positions.transpose(1, 2).flatten(2)),
     )
 
 
-def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     visual = torch.randn(2, 13, 6, generator=generator)
     language = torch.randn(2, 5, 10, generator=generator)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    return visual, language, mask
+    return visual, language, mask, torch.rand(6, generator=generator)
 
 
 def test_absorbed_form_equals_the_textbook() -> None:
@@ -64,20 +66,20 @@ def test_absorbed_form_equals_the_textbook() -> None:
 def test_bands_of_positions_equal_all_at_once(
     band_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attention, (visual, language, mask) = make_attention().double(), random_inputs()
+    attention, (visual, language, mask, scale) = make_attention().double(), random_inputs()
     # Scores far apart: the best position of a word comes early for some and late for others.
-    visual, language = visual.double() * 30, language.double()
-    whole = attention(visual, language, mask)
+    visual, language, scale = visual.double() * 30, language.double(), scale.double()
+    whole = attention(visual, language, mask, scale)
     monkeypatch.setattr(bi_attention, "MAX_BAND_SCORES", {"cpu": band_scores})
     with torch.no_grad():
-        in_bands = attention(visual, language, mask)
+        in_bands = attention(visual, language, mask, scale)
     for ours, expected in zip(in_bands, whole, strict=True):
         torch.testing.assert_close(ours, expected)
 
 
 def test_gradients_of_the_absorbed_form_equal_the_textbooks() -> None:
     attention, inputs = make_attention(), random_inputs()
-    parameters = list(attention.parameters())
+    parameters = [*attention.parameters(), inputs[-1].requires_grad_()]
 
     def gradients(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(sum(out.square().sum() for out in outputs), parameters)
@@ -88,9 +90,9 @@ def test_gradients_of_the_absorbed_form_equal_the_textbooks() -> None:
 
 
 def test_padding_of_the_text_changes_nothing() -> None:
-    attention, (visual, language, mask) = make_attention(), random_inputs()
-    padded_image, padded_text = attention(visual[1:], language[1:], mask[1:])
-    image, text = attention(visual[1:], language[1:, :3], mask[1:, :3])
+    attention, (visual, language, mask, scale) = make_attention(), random_inputs()
+    padded_image, padded_text = attention(visual[1:], language[1:], mask[1:], scale)
+    image, text = attention(visual[1:], language[1:, :3], mask[1:, :3], scale)
     torch.testing.assert_close(padded_image, image)
     torch.testing.assert_close(padded_text[:, :3], text)
 
@@ -103,9 +105,10 @@ def test_evidence_is_the_logarithm_of_the_sum_over_positions(
     plain = BiAttention(**sizes, dropout=0.0).double()
     evident = EvidentBiAttention(**sizes, dropout=0.0).double()
     evident.load_state_dict(plain.state_dict(), strict=False)
-    visual, language, mask = (x.double() if x.is_floating_point() else x for x in random_inputs())
+    inputs = [x.double() if x.is_floating_point() else x for x in random_inputs()]
+    visual, language = inputs[:2]
     # From zeros to start with.
-    torch.testing.assert_close(evident(visual, language, mask), plain(visual, language, mask))
+    torch.testing.assert_close(evident(*inputs), plain(*inputs))
     torch.nn.init.normal_(evident.evidence.weight)
     query = evident.visual_query(visual).unflatten(-1, (4, 4)) / 2
     key = evident.language_key(language).unflatten(-1, (4, 4))
@@ -117,12 +120,21 @@ def test_evidence_is_the_logarithm_of_the_sum_over_positions(
 
 
 def test_dropout_also_drops_the_bias_that_the_words_read() -> None:
-    attention, (visual, language, mask) = make_attention(dropout=0.99), random_inputs()
+    attention, (visual, *others) = make_attention(dropout=0.99), random_inputs()
     torch.nn.init.zeros_(attention.visual_value.weight)  # only the bias is left to be read
     torch.nn.init.zeros_(attention.language_out.bias)
     torch.manual_seed(0)
-    _, text = attention.train()(visual[:, :1], language, mask)
+    _, text = attention.train()(visual[:, :1], *others)
     assert text.eq(0).all(dim=-1).any(), "a word that reads nothing gets nothing"
+
+
+def test_dropout_leaves_the_bias_of_what_positions_read() -> None:
+    attention, inputs = make_attention(dropout=0.5), random_inputs()
+    torch.nn.init.zeros_(attention.language_value.weight)
+    torch.nn.init.zeros_(attention.language_value.bias)
+    read, _ = attention.train()(*inputs)
+    visual, scale = inputs[0], inputs[-1]
+    torch.testing.assert_close(read, visual + scale * attention.visual_out.bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
@@ -131,6 +143,23 @@ def test_autocast_is_finite_with_padding(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         outputs = attention(*inputs)
     assert all(out.isfinite().all() for out in outputs)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_autocast_does_not_round_the_positions(with_gradients: bool) -> None:
+    attention, (visual, language, mask, scale) = make_attention(), random_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(with_gradients):
+        read, _ = attention(visual.clone(), language, mask, scale * 0)
+    assert torch.equal(read, visual)
+
+
+def test_training_without_gradients_computes_what_it_computes_with_them() -> None:
+    attention, (visual, *others) = make_attention(dropout=0.5).train(), random_inputs()
+    torch.manual_seed(0)
+    expected = attention(visual, *others)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(visual, *others), expected)
 
 
 def test_width_must_divide_into_heads() -> None:
