@@ -68,6 +68,12 @@ def _deformable_flops(image: Tensor, weight: Tensor, *args: Any, out_val: Tensor
     return 2.0 * out_val.numel() * weight[0].numel()
 
 
+# FLOPs by the names of operations, which in-place ones have with a "_" behind them.
+_FORMULAS = {str(packet): formula for packet, formula in flop_registry.items()} | {
+    _DEFORMABLE: _deformable_flops
+}
+
+
 class ProductCounter(TorchDispatchMode):
     """Counts matrix products and convolutions: their FLOPs, and the bytes that they touch.
 
@@ -85,9 +91,7 @@ class ProductCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = str(func._overloadpacket)
-        formula = flop_registry.get(func._overloadpacket)
-        if name == _DEFORMABLE:
-            formula = _deformable_flops
+        formula = _FORMULAS.get(name.removesuffix("_"))
         if formula is not None:
             # The deformable one is a product of samples that were gathered.
             kind = "convolution" if "convolution" in name else "product"

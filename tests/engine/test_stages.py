@@ -121,6 +121,18 @@ def test_a_deformable_convolution_is_counted_as_the_product_that_it_is() -> None
     assert counted["convolution_flops"] == 0
 
 
+def test_a_product_that_is_written_in_place_is_counted() -> None:
+    total, left, right = torch.zeros(2, 7, 5), torch.zeros(2, 7, 3), torch.zeros(2, 3, 5)
+    with ProductCounter() as counter:
+        start = counter.read()
+        torch.baddbmm(total, left, right)
+        middle = counter.read()
+        total.baddbmm_(left, right)
+        end = counter.read()
+    assert counter.between(middle, end) == counter.between(start, middle)
+    assert counter.between(middle, end)["product_flops"] == 2 * 2 * 7 * 3 * 5
+
+
 def test_the_floor_is_the_sum_of_what_each_rate_allows() -> None:
     amounts = {"product_flops": 10.0, "convolution_flops": 6.0, "bytes": 4.0}
     assert floor_seconds(amounts, {"product": 5.0, "convolution": 2.0, "copy": 1.0}) == 9.0
