@@ -88,11 +88,55 @@ def test_offsets_beyond_the_range_of_integers_read_zero() -> None:
     torch.testing.assert_close(out, bias.view(1, -1, 1, 1).expand_as(out))
 
 
-def test_autocast_computes_in_fp32() -> None:
+def test_fp16_autocast_computes_in_fp32() -> None:
     inputs = random_inputs(size=(5, 5))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         out = modulated_deform_conv(*inputs)
     assert torch.equal(out, modulated_deform_conv(*inputs))
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_bf16_autocast_rounds_samples_and_product_but_no_places(with_gradients: bool) -> None:
+    """Offsets of hundreds of pixels have no fractions in bf16."""
+    x, offsets, *others = random_inputs(size=(5, 5))
+    x = F.pad(x, (300, 0, 300, 0))
+    offsets[:, 0::2] += 300
+    offsets[:, 1::2] += 300
+    expected = modulated_deform_conv(x, offsets, *others)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(with_gradients):
+        out = modulated_deform_conv(x, offsets, *others)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.02)
+
+
+def test_bf16_autocast_has_much_the_same_gradients() -> None:
+    leaves = [tensor.requires_grad_() for tensor in random_inputs(size=(9, 7))]
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(modulated_deform_conv(*leaves).float().square().sum(), leaves)
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients()
+    for gradient, exact in zip(ours, expected, strict=True):
+        assert gradient.dtype == exact.dtype
+        assert (gradient - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("band_samples", [1, 100])
+def test_gradients_of_bands_of_rows_equal_those_of_the_whole(
+    band_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = [tensor.requires_grad_() for tensor in random_inputs(size=(9, 7), stride=2)]
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        out = modulated_deform_conv(*leaves, stride=2)
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    whole = gradients()
+    monkeypatch.setattr(deform_conv, "_BACKWARD_BAND_SAMPLES", band_samples)
+    for in_bands, expected in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(in_bands, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_module_is_initialised_as_the_reference() -> None:
