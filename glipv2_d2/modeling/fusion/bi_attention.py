@@ -10,8 +10,8 @@ are few tokens, the same numbers come cheaper by regrouping the products (exact 
 - text -> image  softmax(S) V Wo = softmax(S) (V Wo): values are projected out before the sum;
 - image -> text  A^T (x Wv) = (A^T x) Wv: positions are summed before they are projected.
 
-No activation of P x H d ever exists. Without gradients the P x H T scores never exist at once
-either: positions come in bands, and the softmax over positions is carried from one to the next.
+No activation of P x H d ever exists, and the P x H T scores never exist at once
+(:mod:`~glipv2_d2.modeling.fusion.banded_attention`).
 
 What the words tell a position is added to it by the product that computes it: the learned factors
 per channel scale the values of the few words and not the many positions.
@@ -19,81 +19,19 @@ per channel scale the values of the few words and not the many positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.layers.dropout import dropout
+from glipv2_d2.modeling.fusion.banded_attention import AbsorbedWords, ReadByWords, attend
 from glipv2_d2.structures import LanguageFeatures
-
-# The reference clamps the scores so that fp16 does not overflow.
-MAX_SCORE = 50000.0
-
-
-# Scores that are worked on at a time where no gradient is asked for. On a CPU they stay in the
-# cache (8 MB); on a GPU the products still fill the card.
-MAX_BAND_SCORES = {"cpu": 2**21, "cuda": 2**26}
 
 # On a CPU torch's softmax takes rows that are shorter than a vector one number at a time, which
 # costs ten times as much as a few padded tokens.
 MIN_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class AbsorbedKeys:
-    """The words of N prompts as scores need them, with the query of the positions folded in.
-
-    Attributes:
-        key: (N, C, H T).
-        constant: (N, 1, H T), the query bias's part of the scores.
-    """
-
-    key: Tensor
-    constant: Tensor
-
-
-@dataclass(frozen=True)
-class AbsorbedWords(AbsorbedKeys):
-    """The words of N prompts with the projections of the positions folded in.
-
-    Attributes:
-        value: (N, H T, C), scaled.
-        bias: (C,), scaled, of what is read; None: every value has its part, as the weights of each
-            head have the sum 1.
-        hiding: (N, 1, 1, T), added to scores: 0 for valid tokens, the lowest number for others.
-    """
-
-    value: Tensor
-    bias: Tensor | None
-    hiding: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return self.hiding.shape[-1]
-
-
-@dataclass(frozen=True)
-class PositionsRead:
-    """What the words have read of the positions so far, before it is divided by the weights' sum.
-
-    Attributes:
-        max_scores: (N, 1, H, T), the best of each word: weights are exp(score - max_score).
-        sums: (N, H T), of the weights.
-        kept_sums: (N, H T), of those that dropout left.
-        features: (N, H T, C), sums of the positions' features.
-    """
-
-    max_scores: Tensor
-    sums: Tensor
-    kept_sums: Tensor
-    features: Tensor
-
-
-def _score_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _lowest_where(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -139,65 +77,47 @@ class _AbsorbedAttention(nn.Module):
         self.language_value = _linear(language_dim, attention_dim)
         self.visual_out = _linear(attention_dim, visual_dim)
 
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0
+
+    @property
+    def _scale_of_left(self) -> float:
+        """What dropout leaves counts for what it drops."""
+        return 1 / (1 - self.dropout) if self._drops else 1.0
+
+    def _attend(
+        self, visual: Tensor, words: AbsorbedWords, *, words_read: bool
+    ) -> tuple[Tensor, ReadByWords | None]:
+        dropout = self.dropout if self._drops else 0.0
+        return attend(visual, words, words_read=words_read, dropout=dropout)
+
     def _absorb(self, language: Tensor, mask: Tensor, scale: Tensor) -> AbsorbedWords:
-        keys = self._absorb_keys(language)
+        words = self._absorb_keys(language)
         value = self._split_heads(self.language_value(language))
         out_weight = self.visual_out.weight.view(-1, self.num_heads, self.head_dim)  # (C, H, d)
-        value = torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2) * scale
-        bias = self.visual_out.bias * scale
-        drops = self.training and self.dropout > 0
-        if not drops:
-            value = value + bias / self.num_heads
-        return AbsorbedWords(
-            key=keys.key,
-            constant=keys.constant,
-            value=value.to(keys.key.dtype),
-            bias=bias if drops else None,
-            # An addition, as masked_fill takes several times as long on a CPU.
-            hiding=_lowest_where(~mask[:, None, None], _score_dtype(keys.key.dtype)),
-        )
+        value = torch.einsum("nthd,chd->nhtc", value, out_weight).flatten(1, 2)
+        value = value * (scale * self._scale_of_left)
+        if not self._drops:
+            # Every value has its part of the bias, as the weights of each head have the sum 1.
+            value = value + scale * self.visual_out.bias / self.num_heads
+        # Added to scores, as masked_fill takes several times as long on a CPU.
+        dtype = torch.promote_types(words.key.dtype, torch.float32)
+        hiding = _lowest_where(~mask[:, None, None], dtype)
+        return replace(words, value=value.to(words.key.dtype), hiding=hiding)
 
-    def _absorb_keys(self, language: Tensor) -> AbsorbedKeys:
+    def _absorb_keys(self, language: Tensor) -> AbsorbedWords:
+        """Without values."""
         key = self._split_heads(self.language_key(language)) * self.head_dim**-0.5  # (N, T, H, d)
         query_weight = self.visual_query.weight.view(self.num_heads, self.head_dim, -1)  # (H, d, C)
         query_bias = self.visual_query.bias.view(self.num_heads, self.head_dim)
         absorbed_key = torch.einsum("nthd,hdc->ncht", key, query_weight).flatten(2)
         constant = torch.einsum("nthd,hd->nht", key, query_bias).flatten(1)[:, None]
-        return AbsorbedKeys(absorbed_key, constant.to(absorbed_key.dtype))
+        return AbsorbedWords(self.num_heads, absorbed_key, constant.to(absorbed_key.dtype))
 
-    def _scores(self, visual: Tensor, words: AbsorbedKeys) -> Tensor:
-        """(N, P, H, T), in at least fp32."""
-        scores = torch.baddbmm(words.constant, visual.to(words.key.dtype), words.key)
-        scores = scores.to(_score_dtype(scores.dtype))
-        return scores.clamp_(-MAX_SCORE, MAX_SCORE).unflatten(2, (self.num_heads, -1))
-
-    def _read_words(self, visual: Tensor, scores: Tensor, words: AbsorbedWords) -> Tensor:
-        """(N, P, C), the positions and what the words tell them.
-
-        The scores are used up, and without gradients the positions, which become the result.
-        """
-        attention = dropout(scores.add_(words.hiding).softmax(dim=-1), self.dropout, self.training)
-        attention = attention.flatten(2).to(words.value.dtype)
-        in_place = not torch.is_grad_enabled()
-        add = Tensor.add_ if in_place else torch.add
-        if words.bias is not None:
-            visual = add(visual, words.bias)
-        if visual.dtype != words.value.dtype:
-            # Under autocast only what is added is rounded.
-            return add(visual, attention @ words.value)
-        add_product = Tensor.baddbmm_ if in_place else torch.baddbmm
-        return add_product(visual, attention, words.value)
-
-    def _bands(self, visual: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
-        """The positions in parts that have a limited number of scores each.
-
-        With gradients there is one part: all scores are kept for the backward pass anyway.
-        """
-        limit = MAX_BAND_SCORES.get(visual.device.type)
-        if torch.is_grad_enabled() or limit is None:
-            return (visual,)
-        scores_per_position = len(visual) * self.num_heads * num_tokens
-        return visual.split(max(1, limit // scores_per_position), dim=1)
+    def _with_bias(self, positions: Tensor, scale: Tensor) -> Tensor:
+        """Where dropout drops weights, which then have no fixed sum, the bias comes by itself."""
+        return positions + scale * self.visual_out.bias if self._drops else positions
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
@@ -219,9 +139,8 @@ class WordAttention(_AbsorbedAttention):
             (N, P, C).
         """
         words = self._absorb(*pad_words(language, mask), scale)
-        for band in self._bands(visual, words.num_tokens):
-            read = self._read_words(band, self._scores(band, words), words)
-        return read if torch.is_grad_enabled() else visual
+        positions, _ = self._attend(visual, words, words_read=False)
+        return self._with_bias(positions, scale)
 
 
 class BiAttention(_AbsorbedAttention):
@@ -246,16 +165,8 @@ class BiAttention(_AbsorbedAttention):
             (N, P, C), the sums, and (N, T, D), unscaled and not added to anything.
         """
         words = self._absorb(*pad_words(language, mask), scale)
-        reading = None
-        for band in self._bands(visual, words.num_tokens):
-            scores = self._scores(band, words)
-            # First, as the other uses scores and positions up.
-            reading = self._read_positions(scores, band, reading)
-            read = self._read_words(band, scores, words)
-        assert reading is not None
-        # With gradients there is one band, without them it is all written into the positions.
-        positions = read if torch.is_grad_enabled() else visual
-        return positions, self._project(reading)[:, : language.shape[1]]
+        positions, read = self._attend(visual, words, words_read=True)
+        return self._with_bias(positions, scale), self._project(read)[:, : language.shape[1]]
 
     def read_image(self, visual: Tensor, language: Tensor) -> Tensor:
         """What the positions tell each word; the words alone, each for itself.
@@ -267,45 +178,17 @@ class BiAttention(_AbsorbedAttention):
         Returns:
             (N, T, D).
         """
-        words, reading = self._absorb_keys(language), None
-        for band in self._bands(visual, language.shape[1]):
-            reading = self._read_positions(self._scores(band, words), band, reading)
-        assert reading is not None
-        return self._project(reading)
+        _, read = self._attend(visual, self._absorb_keys(language), words_read=True)
+        return self._project(read)
 
-    def _read_positions(
-        self, scores: Tensor, visual: Tensor, reading: PositionsRead | None
-    ) -> PositionsRead:
-        """Let the words read further positions: a softmax over positions that come in parts."""
-        max_scores = scores.detach().amax(dim=1, keepdim=True)
-        if reading is not None:
-            max_scores = torch.maximum(max_scores, reading.max_scores)
-        weights = (scores - max_scores).exp_()
-        kept = dropout(weights, self.dropout, self.training)
-        sums = weights.sum(dim=1).flatten(1)
-        further = PositionsRead(
-            max_scores,
-            sums=sums,
-            kept_sums=kept.sum(dim=1).flatten(1) if self.training else sums,
-            features=kept.flatten(2).transpose(1, 2) @ visual.to(kept.dtype),
-        )
-        if reading is None:
-            return further
-        fading = (reading.max_scores - max_scores).exp().flatten(1)
-        return PositionsRead(
-            max_scores,
-            sums=further.sums + fading * reading.sums,
-            kept_sums=further.kept_sums + fading * reading.kept_sums,
-            features=further.features + fading[..., None] * reading.features,
-        )
-
-    def _project(self, reading: PositionsRead) -> Tensor:
-        mean = (reading.features / reading.sums[..., None]).unflatten(1, (self.num_heads, -1))
+    def _project(self, read: ReadByWords | None) -> Tensor:
+        assert read is not None
+        means = read.means.unflatten(1, (self.num_heads, -1)) * self._scale_of_left
         value_weight = self.visual_value.weight.view(self.num_heads, self.head_dim, -1)
         value_bias = self.visual_value.bias.view(self.num_heads, self.head_dim)
-        value = torch.einsum("nhtc,hdc->nthd", mean, value_weight)
+        value = torch.einsum("nhtc,hdc->nthd", means, value_weight)
         # The bias is read as often as a word's weights sum to: once, unless dropout changed it.
-        kept = (reading.kept_sums / reading.sums).unflatten(1, (self.num_heads, -1))
+        kept = read.kept.unflatten(1, (self.num_heads, -1)) * self._scale_of_left
         value = value + kept.transpose(1, 2)[..., None].to(value.dtype) * value_bias
         return self.language_out(value.flatten(2))
 
@@ -325,10 +208,10 @@ class EvidentBiAttention(BiAttention):
         for parameter in self.evidence.parameters():
             nn.init.zeros_(parameter)
 
-    def _project(self, reading: PositionsRead) -> Tensor:
-        matched = reading.max_scores.flatten(1) + reading.sums.log()
-        matched = matched.unflatten(1, (self.num_heads, -1)).transpose(1, 2)  # (N, T, H)
-        return super()._project(reading) + self.evidence(matched)
+    def _project(self, read: ReadByWords | None) -> Tensor:
+        assert read is not None
+        matched = read.evidence.unflatten(1, (self.num_heads, -1)).transpose(1, 2)  # (N, T, H)
+        return super()._project(read) + self.evidence(matched)
 
 
 class WordFusion(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glipv2_d2.modeling.fusion import bi_attention
+from glipv2_d2.modeling.fusion import banded_attention
 from glipv2_d2.modeling.fusion.bi_attention import (
     BiAttention,
     BiAttentionFusion,
@@ -70,7 +70,7 @@ def test_bands_of_positions_equal_all_at_once(
     # Scores far apart: the best position of a word comes early for some and late for others.
     visual, language, scale = visual.double() * 30, language.double(), scale.double()
     whole = attention(visual, language, mask, scale)
-    monkeypatch.setattr(bi_attention, "MAX_BAND_SCORES", {"cpu": band_scores})
+    monkeypatch.setattr(banded_attention, "MAX_BAND_SCORES", {"cpu": band_scores})
     with torch.no_grad():
         in_bands = attention(visual, language, mask, scale)
     for ours, expected in zip(in_bands, whole, strict=True):
@@ -114,7 +114,7 @@ def test_evidence_is_the_logarithm_of_the_sum_over_positions(
     key = evident.language_key(language).unflatten(-1, (4, 4))
     scores = torch.einsum("nphd,nthd->npth", query, key)
     expected = plain.read_image(visual, language) + evident.evidence(scores.logsumexp(dim=1))
-    monkeypatch.setattr(bi_attention, "MAX_BAND_SCORES", {"cpu": 3 * 2 * 4 * 5})
+    monkeypatch.setattr(banded_attention, "MAX_BAND_SCORES", {"cpu": 3 * 2 * 4 * 5})
     with torch.no_grad():
         torch.testing.assert_close(evident.read_image(visual, language), expected)
 
