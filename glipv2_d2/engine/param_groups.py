@@ -36,15 +36,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         text_head_lr_factor=solver.TEXT_HEAD_LR_FACTOR,
     )
     kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-        "ADAMW": (torch.optim.AdamW, {"lr": solver.BASE_LR}),
-        "SGD": (
-            torch.optim.SGD,
-            {"lr": solver.BASE_LR, "momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},
-        ),
+        "ADAMW": (torch.optim.AdamW, {}),
+        "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
     }
     if solver.OPTIMIZER not in kinds:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {sorted(kinds)}")
     optimizer_class, options = kinds[solver.OPTIMIZER]
+    # Fused: one pass over the weights, where torch's choice on a CPU makes one per operation.
+    options |= {"lr": solver.BASE_LR, "fused": True}
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "full_model":
@@ -116,6 +115,12 @@ def with_gradient_clipping(
     """
 
     class ClippedOptimizer(optimizer_class):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # A gradient scaler hands fused optimizers gradients that are scaled still; no norm
+            # could be told from them.
+            self._step_supports_amp_scaling = False
+
         def step(self, closure: Any = None) -> Any:
             params = itertools.chain.from_iterable(g["params"] for g in self.param_groups)
             norm = torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type)
