@@ -7,6 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def map_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C), the average of each map.
+
+    On a CPU torch's ``mean`` first converts bf16 maps as a whole; its ``sum`` adds them in fp32
+    without that.
+    """
+    if x.dtype == torch.bfloat16:
+        return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
+    return x.mean(dim=(2, 3))
+
+
 class DynamicReLU(nn.Module):
     """max(a1 x + b1, a2 x + b2) per channel, with (a, b) from the average of the map.
 
@@ -20,7 +31,7 @@ class DynamicReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        hidden = F.relu(self.squeeze(x.mean(dim=(2, 3))))
+        hidden = F.relu(self.squeeze(map_mean(x)))
         coefficients = F.hardsigmoid(self.excite(hidden)) - 0.5  # (N, 4 C), in -0.5 .. 0.5
         a1, b1, a2, b2 = coefficients[:, :, None, None].chunk(4, dim=1)
         # One pass over the map each, where a product and a sum would take two.

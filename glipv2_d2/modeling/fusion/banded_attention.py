@@ -12,6 +12,7 @@ FlashAttention (arXiv:2205.14135) the sum over a softmax's gradients is told fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ MAX_SCORE = 50000.0
 # Scores that are worked on at a time. On a CPU they stay in the cache (8 MB); on a GPU the products
 # still fill the card.
 MAX_BAND_SCORES = {"cpu": 2**21, "cuda": 2**26}
+
+_LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,11 @@ def _score_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _exp_of_difference(scores: Tensor, most: Tensor) -> Tensor:
+    """exp(scores - most), as a power of two: on a CPU torch's ``exp`` takes three times as long."""
+    return torch.add(most * -_LOG2_E, scores, alpha=_LOG2_E).exp2_()
+
+
 def _attention(scores: Tensor, hiding: Tensor, num_heads: int, *, in_place: bool) -> Tensor:
     """(N, B, H T) scores -> weights of the words, whose sum per head is 1."""
     per_head = scores.unflatten(2, (num_heads, -1))
@@ -163,7 +171,7 @@ def _read_positions(
     best = scores.amax(dim=1, keepdim=True)
     if so_far is not None:
         best = torch.maximum(best, so_far.best)
-    weights = (scores - best).exp_()
+    weights = _exp_of_difference(scores, best)
     sums = weights.sum(dim=1)
     weights = keep_(weights.to(x.dtype), left)
     further = _Carried(
@@ -311,7 +319,7 @@ class _Backward:
     ) -> Tensor:
         """The gradient of the scores by way of what words read."""
         assert self.evidence is not None
-        weights = (scores - self.evidence[:, None]).exp_()
+        weights = _exp_of_difference(scores, self.evidence[:, None])
         if d_visual is not None:
             kept = keep_(weights.to(x.dtype, copy=left is not None), left)
             _add_product(d_visual, kept, self.d_means)

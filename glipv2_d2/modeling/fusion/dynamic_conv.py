@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.layers.deform_conv import ModulatedDeformConv
-from glipv2_d2.layers.dynamic_relu import DynamicReLU
+from glipv2_d2.layers.dynamic_relu import DynamicReLU, map_mean
 from glipv2_d2.layers.initialization import init_prediction
 
 KERNEL_SIZE = 3
@@ -67,11 +67,15 @@ class DynamicConv(nn.Module):
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
         """The mean of the branches, each scaled by how much its own average says it matters."""
-        mean = branches[0].new_zeros(())
-        for branch in branches:
-            attention = self.scale_attention(branch.mean(dim=(2, 3), keepdim=True))
+        weights = [
+            F.hardsigmoid(F.relu(self.scale_attention(map_mean(branch)[..., None, None])))
+            / len(branches)
+            for branch in branches
+        ]
+        mean = branches[0] * weights[0]
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):
             # One pass over the map, where a product and a sum would take two.
-            mean = torch.addcmul(mean, branch, F.hardsigmoid(F.relu(attention)) / len(branches))
+            mean = torch.addcmul(mean, branch, weight)
         return mean
 
 
