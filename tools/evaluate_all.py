@@ -47,7 +47,7 @@ from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.tuning import load_model
-from glipv2_d2.evaluation import build_evaluator, missing_head
+from glipv2_d2.evaluation import OverlappingEvaluator, build_evaluator, missing_head
 from glipv2_d2.evaluation.benchmark_table import (
     Outcome,
     Report,
@@ -206,7 +206,7 @@ def _evaluate(cfg: CfgNode, dataset: str, models: Models) -> Results:
     folder = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset)
     # Reading a data set tells the names of its classes, which the evaluator needs.
     loader = build_test_loader(cfg, dataset)
-    evaluator = build_evaluator(cfg, dataset, folder)
+    evaluator = OverlappingEvaluator(build_evaluator(cfg, dataset, folder))
     results = inference_on_dataset(models.of(cfg), loader, evaluator)
     # In processes that are not the main one there are none.
     return without_nan(results or {})

@@ -43,6 +43,7 @@ from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.processes import average_gradients
 from glipv2_d2.engine.tuning import DELTA_FILE, build_tuned_model, resume_or_load, save_delta
 from glipv2_d2.evaluation.build import build_evaluator
+from glipv2_d2.evaluation.overlapping import OverlappingEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+        return OverlappingEvaluator(build_evaluator(cfg, dataset_name))
 
 
 def behind_evaluation(hooks: Sequence[HookBase | None], follower: HookBase) -> list[HookBase]:
