@@ -36,14 +36,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         text_head_lr_factor=solver.TEXT_HEAD_LR_FACTOR,
     )
     kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-        "ADAMW": (torch.optim.AdamW, {}),
+        # Fused: one pass over the weights, where torch's choice on a CPU makes one per operation.
+        # (SGD's, as of torch 2.15, starts from momentum that nobody wrote where the first step of
+        # fp16 is left out.)
+        "ADAMW": (torch.optim.AdamW, {"fused": True}),
         "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
     }
     if solver.OPTIMIZER not in kinds:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {sorted(kinds)}")
     optimizer_class, options = kinds[solver.OPTIMIZER]
-    # Fused: one pass over the weights, where torch's choice on a CPU makes one per operation.
-    options |= {"lr": solver.BASE_LR, "fused": True}
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         if clip.CLIP_TYPE != "full_model":
@@ -51,7 +52,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
                 f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use 'full_model'"
             )
         optimizer_class = with_gradient_clipping(optimizer_class, clip.CLIP_VALUE, clip.NORM_TYPE)
-    return optimizer_class(groups, **options)
+    optimizer = optimizer_class(groups, lr=solver.BASE_LR, **options)  # type: ignore[call-arg]
+    # A gradient scaler hands fused optimizers gradients that are scaled still: no norm could be
+    # told from them.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer.register_load_state_dict_pre_hook(_stay_fused)
+    return optimizer
+
+
+def _stay_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint, which may be older than the choice of a fused optimizer."""
+    fused = optimizer.defaults["fused"]
+    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
 
 
 def param_groups(
@@ -115,12 +127,6 @@ def with_gradient_clipping(
     """
 
     class ClippedOptimizer(optimizer_class):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            # A gradient scaler hands fused optimizers gradients that are scaled still; no norm
-            # could be told from them.
-            self._step_supports_amp_scaling = False
-
         def step(self, closure: Any = None) -> Any:
             params = itertools.chain.from_iterable(g["params"] for g in self.param_groups)
             norm = torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class OverlappingEvaluator(DatasetEvaluator):
     """Hands what the model said to an evaluator in a thread, batch by batch in their order.
 
     The model need not wait until masks are encoded or captions compared. An error of the evaluator
-    comes out of one of the next calls, of :meth:`evaluate` at the latest.
+    comes out of one of the next calls, of :meth:`evaluate` at the latest; batches behind it are
+    dropped.
     """
 
     def __init__(self, evaluator: DatasetEvaluator) -> None:
@@ -26,16 +27,15 @@ class OverlappingEvaluator(DatasetEvaluator):
         self._waiting: deque[Future[None]] = deque()
 
     def reset(self) -> None:
-        self._finish()
+        self._drop()
         self.evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        while len(self._waiting) >= _MOST_WAITING:
-            self._waiting.popleft().result()
+        self._finish(most_waiting=_MOST_WAITING - 1)
         self._waiting.append(self._thread.submit(self._process, inputs, outputs))
 
     def evaluate(self) -> Any:
-        self._finish()
+        self._finish(most_waiting=0)
         return self.evaluator.evaluate()
 
     # Whether gradients are computed is a setting of each thread.
@@ -43,7 +43,18 @@ class OverlappingEvaluator(DatasetEvaluator):
     def _process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         self.evaluator.process(inputs, outputs)
 
-    def _finish(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for processed in waiting:
-            processed.result()
+    def _finish(self, most_waiting: int) -> None:
+        """Wait until so few batches are left."""
+        try:
+            while len(self._waiting) > most_waiting:
+                self._waiting.popleft().result()
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        """Leave no batch in the thread."""
+        for processing in self._waiting:
+            processing.cancel()
+        wait(self._waiting)
+        self._waiting.clear()

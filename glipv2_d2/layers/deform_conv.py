@@ -61,7 +61,7 @@ def modulated_deform_conv(
                 x, offsets, weight, bias, stride=stride, padding=padding, mask=modulation
             )
         if torch.is_grad_enabled():
-            return _GatherAndMultiply.apply(x, offsets, modulation, weight, bias, stride)
+            return _with_gradients(x, offsets, modulation, weight, bias, stride)
         return _gather_and_multiply(x, offsets, modulation, weight, bias, stride)
 
 
@@ -101,19 +101,25 @@ def _bands(modulation: Tensor, most_samples: int) -> Iterator[tuple[int, slice]]
             yield image, slice(top, top + band_height)
 
 
+# A compiler would break its graph in many places of the backward pass.
+@torch.compiler.disable
+def _with_gradients(*args: Any) -> Tensor:
+    return _GatherAndMultiply.apply(*args)
+
+
 class _GatherAndMultiply(torch.autograd.Function):
     """:func:`_gather_and_multiply` with a backward pass that gathers the samples again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, ctx.stride = args
+        *tensors, _, ctx.stride = args
         ctx.save_for_backward(*tensors)
         return _gather_and_multiply(*args)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, offsets, modulation, weight, _ = ctx.saved_tensors
+        x, offsets, modulation, weight = ctx.saved_tensors
         d_out = gradients[0].permute(0, 2, 3, 1).to(x.dtype)
         channels, kernel = x.shape[1], weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
         # Sampled at full precision: the gradient of a pixel is a sum over many samples.
@@ -138,7 +144,8 @@ class _GatherAndMultiply(torch.autograd.Function):
             d_pixels[image].view_as(d_table).add_(d_table)
             d_offsets[image : image + 1, :, band] = of_offsets
             d_modulation[image : image + 1, :, band] = of_modulation
-            d_kernel += d_band.t() @ samples.detach().to(x.dtype).view(len(d_band), -1)
+            if ctx.needs_input_grad[3]:
+                d_kernel += d_band.t() @ samples.detach().to(x.dtype).view(len(d_band), -1)
         d_weight = d_kernel.view_as(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return (
             d_pixels.permute(0, 3, 1, 2).to(x.dtype),

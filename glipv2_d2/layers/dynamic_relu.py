@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def map_mean(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C), the average of each map.
 
-    On a CPU torch's ``mean`` first converts bf16 maps as a whole; its ``sum`` adds them in fp32
-    without that.
+    On a CPU torch's ``mean`` first converts bf16 maps as a whole; its ``sum`` does not, and adds
+    them in fp32 all the same.
     """
     if x.dtype == torch.bfloat16:
         return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])

@@ -53,6 +53,21 @@ def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_numbers() -> None
     torch.testing.assert_close(our_words.hidden, expected_words.hidden)
 
 
+def test_a_compiled_fused_head_learns_the_same() -> None:
+    head = tiny_model().fused_head.train()
+    for part in head.modules():
+        part.dropout = 0.0
+    features = {f"p{k}": torch.randn(1, 16, 64 >> k, 64 >> k) for k in (3, 4)}
+    language = LanguageFeatures(torch.randn(1, 6, 16), torch.ones(1, 6, dtype=torch.bool))
+    gradients = []
+    for run in (head, torch.compile(head, backend="aot_eager")):
+        fused, words = run(features, language)
+        loss = sum(x.square().sum() for x in (*fused.values(), words.hidden))
+        gradients.append(torch.autograd.grad(loss, list(head.parameters())))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_anchors_of_a_compiled_head_are_its_own() -> None:
     generator = tiny_model().proposal_generator.anchor_generator
     features = [torch.zeros(1, 1, 8 >> level or 1, 6 >> level or 1) for level in range(5)]

@@ -138,6 +138,42 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights() -> None:
     assert parameter.item() == 1
 
 
+@pytest.mark.parametrize("clips", [True, False])
+@pytest.mark.parametrize("kind", ["ADAMW", "SGD"])
+def test_a_first_step_that_fp16_leaves_out_leaves_nothing_behind(kind: str, clips: bool) -> None:
+    opts = ["SOLVER.OPTIMIZER", kind, "SOLVER.CLIP_GRADIENTS.ENABLED", clips]
+    model, plain = nn.Linear(1, 1), nn.Linear(1, 1)
+    plain.load_state_dict(model.state_dict())
+    optimizer, expected = (build_optimizer(load_config(opts=opts), m) for m in (model, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for gradient in (float("inf"), 0.25):
+        optimizer.zero_grad()
+        scaler.scale(sum(p.sum() for p in model.parameters()) * gradient).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    (sum(p.sum() for p in plain.parameters()) * 0.25).backward()
+    expected.step()
+    for ours, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, other)
+
+
+def test_the_state_of_an_optimizer_that_was_not_fused_goes_on_fused() -> None:
+    model = nn.Linear(2, 2)
+    before = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    before.step()
+    groups = [{"params": [p]} for p in model.parameters()]
+    state = torch.optim.AdamW(groups, lr=0.1).state_dict()
+    state["state"] = before.state_dict()["state"]
+    optimizer = build_optimizer(load_config(), model)
+    optimizer.load_state_dict(state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    scaler.step(optimizer)
+    assert {state["step"].item() for state in optimizer.state.values()} == {2}
+
+
 def test_detectron2s_schedule_is_the_references() -> None:
     cfg = load_config(
         opts=["SOLVER.MAX_ITER", 1000, "SOLVER.STEPS", (670, 890), "SOLVER.WARMUP_ITERS", 200]

@@ -51,7 +51,7 @@ class Run:
     def __init__(self, *values: float, **options: Any) -> None:
         self.model = OneWeight()
         optimizer = with_gradient_clipping(torch.optim.SGD, 1.0, 2.0)(
-            self.model.parameters(), lr=1.0, fused=True
+            self.model.parameters(), lr=1.0
         )
         self.trainer = MultiPassTrainer(
             model=self.model, data_loader=batches(*values), optimizer=optimizer, **options

@@ -70,6 +70,30 @@ def test_an_error_comes_out() -> None:
         evaluator.evaluate()
 
 
+def test_batches_behind_an_error_are_dropped() -> None:
+    recorder = Recorder()
+    evaluator = OverlappingEvaluator(recorder)
+    process(evaluator, 1, score=None)
+    process(evaluator, 2)
+    process(evaluator, 3)
+    recorder.may_go_on.set()
+    with pytest.raises(ValueError, match="image 1 has no score"):
+        evaluator.evaluate()
+    evaluator.reset()
+    process(evaluator, 4)
+    assert evaluator.evaluate() == [4]
+
+
+def test_reset_after_an_error_nobody_asked_about_is_a_new_start() -> None:
+    recorder = Recorder()
+    recorder.may_go_on.set()
+    evaluator = OverlappingEvaluator(recorder)
+    process(evaluator, 1, score=None)
+    evaluator.reset()
+    process(evaluator, 2)
+    assert evaluator.evaluate() == [2]
+
+
 def test_reset_forgets_what_was_on_its_way() -> None:
     recorder = Recorder()
     recorder.may_go_on.set()

@@ -1,6 +1,6 @@
 import torch
 
-from glipv2_d2.layers.dynamic_relu import DynamicReLU
+from glipv2_d2.layers.dynamic_relu import DynamicReLU, map_mean
 
 
 def test_equals_the_formula_written_out() -> None:
@@ -22,3 +22,9 @@ def test_is_plain_relu_when_the_coefficients_are_neutral() -> None:
         layer.excite.weight.zero_()
         layer.excite.bias.zero_()
     torch.testing.assert_close(layer(x), x.relu())
+
+
+def test_the_mean_of_a_bf16_map_is_rounded_but_at_its_end() -> None:
+    """Of so many ones, added up in bf16, no more than 256 would count."""
+    x = torch.ones(1, 2, 50, 60, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(map_mean(x), torch.ones(1, 2, dtype=torch.bfloat16))

@@ -86,7 +86,7 @@ def attend(
     how = _How(words.num_heads, words_read, dropout, _draw_seed() if dropout else 0)
     tensors = (visual, words.key, words.constant, words.value, words.hiding)
     if torch.is_grad_enabled():
-        positions, *read = _BandedAttention.apply(*tensors, how)
+        positions, *read = _attend_with_gradients(*tensors, how)
     else:
         positions, *read = _attend(*tensors, how, positions=visual)
     if words.value is None:
@@ -118,8 +118,9 @@ def _bands(visual: Tensor, key: Tensor) -> Iterator[slice]:
     """Positions in parts with a limited number of scores each."""
     num_positions, scores_per_position = visual.shape[1], len(visual) * key.shape[2]
     limit = MAX_BAND_SCORES.get(visual.device.type)
-    size = num_positions if limit is None else max(1, limit // scores_per_position)
-    for start in range(0, num_positions, max(1, size)):
+    size = num_positions if limit is None else limit // max(1, scores_per_position)
+    size = max(1, size)
+    for start in range(0, num_positions, size):
         yield slice(start, start + size)
 
 
@@ -173,13 +174,16 @@ def _read_positions(
         best = torch.maximum(best, so_far.best)
     weights = _exp_of_difference(scores, best)
     sums = weights.sum(dim=1)
+    if x.dtype == torch.float16:
+        # Sums over positions may be too large for it; means are not.
+        weights = weights / sums[:, None]
     weights = keep_(weights.to(x.dtype), left)
-    further = _Carried(
-        best,
-        sums=sums,
-        kept=sums if left is None else weights.sum(dim=1, dtype=sums.dtype),
-        features=(weights.transpose(1, 2) @ x).to(scores.dtype),
-    )
+    kept = sums if left is None else weights.sum(dim=1, dtype=sums.dtype)
+    features = (weights.transpose(1, 2) @ x).to(scores.dtype)
+    if x.dtype == torch.float16:
+        features = features * sums[..., None]
+        kept = kept if left is None else kept * sums
+    further = _Carried(best, sums=sums, kept=kept, features=features)
     if so_far is None:
         return further
     fading = (so_far.best - best).exp().flatten(1)
@@ -222,6 +226,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
     else:
         total.add_(a @ b)
+
+
+# A compiler would break its graph in many places of the backward pass.
+@torch.compiler.disable
+def _attend_with_gradients(*args: Any) -> tuple[Tensor | None, ...]:
+    return _BandedAttention.apply(*args)
 
 
 class _BandedAttention(torch.autograd.Function):
@@ -277,8 +287,8 @@ class _Backward:
         self.visual, self.key, self.constant = visual, key, constant
         self.value, self.hiding, self.evidence = value, hiding, evidence
         dtype = _score_dtype(key.dtype)
-        self.d_positions = torch.zeros_like(visual) if d_positions is None else d_positions
-        self.d_visual = self.d_positions.clone()
+        self.d_positions = d_positions
+        self.d_visual = torch.zeros_like(visual) if d_positions is None else d_positions.clone()
         self.d_key = torch.zeros_like(key, dtype=dtype)
         self.d_constant = torch.zeros_like(constant, dtype=dtype)
         self.d_value = None if value is None else torch.zeros_like(value, dtype=dtype)
@@ -298,15 +308,15 @@ class _Backward:
         x = self.visual[:, band].to(self.key.dtype)
         d_visual = self.d_visual[:, band]
         scores = _scores(x, self.key, self.constant)
-        d_scores = torch.zeros(())
+        d_scores = scores.new_zeros(())
         if self.how.words_read:
             left = self.how.left(scores, index, by_words=True)
             d_scores = self._of_words(scores, x, left, d_visual if wants_visual else None)
-        if self.value is not None:
+        if self.value is not None and self.d_positions is not None:
             left = self.how.left(scores, index, by_words=False)
-            of_positions = self._of_positions(scores, self.d_positions[:, band], left)
-            d_scores = of_positions.add_(d_scores) if self.how.words_read else of_positions
+            d_scores = self._of_positions(scores, self.d_positions[:, band], left).add_(d_scores)
         # Nothing comes from beyond the clamp.
+        d_scores = d_scores.expand_as(scores)
         d_scores = torch.ops.aten.hardtanh_backward(d_scores, scores, -MAX_SCORE, MAX_SCORE)
         self.d_constant += d_scores.sum(dim=1, keepdim=True)
         d_scores = d_scores.to(self.key.dtype)

@@ -10,7 +10,7 @@ are few tokens, the same numbers come cheaper by regrouping the products (exact 
 - text -> image  softmax(S) V Wo = softmax(S) (V Wo): values are projected out before the sum;
 - image -> text  A^T (x Wv) = (A^T x) Wv: positions are summed before they are projected.
 
-No activation of P x H d ever exists, and the P x H T scores never exist at once
+No activation of P x H d ever exists, and of the P x H T scores only some at a time
 (:mod:`~glipv2_d2.modeling.fusion.banded_attention`).
 
 What the words tell a position is added to it by the product that computes it: the learned factors

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.modeling.fusion import banded_attention
 from glipv2_d2.modeling.fusion.bi_attention import (
@@ -143,6 +146,45 @@ def test_autocast_is_finite_with_padding(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         outputs = attention(*inputs)
     assert all(out.isfinite().all() for out in outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_has_much_the_same_gradients(dtype: torch.dtype) -> None:
+    attention, inputs = make_attention(), random_inputs()
+    leaves = [*attention.parameters(), inputs[0].requires_grad_(), inputs[-1].requires_grad_()]
+
+    def gradients() -> tuple[Tensor, ...]:
+        loss = sum(out.float().square().sum() for out in attention(*inputs))
+        return torch.autograd.grad(loss, leaves)
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=dtype):
+        ours = gradients()
+    for gradient, exact in zip(ours, expected, strict=True):
+        assert gradient.dtype == exact.dtype
+        # Of the key's bias, which every position sees alike, nothing but noise is left.
+        assert (gradient - exact).norm() < 0.05 * exact.norm() + 0.02
+
+
+def test_recomputing_it_drops_the_same() -> None:
+    attention, inputs = make_attention(dropout=0.5).train(), random_inputs()
+    gradients = []
+    for run in (attention, partial(checkpoint, attention, use_reentrant=False)):
+        torch.manual_seed(0)
+        loss = sum(out.square().sum() for out in run(*inputs))
+        gradients.append(torch.autograd.grad(loss, list(attention.parameters())))
+    for ours, expected in zip(*gradients, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_means_over_many_positions_do_not_overflow_in_fp16(with_gradients: bool) -> None:
+    attention, (_, language, mask, scale) = make_attention(), random_inputs()
+    visual = torch.full((2, 20_000, 6), 4.0)
+    expected = attention(visual, language, mask, scale)[1]
+    with torch.autocast("cpu", dtype=torch.float16), torch.set_grad_enabled(with_gradients):
+        _, text = attention(visual.clone(), language, mask, scale)
+    torch.testing.assert_close(text.float(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("with_gradients", [True, False])
