@@ -18,7 +18,7 @@ from helpers.word_scores import (
     scores_of_classes,
     word_scores,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -150,7 +150,10 @@ def test_a_class_is_found_unless_a_negative_scores_higher(
     limit = {"max_classes": limit["max_classes"] and limit["max_classes"] + 6, "max_tokens": 256}
     (found,) = ask(known_model(TOKENIZER, **limit), [classes], negatives=negatives)
     to_beat = max(known_score(TOKENIZER, name) for name in negatives)
-    assert_same(found, {i: s for i, s in truth(classes).items() if s >= to_beat})
+    expected = truth(classes)
+    # Names of letters that the tokenizer does not know read alike: rounding decides between them.
+    assume(all(abs(score - to_beat) > 1e-5 for score in expected.values()))
+    assert_same(found, {i: s for i, s in expected.items() if s > to_beat})
 
 
 @settings(max_examples=30, **UNTIMED)
