@@ -72,23 +72,18 @@ def _autocast_is_bf16() -> bool:
 def _gather_and_multiply(
     x: Tensor, offsets: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, stride: int
 ) -> Tensor:
-    num_images, channels, height, width = x.shape
-    num_taps, out_height, out_width = modulation.shape[-3:]
+    num_images, _, height, width = x.shape
     kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
-    pixels = x.permute(0, 2, 3, 1)
+    pixels = _framed(x, x.dtype)
+    rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
+    row_weights = row_weights.to(x)
 
-    out = x.new_empty(num_images, out_height, out_width, len(bias))
+    out = x.new_empty(num_images, *modulation.shape[-2:], len(bias))
     for image, band in _bands(modulation, _BAND_SAMPLES):
-        table = pixels[image].reshape(-1, channels)
-        rows, row_weights = _bilinear_rows(
-            offsets[image : image + 1, :, band],
-            modulation[image : image + 1, :, band],
-            (height, width),
-            stride,
-            first_row=band.start,
-        )
-        samples = _gather(table, rows, row_weights.to(x)).view(-1, num_taps * channels)
-        torch.addmm(bias, samples, kernel, out=out[image, band].flatten(0, 1))
+        table = pixels[image].flatten(0, 1)
+        samples = _gather(table, rows[image, band], row_weights[image, band])
+        products = out[image, band].flatten(0, 1)
+        torch.addmm(bias, samples.view(-1, kernel.shape[0]), kernel, out=products)
     return out.permute(0, 3, 1, 2)
 
 
@@ -121,17 +116,17 @@ class _GatherAndMultiply(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, offsets, modulation, weight = ctx.saved_tensors
         d_out = gradients[0].permute(0, 2, 3, 1).to(x.dtype)
-        channels, kernel = x.shape[1], weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
+        kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
         # Sampled at full precision: the gradient of a pixel is a sum over many samples.
-        pixels = x.permute(0, 2, 3, 1).to(offsets.dtype)
-        d_pixels = torch.zeros_like(pixels, memory_format=torch.contiguous_format)
+        pixels = _framed(x, offsets.dtype)
+        d_pixels = torch.zeros_like(pixels)
         d_offsets, d_modulation = torch.zeros_like(offsets), torch.zeros_like(modulation)
         d_kernel = torch.zeros_like(kernel, dtype=offsets.dtype)
         for image, band in _bands(modulation, _BACKWARD_BAND_SAMPLES):
             d_band = d_out[image, band].flatten(0, 1)
             with torch.enable_grad():
                 leaves = (
-                    pixels[image].reshape(-1, channels).detach().requires_grad_(),
+                    pixels[image].flatten(0, 1).detach().requires_grad_(),
                     offsets[image : image + 1, :, band].detach().requires_grad_(),
                     modulation[image : image + 1, :, band].detach().requires_grad_(),
                 )
@@ -148,7 +143,7 @@ class _GatherAndMultiply(torch.autograd.Function):
                 d_kernel += d_band.t() @ samples.detach().to(x.dtype).view(len(d_band), -1)
         d_weight = d_kernel.view_as(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return (
-            d_pixels.permute(0, 3, 1, 2).to(x.dtype),
+            d_pixels[:, 1:-2, 1:-2].permute(0, 3, 1, 2).to(x.dtype),
             d_offsets,
             d_modulation,
             d_weight.to(weight.dtype),
@@ -157,9 +152,21 @@ class _GatherAndMultiply(torch.autograd.Function):
         )
 
 
+def _framed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, C, H, W) -> (N, H + 3, W + 3, C): one pixel of zeros before, two behind on each axis."""
+    num_images, channels, height, width = x.shape
+    framed = x.new_empty(num_images, height + 3, width + 3, channels, dtype=dtype)
+    framed[:, 1:-2, 1:-2] = x.permute(0, 2, 3, 1)
+    for border in (framed[:, 0], framed[:, -2:], framed[:, :, 0], framed[:, :, -2:]):
+        border.zero_()
+    return framed
+
+
 def _gather(table: Tensor, rows: Tensor, row_weights: Tensor) -> Tensor:
-    """Weighted sums of four rows each: (R, C), (S, 4), (S, 4) -> (S, C)."""
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=row_weights)
+    """Weighted sums of four rows each: (R, C), (..., 4), (..., 4) -> (S, C)."""
+    return F.embedding_bag(
+        rows.flatten(0, -2), table, mode="sum", per_sample_weights=row_weights.flatten(0, -2)
+    )
 
 
 def _bilinear_rows(
@@ -176,11 +183,11 @@ def _bilinear_rows(
         size: (H, W) of the image.
 
     Returns:
-        rows: (N Ho Wo K, 4) indices of a (N H W)-row table; any row where the weight is 0.
-        weights: (N Ho Wo K, 4), bilinear times modulation, 0 outside the image.
+        rows: (N, Ho, Wo, K, 4) int32 indices of an image's (H + 3) (W + 3) rows, as
+            :func:`_framed` makes them.
+        weights: (N, Ho, Wo, K, 4), bilinear times modulation.
     """
-    height, width = size
-    num_images, num_taps, out_height, out_width = modulation.shape
+    num_taps, out_height, out_width = modulation.shape[-3:]
     kernel_size, device = math.isqrt(num_taps), offsets.device
     # All in the type of the offsets: an operation on mixed types converts a whole copy first.
     numbers = functools.partial(torch.arange, dtype=offsets.dtype, device=device)
@@ -189,38 +196,30 @@ def _bilinear_rows(
     pixel_x = numbers(out_width)[:, None] * stride
     # (N, Ho, Wo, K) each
     delta = offsets.unflatten(1, (num_taps, 2)).permute(0, 3, 4, 1, 2)
-    y = delta[..., 0] + (pixel_y + tap.repeat_interleave(kernel_size))
-    x = delta[..., 1] + (pixel_x + tap.repeat(kernel_size))
-    upper, lower, top, bottom = _neighbours(y, height)
-    before, after, left, right = _neighbours(x, width)
-    modulation = modulation.permute(0, 2, 3, 1)
-    upper, lower = upper * modulation, lower * modulation
-    weights = torch.stack([upper * before, upper * after, lower * before, lower * after], dim=-1)
-    image = torch.arange(num_images, device=device, dtype=torch.int32).view(-1, 1, 1, 1)
-    top, bottom = (image * height + top) * width, (image * height + bottom) * width
-    rows = torch.stack([top + left, top + right, bottom + left, bottom + right], dim=-1)
-    return rows.view(-1, 4), weights.view(-1, 4)
-
-
-def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pixels on both sides of places on one axis.
-
-    Returns:
-        the weights of the lower and the upper neighbour, 0 where it lies outside; both neighbours'
-        int32 indices, which are in range also then.
-    """
-    low = place.detach().floor()
-    high_weight = place - low
-    # Far offsets could leave the range of integers: one pixel outside is as outside as any.
-    low = low.clamp(-2, size)
-    low_inside, high_inside = (low >= 0) & (low < size), (low >= -1) & (low < size - 1)
-    index = low.int()
-    return (
-        (1 - high_weight).where(low_inside, 0.0),
-        high_weight.where(high_inside, 0.0),
-        index.clamp(0, size - 1),
-        (index + 1).clamp(0, size - 1),
+    top, below = _pixel_before(
+        delta[..., 0] + (pixel_y + tap.repeat_interleave(kernel_size)), size[0]
     )
+    left, right_of = _pixel_before(delta[..., 1] + (pixel_x + tap.repeat(kernel_size)), size[1])
+    modulation = modulation.permute(0, 2, 3, 1)
+    lower = below * modulation
+    upper = modulation - lower
+    lower_right, upper_right = lower * right_of, upper * right_of
+    weights = [upper - upper_right, upper_right, lower - lower_right, lower_right]
+    width = size[1] + 3
+    corners = torch.tensor([0, 1, width, width + 1], dtype=torch.int32, device=device)
+    rows = torch.add(left, top, alpha=width)[..., None] + corners
+    return rows, torch.stack(weights, dim=-1)
+
+
+def _pixel_before(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The framed pixels before places on one axis, int32, and how far behind them the places are.
+
+    Places further outside than the frame are moved into it, where all is zero.
+    """
+    place = place.clamp(-1, size)
+    before = place.detach().floor()
+    # Clamped again, as the integer of a place that is no number may be any.
+    return (before.int() + 1).clamp_(0, size + 1), place - before
 
 
 class ModulatedDeformConv(nn.Module):

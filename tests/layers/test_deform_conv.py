@@ -88,6 +88,15 @@ def test_offsets_beyond_the_range_of_integers_read_zero() -> None:
     torch.testing.assert_close(out, bias.view(1, -1, 1, 1).expand_as(out))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_offsets_that_are_no_numbers_spoil_no_other_samples(value: float) -> None:
+    x, offsets, modulation, weight, bias = random_inputs(size=(3, 4))
+    expected = modulated_deform_conv(x, offsets, modulation, weight, bias)
+    offsets[:, :, 0, 0] = value
+    out = modulated_deform_conv(x, offsets, modulation, weight, bias)
+    torch.testing.assert_close(out[:, :, 1:], expected[:, :, 1:])
+
+
 def test_fp16_autocast_computes_in_fp32() -> None:
     inputs = random_inputs(size=(5, 5))
     with torch.autocast("cpu", dtype=torch.float16):

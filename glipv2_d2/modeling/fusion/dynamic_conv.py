@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +50,8 @@ class DynamicConv(nn.Module):
 
     def _forward_level(self, features: list[Tensor], level: int) -> Tensor:
         steering = self.offset(features[level])
+        # Once for all branches, whose places are precise whatever the products are computed in.
+        steering = steering.to(torch.promote_types(steering.dtype, torch.float32))
         offsets = steering[:, : 2 * NUM_TAPS]
         modulation = steering[:, 2 * NUM_TAPS :].sigmoid()
         branches = [self.same(features[level], offsets, modulation)]
@@ -91,6 +95,7 @@ def reread_flat(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     [0.0, 1.0, 2.0, 3.0]
     """
     num_images, num_maps = maps.shape[:2]
-    height, width = size
-    flat = maps.reshape(num_images, -1)[:, : num_maps * height * width]
-    return flat.view(num_images, num_maps, height, width)
+    count = num_maps * math.prod(size)
+    num_read = math.ceil(count / math.prod(maps.shape[2:]))
+    flat = maps[:, :num_read].flatten(1)[:, :count]
+    return flat.reshape(num_images, num_maps, *size)
