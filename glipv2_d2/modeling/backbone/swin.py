@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,11 +14,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import (
     BasicLayer,
-    Mlp,
     SwinTransformer,
     SwinTransformerBlock,
     WindowAttention,
     window_partition,
+    window_reverse,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,45 +41,26 @@ _CACHED_MASKS = 2
 _APART = -100.0
 
 
-def bands(x: Tensor, numbers_per_row: int) -> tuple[Tensor, ...]:
-    """The rows of ``x`` in parts whose largest tensor has a limited size."""
-    limit = _MAX_BAND_NUMBERS.get(x.device.type)
-    return (x,) if limit is None else x.split(max(1, limit // numbers_per_row))
+def rows_per_band(device: torch.device, numbers_per_row: int) -> int:
+    """How many rows of a tensor are worked on at a time where no gradient is asked for."""
+    limit = _MAX_BAND_NUMBERS.get(device.type)
+    return sys.maxsize if limit is None else max(1, limit // numbers_per_row)
 
 
-class BandedMlp(Mlp):
-    """Detectron2's feed-forward network; without gradients it takes positions band by band."""
+class InferenceWindowAttention(WindowAttention):
+    """Detectron2's window attention, with the same numbers from fewer passes over the scores.
 
-    @classmethod
-    def like(cls, mlp: Mlp) -> BandedMlp:
-        """One with the sizes and the weights of ``mlp``."""
-        banded = cls(mlp.fc1.in_features, mlp.fc1.out_features, drop=mlp.drop.p)
-        banded.load_state_dict(mlp.state_dict())
-        return banded
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, P, C) -> the same shape."""
-        if torch.is_grad_enabled():
-            return super().forward(x)
-        parts = [
-            super(BandedMlp, self).forward(band)
-            for band in bands(x.flatten(0, 1), self.fc1.out_features)
-        ]
-        return torch.cat(parts).view_as(x)
-
-
-class FusedWindowAttention(WindowAttention):
-    """Detectron2's window attention, with the same numbers from one fused operation.
-
-    Only where no gradient is asked for: the fused operations have none for the position bias.
+    Only where no gradient is asked for: the fused operation of a GPU has none for the position
+    bias. A CPU multiplies copies of queries, keys and values; its fused operation takes half as
+    long again with so small windows.
     """
 
     @classmethod
-    def like(cls, attention: WindowAttention) -> FusedWindowAttention:
+    def like(cls, attention: WindowAttention) -> InferenceWindowAttention:
         """One with the sizes and the weights of ``attention``."""
-        fused = cls(attention.dim, attention.window_size, attention.num_heads)
-        fused.load_state_dict(attention.state_dict())
-        return fused
+        lean = cls(attention.dim, attention.window_size, attention.num_heads)
+        lean.load_state_dict(attention.state_dict())
+        return lean
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend within windows of A positions each.
@@ -92,27 +75,29 @@ class FusedWindowAttention(WindowAttention):
         if torch.is_grad_enabled():
             return super().forward(x, mask)
         bias = self.relative_position_bias_table[self.relative_position_index]  # (A, A, H)
-        bias = bias.permute(2, 0, 1)[None]
-        attended, start = [], 0
-        for band in bands(x, x.shape[1] * 3 * self.dim):
-            band_bias = bias
-            if mask is not None:
-                windows = torch.arange(start, start + len(band), device=x.device) % len(mask)
-                band_bias = bias + mask[windows, None]
-            attended.append(self._attend(band, band_bias))
-            start += len(band)
-        return torch.cat(attended)
+        bias = bias.permute(2, 0, 1)
+        if mask is not None:
+            bias = bias + mask[:, None]  # (W, H, A, A)
+        # (3, N W, H, A, d)
+        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attend = self._attend_by_products if x.device.type == "cpu" else self._attend_fused
+        return self.proj(attend(parts, bias).transpose(1, 2).flatten(2))
 
-    def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """(W, A, C) windows with a bias of (1 or W, H, A, A) -> the shape of ``windows``."""
-        query, key, value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=2)
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            attn_mask=bias.to(query.dtype).expand(len(windows), -1, -1, -1),
+    def _attend_by_products(self, parts: Tensor, bias: Tensor) -> Tensor:
+        query, key, value = parts.contiguous()
+        scores = query @ key.transpose(-1, -2)
+        # Per image, as masks repeat. One pass scales, adds and goes on in the type of the bias.
+        per_image = scores.unflatten(0, (-1, len(bias) if bias.dim() == 4 else 1))
+        weights = torch.add(bias, per_image, alpha=self.scale).softmax(dim=-1)
+        return weights.flatten(0, 1).to(value.dtype) @ value
+
+    def _attend_fused(self, parts: Tensor, bias: Tensor) -> Tensor:
+        query, key, value = parts
+        if bias.dim() == 4:
+            bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype).expand(len(query), -1, -1, -1)
         )
-        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class _SizeOfThread:
@@ -137,11 +122,74 @@ class _SizeOfThread:
         return f"{self.name} of {id(block)}"
 
 
-class ThreadSafeBlock(SwinTransformerBlock):
-    """Detectron2's block, which learns the size of its map from attributes that its layer sets."""
+class LeanBlock(SwinTransformerBlock):
+    """Detectron2's block; asked without gradients it takes positions band by band.
+
+    Detectron2's layer tells a block the size of its map in attributes; these know threads apart.
+    """
 
     H = _SizeOfThread()
     W = _SizeOfThread()
+
+    def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
+        """(N, H W, C), and the mask of a shifted map -> the shape of ``x``."""
+        if torch.is_grad_enabled() or self.training:
+            return super().forward(x, mask_matrix)
+        x = self._add_attended(x.unflatten(1, (self.H, self.W)), mask_matrix).flatten(1, 2)
+        positions = x.flatten(0, 1)
+        for band in positions.split(rows_per_band(x.device, self.mlp.fc1.out_features)):
+            band.add_(self.mlp(self.norm2(band)))
+        return x
+
+    def _add_attended(self, maps: Tensor, mask: Tensor) -> Tensor:
+        """(N, H, W, C) with what the windows of the shifted map tell; (V, A, A) mask."""
+        normed, window, shift = self.norm1(maps), self.window_size, self.shift_size
+        rows, columns = (_Shifted(size, window, shift) for size in maps.shape[1:3])
+        shifted = normed.new_zeros(len(maps), rows.padded, columns.padded, maps.shape[3])
+        places = [(y, x) for y in rows.moves() for x in columns.moves()]
+        for (y, to_y), (x, to_x) in places:
+            shifted[:, to_y, to_x] = normed[:, y, x]
+        del normed
+
+        windows_per_row = columns.padded // window
+        numbers = len(maps) * columns.padded * 3 * self.dim  # of queries, keys and values
+        height = max(window, rows_per_band(maps.device, numbers) // window * window)
+        for top in range(0, rows.padded, height):
+            band = shifted[:, top : top + height]
+            first = top // window * windows_per_row
+            size = band.shape[1] // window * windows_per_row
+            attended = self.attn(
+                window_partition(band, window).flatten(1, 2),
+                mask[first : first + size] if shift else None,
+            )
+            band.copy_(window_reverse(attended, window, *band.shape[1:3]))
+
+        total = torch.empty_like(maps)
+        for (y, to_y), (x, to_x) in places:
+            torch.add(maps[:, y, x], shifted[:, to_y, to_x], out=total[:, y, x])
+        return total
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """One axis of a map, padded to whole windows and rolled by ``shift`` to the front."""
+
+    size: int
+    window: int
+    shift: int
+
+    @property
+    def padded(self) -> int:
+        return -(-self.size // self.window) * self.window
+
+    def moves(self) -> list[tuple[slice, slice]]:
+        """Parts of the axis and where they lie when it is rolled."""
+        cut = min(self.shift, self.size)
+        moves = [(slice(cut, self.size), slice(0, self.size - cut))]
+        if cut:
+            start = self.padded - self.shift
+            moves.append((slice(0, cut), slice(start, start + cut)))
+        return moves
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -204,9 +252,8 @@ class Swin(SwinTransformer):
             layer.__class__ = MaskKeepingLayer
             layer.masks = BoundedCache(_CACHED_MASKS)
             for block in layer.blocks:
-                block.__class__ = ThreadSafeBlock
-                block.attn = FusedWindowAttention.like(block.attn)
-                block.mlp = BandedMlp.like(block.mlp)
+                block.__class__ = LeanBlock
+                block.attn = InferenceWindowAttention.like(block.attn)
                 if activation_checkpointing:
                     # Detectron2's use_checkpoint leaves torch to choose use_reentrant.
                     block.forward = functools.partial(

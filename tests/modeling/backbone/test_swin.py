@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformer, Windo
 
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.modeling.backbone import GroundingFPN, swin
-from glipv2_d2.modeling.backbone.swin import FusedWindowAttention
+from glipv2_d2.modeling.backbone.swin import InferenceWindowAttention
 
 
 def tiny_config(frozen_stages: int = -1) -> CfgNode:
@@ -60,7 +60,7 @@ def test_fused_window_attention_is_detectron2s(num_masks: int) -> None:
     windows = torch.randn(6, 16, 8)
     mask = torch.randn(num_masks, 16, 16) if num_masks else None
     with torch.no_grad():
-        fused = FusedWindowAttention.like(plain)(windows, mask)
+        fused = InferenceWindowAttention.like(plain)(windows, mask)
     torch.testing.assert_close(fused, plain(windows, mask), atol=1e-6, rtol=1e-5)
 
 
@@ -160,6 +160,21 @@ def test_a_stage_computes_what_detectron2s_does_and_its_mask_once(
     for _ in range(2):
         torch.testing.assert_close(stage(x, *size), expected)
     assert len(computed) == 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 22), (4, 3), (1, 1), (9, 2)])
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_without_gradients_a_stage_computes_what_detectron2s_does(
+    size: tuple[int, int], num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tiny_swin_fpn().bottom_up.layers[2].double().eval()  # one block of each kind
+    x = torch.randn(num_images, size[0] * size[1], 32, dtype=torch.float64)
+    expected = BasicLayer.forward(stage, x, *size)
+    monkeypatch.setitem(swin._MAX_BAND_NUMBERS, "cpu", 2000)
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x, *size), expected)
+    assert torch.equal(x, before)
 
 
 def test_a_stage_keeps_few_masks() -> None:
