@@ -105,9 +105,7 @@ class _How:
         """Bits of the weights of a band that dropout leaves, the same backwards; None: all."""
         if self.dropout == 0:
             return None
-        generator = torch.Generator(like.device)
-        generator.manual_seed(self.seed + 2 * band + by_words)
-        return keep_bits(like, self.dropout, generator)
+        return keep_bits(like, self.dropout, self.seed + 2 * band + by_words)
 
 
 def _draw_seed() -> int:
@@ -179,7 +177,7 @@ def _read_positions(
         weights = weights / sums[:, None]
     weights = keep_(weights.to(x.dtype), left)
     kept = sums if left is None else weights.sum(dim=1, dtype=sums.dtype)
-    features = (weights.transpose(1, 2) @ x).to(scores.dtype)
+    features = _transposed_product(weights, x).to(scores.dtype)
     if x.dtype == torch.float16:
         features = features * sums[..., None]
         kept = kept if left is None else kept * sums
@@ -226,6 +224,19 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
     else:
         total.add_(a @ b)
+
+
+def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """(N, B, M), (N, B, C) -> (N, M, C), each image's a^T b.
+
+    On a CPU image by image: the product of a batch would first copy what is transposed.
+    """
+    if a.device.type != "cpu":
+        return a.transpose(1, 2) @ b
+    product = a.new_empty(len(a), a.shape[2], b.shape[2])
+    for of_image, left, right in zip(product, a, b, strict=True):
+        torch.mm(left.t(), right, out=of_image)
+    return product
 
 
 # A compiler would break its graph in many places of the backward pass.
@@ -286,6 +297,9 @@ class _Backward:
         self.how = how
         self.visual, self.key, self.constant = visual, key, constant
         self.value, self.hiding, self.evidence = value, hiding, evidence
+        # Copied here, not once per band.
+        self.key_back = key.transpose(1, 2).contiguous()
+        self.value_back = None if value is None else value.transpose(1, 2).contiguous()
         dtype = _score_dtype(key.dtype)
         self.d_positions = d_positions
         self.d_visual = torch.zeros_like(visual) if d_positions is None else d_positions.clone()
@@ -296,6 +310,7 @@ class _Backward:
             d_means = torch.zeros_like(means) if d_means is None else d_means
             d_kept = torch.zeros_like(kept) if d_kept is None else d_kept
             self.d_means, self.d_kept = d_means.to(key.dtype), d_kept[:, None].to(key.dtype)
+            self.d_means_back = self.d_means.transpose(1, 2).contiguous()
             # The weights' mean gradient, which the softmax takes from each.
             mean = (means * d_means).sum(dim=-1) + kept * d_kept
             self.mean = (mean if d_evidence is None else mean - d_evidence)[:, None]
@@ -320,9 +335,9 @@ class _Backward:
         d_scores = torch.ops.aten.hardtanh_backward(d_scores, scores, -MAX_SCORE, MAX_SCORE)
         self.d_constant += d_scores.sum(dim=1, keepdim=True)
         d_scores = d_scores.to(self.key.dtype)
-        self.d_key += x.transpose(1, 2) @ d_scores
+        self.d_key += _transposed_product(x, d_scores)
         if wants_visual:
-            _add_product(d_visual, d_scores, self.key.transpose(1, 2))
+            _add_product(d_visual, d_scores, self.key_back)
 
     def _of_words(
         self, scores: Tensor, x: Tensor, left: Tensor | None, d_visual: Tensor | None
@@ -333,19 +348,19 @@ class _Backward:
         if d_visual is not None:
             kept = keep_(weights.to(x.dtype, copy=left is not None), left)
             _add_product(d_visual, kept, self.d_means)
-        d_weights = keep_(torch.baddbmm(self.d_kept, x, self.d_means.transpose(1, 2)), left)
+        d_weights = keep_(torch.baddbmm(self.d_kept, x, self.d_means_back), left)
         return d_weights.to(scores.dtype).sub_(self.mean).mul_(weights)
 
     def _of_positions(self, scores: Tensor, d_positions: Tensor, left: Tensor | None) -> Tensor:
         """The gradient of the scores by way of what positions read."""
-        assert self.value is not None
+        assert self.value_back is not None
         assert self.hiding is not None
         assert self.d_value is not None
         weights = _attention(scores, self.hiding, self.how.num_heads, in_place=False)
-        d_read = d_positions.to(self.value.dtype)
+        d_read = d_positions.to(self.value_back.dtype)
         kept = keep_(weights.to(d_read.dtype, copy=left is not None), left)
-        self.d_value += kept.transpose(1, 2) @ d_read
-        d_weights = keep_(d_read @ self.value.transpose(1, 2), left).to(scores.dtype)
+        self.d_value += _transposed_product(kept, d_read)
+        d_weights = keep_(d_read @ self.value_back, left).to(scores.dtype)
         heads = (self.how.num_heads, -1)
         return torch.ops.aten._softmax_backward_data(
             d_weights.unflatten(2, heads),
