@@ -32,7 +32,7 @@ from glipv2_d2.asking import (
     question_per_image,
 )
 from glipv2_d2.data.resize import build_augmentations
-from glipv2_d2.engine.precision import inference_precision
+from glipv2_d2.engine.precision import inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.tuning import load_model
 from glipv2_d2.evaluation.thresholds import NameThresholds
@@ -77,6 +77,7 @@ class Predictor:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the boxes")
         self.model: Any = load_model(self.cfg)
         self.model.eval()
+        round_weights(self.model, self.cfg)
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
     # A str is an Iterable too, but here it is always the path of one image.

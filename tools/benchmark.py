@@ -16,12 +16,13 @@ MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 reads them every time.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from torch.nn import functional as F
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, atomic_open
 from glipv2_d2.engine.host_memory import keep_freed_memory, peak_resident_bytes
 from glipv2_d2.engine.param_groups import build_optimizer
+from glipv2_d2.engine.precision import PRECISIONS, inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.stages import (
     Amounts,
@@ -54,7 +56,7 @@ from glipv2_d2.modeling import GLIPv2, meta_arch, results
 from glipv2_d2.modeling.fusion.bi_attention import BiAttention
 from glipv2_d2.structures import fields
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, **PRECISIONS}
 BOXES_PER_IMAGE = 8
 # The part of a run that no stage claims.
 OTHER = "other"
@@ -258,7 +260,10 @@ class Benchmark:
             with_masks=cfg.MODEL.MASK_ON,
         )
         optimizer = build_optimizer(cfg, self.model) if args.train else None
-        self.run = make_run(self.model, inputs, self._autocast, optimizer)
+        if not args.train:
+            round_weights(self.model, cfg)
+        precision = functools.partial(inference_precision, cfg)
+        self.run = make_run(self.model, inputs, precision, optimizer)
 
     def measure(self) -> Report:
         args = self.args
@@ -316,11 +321,6 @@ class Benchmark:
         with StageRecorder(meter) as recorder:
             (watch_compiled if self.args.compile else watch_stages)(recorder, self.model)
             yield recorder
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.args.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.args.precision])
 
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":
@@ -496,7 +496,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:
-    opts = list(args.opts)
+    opts = [*args.opts, "TEST.PRECISION", args.precision]
     if args.device is not None:
         opts += ["MODEL.DEVICE", args.device]
     if args.checkpointing is not None:

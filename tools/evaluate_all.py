@@ -44,6 +44,7 @@ from glipv2_d2.data.build import build_test_loader
 from glipv2_d2.data.prompt_overrides import Overrides, override_prompts, read_overrides
 from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.tuning import load_model
@@ -106,6 +107,7 @@ class Models:
         if self._model is None or settings != self._of:
             self._model = None  # frees its memory before the next one
             self._model, self._of = load_model(cfg), settings
+            round_weights(self._model, cfg)
         return self._model
 
 

@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
 from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.trainer import Trainer
@@ -43,6 +44,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Results of ``MODEL.WEIGHTS`` and ``MODEL.TUNING.DELTA``, or of the last checkpoint."""
     model = Trainer.build_model(cfg)
     resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, resume=resume)
+    round_weights(model, cfg)
     return Trainer.test(cfg, model)
 
 

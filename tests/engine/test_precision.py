@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from helpers.models import tiny_cfg
+from helpers.models import random_image, tiny_cfg, tiny_model
+from torch import nn
 
-from glipv2_d2.engine.precision import inference_precision
+from glipv2_d2.engine.precision import inference_precision, round_weights
+from glipv2_d2.modeling import GLIPv2
+
+ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0)
+READERS = {
+    "detector": (),
+    "answers": ("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ["yes", "no", "a cat"]),
+    "descriptions": ("MODEL.CAPTION.WEIGHT", 1.0),
+}
 
 
 @pytest.mark.parametrize(
@@ -15,6 +26,53 @@ def test_products_run_in_the_precision_of_the_config(name: str, dtype: torch.dty
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is dtype
 
 
-def test_an_unknown_precision_is_refused() -> None:
+@pytest.mark.parametrize("ask", [inference_precision, lambda cfg: round_weights(nn.ReLU(), cfg)])
+def test_an_unknown_precision_is_refused(ask: Any) -> None:
     with pytest.raises(ValueError, match=r"TEST.PRECISION is 'int8'.*'bf16'"):
-        inference_precision(tiny_cfg("TEST.PRECISION", "int8"))
+        ask(tiny_cfg("TEST.PRECISION", "int8"))
+
+
+def say(model: GLIPv2, cfg: Any, **asked: Any) -> dict[str, Any]:
+    with torch.no_grad(), inference_precision(cfg):
+        return model([{"image": random_image(), **asked}])[0]
+
+
+@pytest.mark.parametrize("opts", READERS.values(), ids=READERS)
+def test_a_model_with_rounded_weights_finds_the_same_to_the_last_bit(opts: tuple) -> None:
+    cfg = tiny_cfg("TEST.PRECISION", "bf16")
+    model = tiny_model(*ALL, *opts)
+    expected = say(model, cfg, classes=["cat", "dog"])["instances"]
+    round_weights(model, cfg)
+    found = say(model, cfg, classes=["cat", "dog"])["instances"]
+    assert len(expected) > 0
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_answers_compare_the_same_texts_with_rounded_weights() -> None:
+    cfg = tiny_cfg("TEST.PRECISION", "bf16")
+    model = tiny_model(*READERS["answers"])
+    expected = say(model, cfg, question="what is this?")
+    round_weights(model, cfg)
+    assert say(model, cfg, question="what is this?") == expected
+
+
+def types_of(module: nn.Module) -> set[torch.dtype]:
+    return {m.weight.dtype for m in module.modules() if isinstance(m, nn.Linear)}
+
+
+def test_what_is_read_in_full_precision_is_not_rounded() -> None:
+    cfg = tiny_cfg("TEST.PRECISION", "bf16")
+    detector, answering = tiny_model(), tiny_model(*READERS["answers"])
+    for model in (detector, answering):
+        round_weights(model, cfg)
+        assert types_of(model.backbone) == types_of(model.fused_head) == {torch.bfloat16}
+    assert types_of(detector.language_backbone) == {torch.bfloat16}
+    assert types_of(answering.language_backbone) == {torch.float32}
+
+
+def test_full_precision_rounds_nothing() -> None:
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    round_weights(model, tiny_cfg())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
