@@ -194,13 +194,13 @@ def _bilinear_rows(
     tap = numbers(kernel_size) - kernel_size // 2
     pixel_y = (numbers(out_height)[:, None, None] + first_row) * stride
     pixel_x = numbers(out_width)[:, None] * stride
-    # (N, Ho, Wo, K) each
-    delta = offsets.unflatten(1, (num_taps, 2)).permute(0, 3, 4, 1, 2)
+    # (N, Ho, Wo, K) each, also in memory
+    delta = offsets.permute(0, 2, 3, 1).contiguous().unflatten(3, (num_taps, 2))
     top, below = _pixel_before(
         delta[..., 0] + (pixel_y + tap.repeat_interleave(kernel_size)), size[0]
     )
     left, right_of = _pixel_before(delta[..., 1] + (pixel_x + tap.repeat(kernel_size)), size[1])
-    modulation = modulation.permute(0, 2, 3, 1)
+    modulation = modulation.permute(0, 2, 3, 1).contiguous()
     lower = below * modulation
     upper = modulation - lower
     lower_right, upper_right = lower * right_of, upper * right_of
