@@ -143,7 +143,7 @@ class _GatherAndMultiply(torch.autograd.Function):
                 d_kernel += d_band.t() @ samples.detach().to(x.dtype).view(len(d_band), -1)
         d_weight = d_kernel.view_as(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return (
-            d_pixels[:, 1:-2, 1:-2].permute(0, 3, 1, 2).to(x.dtype),
+            d_pixels[:, 2:-2, 2:-2].permute(0, 3, 1, 2).to(x.dtype),
             d_offsets,
             d_modulation,
             d_weight.to(weight.dtype),
@@ -153,11 +153,11 @@ class _GatherAndMultiply(torch.autograd.Function):
 
 
 def _framed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N, C, H, W) -> (N, H + 3, W + 3, C): one pixel of zeros before, two behind on each axis."""
+    """(N, C, H, W) -> (N, H + 4, W + 4, C), two pixels of zeros around each map."""
     num_images, channels, height, width = x.shape
-    framed = x.new_empty(num_images, height + 3, width + 3, channels, dtype=dtype)
-    framed[:, 1:-2, 1:-2] = x.permute(0, 2, 3, 1)
-    for border in (framed[:, 0], framed[:, -2:], framed[:, :, 0], framed[:, :, -2:]):
+    framed = x.new_empty(num_images, height + 4, width + 4, channels, dtype=dtype)
+    framed[:, 2:-2, 2:-2] = x.permute(0, 2, 3, 1)
+    for border in (framed[:, :2], framed[:, -2:], framed[:, :, :2], framed[:, :, -2:]):
         border.zero_()
     return framed
 
@@ -183,7 +183,7 @@ def _bilinear_rows(
         size: (H, W) of the image.
 
     Returns:
-        rows: (N, Ho, Wo, K, 4) int32 indices of an image's (H + 3) (W + 3) rows, as
+        rows: (N, Ho, Wo, K, 4) int32 indices of an image's (H + 4) (W + 4) rows, as
             :func:`_framed` makes them.
         weights: (N, Ho, Wo, K, 4), bilinear times modulation.
     """
@@ -205,7 +205,7 @@ def _bilinear_rows(
     upper = modulation - lower
     lower_right, upper_right = lower * right_of, upper * right_of
     weights = [upper - upper_right, upper_right, lower - lower_right, lower_right]
-    width = size[1] + 3
+    width = size[1] + 4
     corners = torch.tensor([0, 1, width, width + 1], dtype=torch.int32, device=device)
     rows = torch.add(left, top, alpha=width)[..., None] + corners
     return rows, torch.stack(weights, dim=-1)
@@ -214,12 +214,13 @@ def _bilinear_rows(
 def _pixel_before(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The framed pixels before places on one axis, int32, and how far behind them the places are.
 
-    Places further outside than the frame are moved into it, where all is zero.
+    Places further outside than the frame are moved into it, where all is zero. A place at -1 still
+    is between pixels: it has no value, but a gradient.
     """
-    place = place.clamp(-1, size)
+    place = place.clamp(-2, size)
     before = place.detach().floor()
     # Clamped again, as the integer of a place that is no number may be any.
-    return (before.int() + 1).clamp_(0, size + 1), place - before
+    return (before.int() + 2).clamp_(0, size + 2), place - before
 
 
 class ModulatedDeformConv(nn.Module):

@@ -28,6 +28,10 @@ def random_inputs(
     return [x, offsets * spread, modulation.sigmoid(), weight, bias]
 
 
+def torchvisions_conv(x, offsets, modulation, weight, bias, stride):
+    return deform_conv2d(x, offsets, weight, bias, stride=stride, padding=1, mask=modulation)
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     height=st.integers(2, 7),
@@ -39,8 +43,7 @@ def test_cpu_path_equals_torchvisions_kernel(
     height: int, width: int, stride: int, spread: float
 ) -> None:
     inputs = random_inputs(size=(height, width), stride=stride, spread=spread)
-    x, offsets, modulation, weight, bias = inputs
-    expected = deform_conv2d(x, offsets, weight, bias, stride=stride, padding=1, mask=modulation)
+    expected = torchvisions_conv(*inputs, stride=stride)
     torch.testing.assert_close(
         modulated_deform_conv(*inputs, stride=stride), expected, atol=1e-5, rtol=1e-5
     )
@@ -88,6 +91,18 @@ def test_offsets_beyond_the_range_of_integers_read_zero() -> None:
     torch.testing.assert_close(out, bias.view(1, -1, 1, 1).expand_as(out))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_at_whole_pixels_are_torchvisions(stride: int) -> None:
+    """With offsets of zero, as training may start with, samples lie on pixels and at -1 and H."""
+    inputs = random_inputs(size=(5, 4), stride=stride, spread=0.0, dtype=torch.float64)
+    grads = []
+    for conv in (modulated_deform_conv, torchvisions_conv):
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        conv(*leaves, stride=stride).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_offsets_that_are_no_numbers_spoil_no_other_samples(value: float) -> None:
     x, offsets, modulation, weight, bias = random_inputs(size=(3, 4))
@@ -95,6 +110,7 @@ def test_offsets_that_are_no_numbers_spoil_no_other_samples(value: float) -> Non
     offsets[:, :, 0, 0] = value
     out = modulated_deform_conv(x, offsets, modulation, weight, bias)
     torch.testing.assert_close(out[:, :, 1:], expected[:, :, 1:])
+    torch.testing.assert_close(out[:, :, 0, 1:], expected[:, :, 0, 1:])
 
 
 def test_fp16_autocast_computes_in_fp32() -> None:
