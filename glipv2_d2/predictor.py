@@ -62,6 +62,9 @@ class Predictor:
     ) -> None:
         """Build the model and load its weights.
 
+        Where ``TEST.PRECISION`` is not fp32, the weights of ``model`` are rounded to it, see
+        :func:`~glipv2_d2.engine.precision.round_weights`: train and save another.
+
         Args:
             config: a YAML file or a config.
             weights: a checkpoint of ours or a released GLIP file; default ``MODEL.WEIGHTS``.

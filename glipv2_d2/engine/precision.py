@@ -35,7 +35,8 @@ def round_weights(model: nn.Module, cfg: CfgNode) -> None:
 
     What the model says stays the same to the last bit, with half the memory for these weights and
     without the time to convert them. For models that are only asked: what is lost does not come
-    back. Other models than GLIPv2, and adapters, stay as they are.
+    back, and outside of :func:`inference_precision` the model cannot be called any more. Other
+    models than GLIPv2, and adapters, stay as they are.
 
     Raises:
         ValueError: there is no such precision.
@@ -43,7 +44,7 @@ def round_weights(model: nn.Module, cfg: CfgNode) -> None:
     dtype = _inference_dtype(cfg)
     if dtype is None or not isinstance(model, GLIPv2):
         return
-    for module in _rounded_in_use(model):
+    for module in _rounded_in_use(model, dtype):
         weight = module.weight.detach()
         # Kept in the order of its memory: DyConv's weights lie as its samples come.
         module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
@@ -58,17 +59,17 @@ def _inference_dtype(cfg: CfgNode) -> torch.dtype | None:
     return PRECISIONS[name]
 
 
-def _rounded_in_use(model: GLIPv2) -> Iterator[Any]:
-    """The modules whose weights are nothing but factors of products under autocast."""
+def _rounded_in_use(model: GLIPv2, dtype: torch.dtype) -> Iterator[Any]:
+    """Modules whose weights are only factors of products that autocast computes in ``dtype``."""
     parts = [model.backbone, model.fused_head]
-    # These read texts with the language backbone in full precision.
-    readers = (model.answer, model.caption, model.region_reader)
-    if type(model.language_backbone) is BertLanguageBackbone and readers == (None, None, None):
+    # Answers and names are read by the language backbone in full precision.
+    reads_precisely = model.answer is not None or model.region_reader is not None
+    if type(model.language_backbone) is BertLanguageBackbone and not reads_precisely:
         parts.append(model.language_backbone)
     # No classes of their own: these may do more with a weight than to multiply.
     types: set[type[nn.Module]] = {nn.Linear, nn.Conv2d, Conv2d}
-    if model.device.type == "cpu":
-        # On CUDA its product is in fp32.
+    if model.device.type == "cpu" and dtype == torch.bfloat16:
+        # Elsewhere its product is in fp32.
         types.add(ModulatedDeformConv)
     for part in parts:
         for name, module in part.named_modules():
