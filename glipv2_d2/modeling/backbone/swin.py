@@ -164,7 +164,7 @@ class LeanBlock(SwinTransformerBlock):
             )
             band.copy_(window_reverse(attended, window, *band.shape[1:3]))
 
-        total = torch.empty_like(maps)
+        total = torch.empty_like(maps, memory_format=torch.contiguous_format)
         for (y, to_y), (x, to_x) in places:
             torch.add(maps[:, y, x], shifted[:, to_y, to_x], out=total[:, y, x])
         return total

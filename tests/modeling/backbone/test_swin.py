@@ -52,7 +52,13 @@ def test_the_first_stage_has_no_norm_since_its_output_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("num_masks", [0, 3])
-def test_fused_window_attention_is_detectron2s(num_masks: int) -> None:
+@pytest.mark.parametrize("way", ["_attend_by_products", "_attend_fused"])
+def test_both_ways_of_window_attention_are_detectron2s(
+    way: str, num_masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU takes the first.
+    chosen = getattr(InferenceWindowAttention, way)
+    monkeypatch.setattr(InferenceWindowAttention, "_attend_by_products", chosen)
     torch.manual_seed(0)
     plain = WindowAttention(8, (4, 4), num_heads=2)
     torch.nn.init.normal_(plain.relative_position_bias_table)
@@ -172,9 +178,26 @@ def test_without_gradients_a_stage_computes_what_detectron2s_does(
     expected = BasicLayer.forward(stage, x, *size)
     monkeypatch.setitem(swin._MAX_BAND_NUMBERS, "cpu", 2000)
     before = x.clone()
+    by_channel = x.transpose(1, 2).contiguous().transpose(1, 2)
     with torch.no_grad():
         torch.testing.assert_close(stage(x, *size), expected)
+        torch.testing.assert_close(stage(by_channel, *size), expected)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_in_half_precision_a_stage_is_as_near_to_detectron2s(dtype: torch.dtype) -> None:
+    """Also where what comes in is precise and only products are rounded, as on CUDA."""
+    stage = tiny_swin_fpn().bottom_up.layers[2].eval()
+    x = torch.randn(2, 13 * 22, 32)
+    exact = BasicLayer.forward(stage, x, 13, 22)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = BasicLayer.forward(stage, x.to(dtype), 13, 22)[0]
+        with torch.no_grad():
+            ours = stage(x.to(dtype), 13, 22)[0]
+    assert ours.dtype == theirs.dtype
+    error, their_error = ((y - exact).norm().item() for y in (ours, theirs))
+    assert 0 < error < 1.25 * their_error
 
 
 def test_a_stage_keeps_few_masks() -> None:
