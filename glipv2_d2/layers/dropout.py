@@ -18,8 +18,8 @@ def keep_bits(like: Tensor, p: float, seed: int) -> Tensor | None:
     On a CPU several times as fast as torch's dropout: eight entries share a draw, and bytes are
     compared and masked many at a time where bools are not. Only with large attention maps is that
     worth it. A call drops entries at one of the two shares next to ``p`` that bytes can tell, and
-    the seed also chooses which, so that every entry is dropped with probability ``p`` all the same
-    (our choice).
+    the seed also chooses which, so that every entry is dropped with probability ``p`` all the same,
+    up to 255 / 256 (our choice).
 
     Args:
         p: 0 <= p < 1.
