@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from glipv2_d2.checkpoint.writing import atomic_open
+from glipv2_d2.images import open_image
 
 SHAPES = {"circle", "rectangle", "triangle"}
 SPLITS = ("train", "test")
@@ -65,7 +65,7 @@ def write_images(root: Path, split: str, paths: dict[int, str]) -> None:
     for image_id, path in tqdm(sorted(paths.items()), desc=f"{split}, images"):
         file_name = f"{image_id:04d}.png"
         shutil.copyfile(path, partial / file_name)
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size = {"width": image.width, "height": image.height}
         images.append({"id": image_id, "file_name": file_name, **size})
     shutil.rmtree(root / split, ignore_errors=True)

@@ -27,6 +27,7 @@ from xml.etree import ElementTree as ET
 from PIL import Image
 
 from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.images import open_image
 
 PACKAGE = "deepforest==2.1.0"
 PHOTOS = {
@@ -75,7 +76,7 @@ def write_split(archive: zipfile.ZipFile, photos: tuple[str, ...], folder: Path)
     }
     for photo in photos:
         with archive.open(f"deepforest/data/{photo}.png") as file:
-            image = Image.open(file).convert("RGB")
+            image = open_image(file).convert("RGB")
         boxes = read_voc(archive.read(f"deepforest/data/{photo}.xml"))
         for left in range(0, image.width, TILE):
             for top in range(0, image.height, TILE):

@@ -22,6 +22,22 @@ IMAGE_SOURCES = (str, Path, Image.Image, np.ndarray, Tensor)
 
 ChannelOrder = Literal["BGR", "RGB"]
 
+_RASTER_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
+
+
+def open_image(source: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image file of a raster format with Pillow.
+
+    Use this in place of ``Image.open``, which tries every format that Pillow knows: a PostScript
+    file starts Ghostscript, whatever its name, and may write files.
+
+    Raises:
+        OSError: the file is missing, or of none of the raster formats.
+    """
+    Image.init()
+    formats = [name for name in _RASTER_FORMATS if name in Image.OPEN]
+    return Image.open(source, formats=formats)  # noqa: TID251
+
 
 def load_image(source: ImageSource, channel_order: ChannelOrder | None = None) -> np.ndarray:
     """Load a picture.
@@ -69,6 +85,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def rgb_from_pil(image: Image.Image) -> np.ndarray:
     """Turn, widen or narrow a PIL image of any mode but F to (H, W, 3) uint8 RGB."""
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program: convert it to a raster image first")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
@@ -115,7 +133,7 @@ def _narrow_to_bytes(array: np.ndarray) -> np.ndarray:
 
 def _decode(source: IO[bytes] | Image.Image, name: str | Path) -> np.ndarray:
     try:
-        return rgb_from_pil(source if isinstance(source, Image.Image) else Image.open(source))
+        return rgb_from_pil(source if isinstance(source, Image.Image) else open_image(source))
     except Exception as error:
         # A damaged file makes PIL raise nearly anything (SyntaxError, EOFError, struct.error, ...).
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from detectron2.data import detection_utils
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from glipv2_d2.images import load_image
+from glipv2_d2.data import mapper
+from glipv2_d2.images import load_image, open_image
 
 
 @pytest.fixture
@@ -115,3 +120,60 @@ def test_a_float_picture_is_an_error_that_says_how_to_save_it(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(path)
     with pytest.raises(ValueError, match="depth.tiff.*8 or 16 bits"):
         load_image(path)
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+0 0 8 8 rectfill
+showpage
+"""
+
+
+@pytest.fixture
+def postscript_named_jpg(tmp_path, monkeypatch) -> Path:
+    """A PostScript file named .jpg, and on PATH a ``gs`` that leaves a file behind when it runs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    gs = programs / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path / 'gs_was_started'}\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(POSTSCRIPT)
+    return path
+
+
+def test_pillow_would_start_ghostscript_for_this_file(postscript_named_jpg, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with suppress(OSError):
+        Image.open(postscript_named_jpg).load()
+    assert (postscript_named_jpg.parent / "gs_was_started").exists()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [load_image, lambda path: mapper.read_image(str(path), "BGR"), open_image],
+    ids=["load_image", "mapper", "open_image"],
+)
+def test_a_postscript_file_named_jpg_starts_no_program(postscript_named_jpg, monkeypatch, read):
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises((OSError, ValueError), match="photo.jpg"):
+        read(postscript_named_jpg)
+    assert not (postscript_named_jpg.parent / "gs_was_started").exists()
+
+
+def test_a_postscript_image_opened_by_the_caller_starts_no_program(
+    postscript_named_jpg, monkeypatch
+):
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(ValueError, match="PostScript"):
+        load_image(Image.open(postscript_named_jpg))
+    assert not (postscript_named_jpg.parent / "gs_was_started").exists()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.tif", "a.bmp", "a.ppm"])
+def test_every_raster_format_is_read(rgb, tmp_path, name):
+    Image.fromarray(rgb).save(tmp_path / name)
+    assert load_image(tmp_path / name).shape == rgb.shape
+    assert mapper.read_image(str(tmp_path / name), "RGB").shape == rgb.shape

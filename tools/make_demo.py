@@ -34,6 +34,7 @@ from rich.text import Text
 from glipv2_d2.data.scenes import write_drawn
 from glipv2_d2.data.scenes.language import with_article
 from glipv2_d2.data.scenes.retelling import ask_further
+from glipv2_d2.images import open_image
 from glipv2_d2.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +105,7 @@ def make_overview(pictures: Sequence[Path], columns: int = 3) -> np.ndarray:
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for index, picture in enumerate(pictures):
-        with Image.open(picture) as image:
+        with open_image(picture) as image:
             tile = ImageOps.pad(image.convert("RGB"), TILE_SIZE, color="white")
         sheet.paste(tile, (index % columns * width, index // columns * height))
     return np.asarray(sheet)

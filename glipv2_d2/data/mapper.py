@@ -12,6 +12,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances, PolygonMasks
+from detectron2.utils.file_io import PathManager
+from PIL import ImageOps
 
 from glipv2_d2.data.caption_text import CaptionPacker, is_mirrored, swap_sides
 from glipv2_d2.data.prompt_sampling import sample_classes
@@ -24,6 +26,7 @@ from glipv2_d2.data.text_tasks import (
     is_text_task,
     mirrored,
 )
+from glipv2_d2.images import open_image
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.prompts import (
     Decoration,
@@ -320,14 +323,16 @@ class GroundingMapper:
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Detectron2's ``read_image``, (H, W, 3) uint8, with errors that name the file.
+    """Read an image of a dataset as (H, W, 3) uint8, as Detectron2's ``read_image`` does.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it is no image, or a broken one.
     """
     try:
-        return detection_utils.read_image(file_name, format=image_format)
+        with PathManager.open(file_name, "rb") as file:
+            image = ImageOps.exif_transpose(open_image(file))
+            return detection_utils.convert_PIL_to_numpy(image, image_format)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"image {file_name!r} does not exist: check the data set's image directory, or take "

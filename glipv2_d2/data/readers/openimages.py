@@ -19,11 +19,11 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.registration import Record, register
+from glipv2_d2.images import open_image
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def image_sizes(
 
 def _size_of(path: str) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
     except OSError:
         return None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from glipv2_d2.images import open_image
+
 # Files of scikit-image.
 TRAIN_PHOTOS = ("grass.png", "gravel.png", "hubble_deep_field.jpg")
 # Photographs of things that have a name here (a flower, a temple) would be unlabelled things.
@@ -27,7 +29,7 @@ def load_photos(files: tuple[str, ...]) -> list[Image.Image]:
 
 
 def _open(path: str) -> Image.Image:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return image.convert("RGB")
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from glipv2_d2.images import open_image
+
 NAMES_FILE = Path(__file__).parents[1] / "assets" / "stamp_names.tsv"
 MAX_SIDE = 400
 # Pixels of at least this alpha belong to the thing; the rest is its soft edge.
@@ -74,7 +76,7 @@ def _load_image(path: Path) -> Image.Image:
             f"{path} is missing: {path.name} is on the reviewed list of Tux Paint's stamps "
             "2022.06.04; is this their directory?"
         )
-    with Image.open(path) as file:
+    with open_image(path) as file:
         image = file.convert("RGBA")
     solid = image.getchannel("A").point(lambda alpha: 255 * (alpha >= SOLID_ALPHA))
     image = image.crop(solid.getbbox())
