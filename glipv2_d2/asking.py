@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glipv2_d2.structures import fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 

@@ -1,5 +1,13 @@
 """Every configuration key that GLIPv2 adds to Detectron2's, with its meaning."""
 
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import detectron2.config
 from detectron2.config import CfgNode
 
 
@@ -114,9 +122,9 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Width of the square anchor in strides of its level (one anchor per location).
     cfg.MODEL.GROUNDING.ANCHOR_SCALE = 8.0
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
-    # A name in REGION_WORD_REGISTRY: RegionWordScore (GLIP's) or CosineRegionWordScore.
+    # A name in REGION_WORD_SCORE_REGISTRY: DotProductScore (GLIP's) or CosineScore.
     # Two-stage box predictors read it, PRIOR_PROB and LOG_SCALE, too.
-    cfg.MODEL.GROUNDING.REGION_WORD = "RegionWordScore"
+    cfg.MODEL.GROUNDING.REGION_WORD = "DotProductScore"
     # Regions are scored against fused words, or against the words as the text encoder gave them:
     # GLIP's USE_FUSED_FEATURES_DOT_PRODUCT.
     cfg.MODEL.GROUNDING.FUSED_WORDS = True
@@ -346,3 +354,35 @@ def _add_test_config(cfg: CfgNode) -> None:
     cfg.TEST.FAST_EVAL = False
     # PhraseCut: detections of a phrase with at least this score are part of its region.
     cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5
+
+
+def configurable(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorate ``__init__`` with Detectron2's ``configurable``, and let errors name config keys.
+
+    A class names its arguments in a ValueError. Where ``from_config`` supplied them, the message
+    also gets the keys that set those arguments, from the class attribute ``config_keys``
+    (argument -> key).
+    """
+    from_arguments = detectron2.config.configurable(init)
+
+    @functools.wraps(init)
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            from_arguments(self, *args, **kwargs)
+        except ValueError as error:
+            if not any(isinstance(x, CfgNode) for x in (*args, kwargs.get("cfg"))):
+                raise
+            raise with_config_keys(error, getattr(type(self), "config_keys", {})) from error
+
+    return build
+
+
+def with_config_keys(error: ValueError, config_keys: Mapping[str, str]) -> ValueError:
+    """Append to an error the config keys of the arguments that its message names.
+
+    >>> with_config_keys(ValueError("topk is 0"), {"topk": "MODEL.GROUNDING.ATSS_TOPK"})
+    ValueError('topk is 0 (config: MODEL.GROUNDING.ATSS_TOPK)')
+    """
+    message = str(error)
+    named = [key for name, key in config_keys.items() if re.search(rf"\b{name}\b", message)]
+    return ValueError(f"{message} (config: {', '.join(named)})") if named else error

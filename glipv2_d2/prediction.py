@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glipv2_d2.evaluation.thresholds import NameThresholds
 from glipv2_d2.structures import fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 
 Thresholds = NameThresholds | Mapping[str, float] | str | Path
 """The least score of each name: a mapping, or a file of tools/check_names.py calibrate."""

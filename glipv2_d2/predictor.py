@@ -269,7 +269,8 @@ class Predictor:
             ground: also find the noun phrases of the caption.
             prefix: what the caption begins with.
             beam_size, min_length, max_length, length_penalty: see
-                :class:`~glipv2_d2.modeling.decoding.Decoding`. Defaults are ``MODEL.CAPTION``'s.
+                :class:`~glipv2_d2.modeling.generation.beam_search.GenerationConfig`; by default
+                those of ``MODEL.CAPTION``.
 
         Returns:
             One :class:`~glipv2_d2.prediction.Caption` for one image, a list of them for several.

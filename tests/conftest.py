@@ -8,6 +8,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -30,3 +33,12 @@ def _has_no_case(item: pytest.Item) -> bool:
     """A test over stored stages of which the golden directories have none."""
     marker = item.get_closest_marker("skip")
     return marker is not None and "empty parameter set" in marker.kwargs.get("reason", "")
+
+
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)

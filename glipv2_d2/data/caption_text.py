@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.tokenizer import Tokenizer
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)

@@ -20,7 +20,7 @@ from glipv2_d2.data.text_tasks import (
     place_of,
 )
 from glipv2_d2.structures import Prompt, fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.prompts import caption_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.engine.param_groups import LANGUAGE_BACKBONE, TEXT_HEADS
-from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.modeling.generation.kv_cache import KVCache
+from glipv2_d2.structures import TextFeatures, TokenBatch
 
 TUNING_REGISTRY = Registry("TUNING")
 TUNING_REGISTRY.__doc__ = """
@@ -171,14 +171,14 @@ class PromptedLanguageBackbone(nn.Module):
         self.vocab_size = inner.vocab_size
         self.table = nn.Parameter(torch.zeros(num_rows, inner.width))
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
         """(N, T) tokens -> (N, T, D) features."""
         language = self.inner(tokens)
         return replace(language, hidden=language.hidden + self._rows(0, language.hidden.shape[1]))
 
     def read_on(
-        self, input_ids: Tensor, past: Sequence[Past] | None = None
-    ) -> tuple[Tensor, list[Past]]:
+        self, input_ids: Tensor, past: Sequence[KVCache] | None = None
+    ) -> tuple[Tensor, list[KVCache]]:
         start = past[0].num_tokens if past else 0
         hidden, kept = self.inner.read_on(input_ids, past)
         return hidden + self._rows(start, hidden.shape[1]), kept

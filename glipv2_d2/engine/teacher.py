@@ -22,7 +22,7 @@ from glipv2_d2.data.readers.image_text import Pair
 from glipv2_d2.data.sanitize import fit_caption
 from glipv2_d2.engine.tuning import load_model
 from glipv2_d2.structures import fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.noun_phrases import load_tagger, noun_phrases
 
 # Why a pair gives no record.

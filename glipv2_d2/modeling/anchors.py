@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache
+from glipv2_d2.layers.lru_cache import LRUCache
 
 # 32 input shapes of five levels.
 MAX_CACHED_LEVELS = 160
@@ -34,7 +34,7 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.scale = scale
-        self._anchors: BoundedCache[Hashable, Tensor] = BoundedCache(MAX_CACHED_LEVELS)
+        self._anchors: LRUCache[Hashable, Tensor] = LRUCache(MAX_CACHED_LEVELS)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """

@@ -24,7 +24,7 @@ from glipv2_d2.modeling.heads.masked_language import (
 )
 from glipv2_d2.modeling.heads.region_reader import build_region_reader
 from glipv2_d2.modeling.heads.roi_heads import build_grounding_roi_heads
-from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
 from glipv2_d2.modeling.orders import judge_in_orders
 from glipv2_d2.modeling.postprocess import DetectionsPerImage
@@ -38,7 +38,7 @@ from glipv2_d2.modeling.rounds import (
 )
 from glipv2_d2.modeling.saying import say, text_losses
 from glipv2_d2.modeling.tasks import InputTasks
-from glipv2_d2.structures import LanguageFeatures, Prompt, Reading, TokenBatch, fields
+from glipv2_d2.structures import Prompt, Reading, TextFeatures, TokenBatch, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -86,8 +86,8 @@ class GLIPv2(nn.Module):
         """
         Args:
             backbone: images -> pyramid, finest level first.
-            language_backbone: TokenBatch -> LanguageFeatures.
-            fused_head: (pyramid, LanguageFeatures) -> the same, fused.
+            language_backbone: TokenBatch -> TextFeatures.
+            fused_head: (pyramid, TextFeatures) -> the same, fused.
             proposal_generator: called as :class:`~glipv2_d2.modeling.heads.GroundingRPN` is.
             input_prompts: what is asked of an input.
             pixel_mean, pixel_std: per channel of the input, in the order of ``INPUT.FORMAT``.
@@ -289,7 +289,7 @@ class GLIPv2(nn.Module):
         images: ImageList,
         features: dict[str, Tensor],
         fused_features: dict[str, Tensor],
-        words: LanguageFeatures,
+        words: TextFeatures,
         tokens: TokenBatch,
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
@@ -372,7 +372,7 @@ class GLIPv2(nn.Module):
         detections, _ = self.proposal_generator(images, *reading.fused)
         return detections
 
-    def judge(self, reading: Reading) -> list[LabelPredictions]:
+    def judge(self, reading: Reading) -> list[LabelScores]:
         """What every location of every image says of its names, before anything is a detection."""
         return self.proposal_generator.judge(*reading.fused)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.prompting import InputPrompts
 from glipv2_d2.modeling.rounds import rounds, select_images
 from glipv2_d2.structures import Prompt, Reading
@@ -24,13 +24,13 @@ class Judge(Protocol):
     def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Reading:
         """What comes of images and prompts reading each other."""
 
-    def judge(self, reading: Reading) -> list[LabelPredictions]:
+    def judge(self, reading: Reading) -> list[LabelScores]:
         """What was read, as scores and boxes of each image."""
 
 
 def judge_in_orders(
     model: Judge, features: dict[str, Tensor], prompts: list[Prompt], reading: Reading
-) -> list[LabelPredictions]:
+) -> list[LabelScores]:
     """The means over the orders of each prompt.
 
     Args:

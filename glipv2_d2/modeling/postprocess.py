@@ -23,8 +23,8 @@ from glipv2_d2.layers.box_coder import (
     to_exclusive,
     to_inclusive,
 )
-from glipv2_d2.modeling.label_predictions import LabelPredictions
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.structures import DensePredictions
 
 MASK_THRESHOLD = 0.5
@@ -132,7 +132,7 @@ def detect(
     """
     return [
         detect_labels(
-            LabelPredictions.of_image(predictions, index, positive_map, settings.aggregation),
+            LabelScores.of_image(predictions, index, positive_map, settings.aggregation),
             image_size,
             settings,
             box_coder,
@@ -146,7 +146,7 @@ def detect(
 
 @torch.no_grad()
 def detect_labels(
-    predictions: LabelPredictions,
+    predictions: LabelScores,
     image_size: tuple[int, int],
     settings: PostprocessSettings,
     box_coder: BoxCoder,

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache
+from glipv2_d2.layers.lru_cache import LRUCache
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.orders import name_orders
 from glipv2_d2.text.prompts import (
@@ -70,9 +70,7 @@ class InputPrompts:
         self.default_classes = default_classes
         self.num_orders = num_orders
         self.takes_negatives = takes_negatives
-        self._prompts_of_names: BoundedCache[Hashable, list[Prompt]] = BoundedCache(
-            MAX_CACHED_LISTS
-        )
+        self._prompts_of_names: LRUCache[Hashable, list[Prompt]] = LRUCache(MAX_CACHED_LISTS)
         self._has_warned = False
 
     def for_inference(self, x: dict[str, Any]) -> list[Prompt]:

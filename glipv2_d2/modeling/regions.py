@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.layers.box_coder import to_exclusive
-from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.postprocess import DetectionsPerImage, PostprocessSettings, detect_labels
 from glipv2_d2.structures import Prompt, Reading, Regions
 
@@ -33,7 +33,7 @@ class Searcher(Protocol):
     def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Reading:
         """What comes of images and prompts reading each other."""
 
-    def judge(self, reading: Reading) -> list[LabelPredictions]:
+    def judge(self, reading: Reading) -> list[LabelScores]:
         """What was read, as scores and boxes of each image."""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from glipv2_d2.modeling.heads.caption import CaptionReader
 from glipv2_d2.modeling.rounds import select_images, select_sizes
 from glipv2_d2.modeling.tasks import Asked, TrainingTasks
-from glipv2_d2.structures import LanguageFeatures, Reading, ReadQuestions, Regions, fields
+from glipv2_d2.structures import Reading, ReadQuestions, Regions, TextFeatures, fields
 
 if TYPE_CHECKING:
     from glipv2_d2.modeling.meta_arch import GLIPv2
@@ -145,15 +145,15 @@ def find_regions(
 def with_names(model: GLIPv2, regions: Regions, names: Tensor) -> Regions:
     """Regions that know how well they match (A, D) names; nothing is learned of that."""
     vectors = names.expand(len(regions.places), -1, -1)
-    words = LanguageFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
+    words = TextFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
     with torch.no_grad():
         logits = model.proposal_generator.match(regions.fused_features, words)
     return replace(regions, name_logits=logits)
 
 
 def with_regions(
-    model: GLIPv2, words: LanguageFeatures, regions: Regions | None, matches: Tensor | None = None
-) -> LanguageFeatures:
+    model: GLIPv2, words: TextFeatures, regions: Regions | None, matches: Tensor | None = None
+) -> TextFeatures:
     """The words of texts after they have read the regions of their images, where models do that.
 
     Args:

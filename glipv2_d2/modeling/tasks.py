@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances
 
-from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig
 from glipv2_d2.modeling.prompting import InputPrompts
 from glipv2_d2.structures import Prompt, fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.answers import check_answers
 from glipv2_d2.text.noun_phrases import noun_phrases
 from glipv2_d2.text.prompts import caption_prompt
@@ -183,13 +183,15 @@ class InputTasks:
                 asked.append(replace(question, choices=_choices_of(x)))
         return asked
 
-    def descriptions(self, inputs: Sequence[dict[str, Any]]) -> dict[Decoding | None, list[int]]:
+    def descriptions(
+        self, inputs: Sequence[dict[str, Any]]
+    ) -> dict[GenerationConfig | None, list[int]]:
         """The images to be described, by how; None: as the config says."""
-        images: dict[Decoding | None, list[int]] = {}
+        images: dict[GenerationConfig | None, list[int]] = {}
         for i, x in enumerate(inputs):
             if _is_described(x):
                 how = x.get(fields.DESCRIBE)
-                images.setdefault(how if isinstance(how, Decoding) else None, []).append(i)
+                images.setdefault(how if isinstance(how, GenerationConfig) else None, []).append(i)
         return images
 
     def said_with_phrases(self, x: dict[str, Any], said: Mapping[str, Any]) -> Prompt | None:

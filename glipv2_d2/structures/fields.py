@@ -25,7 +25,7 @@ Input dicts are Detectron2's (one per image):
 | ``more`` | training: dicts with further questions and their ``answers``, or |
 |  | ``target_captions``, of the same image |
 | ``describe`` | at inference: the image is to be described, True or a |
-|  | :class:`~glipv2_d2.modeling.decoding.Decoding`, which says how |
+|  | :class:`~glipv2_d2.modeling.generation.beam_search.GenerationConfig`, which says how |
 | ``ground`` | at inference: the phrases of the question and its answer, or of the description, |
 |  | are to be found, too |
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from glipv2_d2.structures.language import LanguageFeatures, TokenBatch
 from glipv2_d2.structures.regions import Regions
+from glipv2_d2.structures.text import TextFeatures, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Reading:
     """
 
     features: dict[str, Tensor]
-    language: LanguageFeatures
-    words: LanguageFeatures
+    language: TextFeatures
+    words: TextFeatures
     tokens: TokenBatch
 
     @property
-    def fused(self) -> tuple[dict[str, Tensor], LanguageFeatures, TokenBatch]:
+    def fused(self) -> tuple[dict[str, Tensor], TextFeatures, TokenBatch]:
         """Features, words and tokens, in the order in which heads take them."""
         return self.features, self.words, self.tokens
 
@@ -53,7 +53,7 @@ class ReadQuestions:
         matches: (Q, R, T), logits of regions and words; None as well.
     """
 
-    language: LanguageFeatures
+    language: TextFeatures
     regions: Regions | None = None
     matches: Tensor | None = None
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 
 # The characters that GLIP's demo removes from phrases (GLIP spec 2.2).
 PUNCTUATION = "|:;@()[]{}^'\"\u2019`?$%#!&*+,."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import NEGATIVE, Span
+from glipv2_d2.structures.text import NEGATIVE, Span
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.prompts import caption_prompt
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 
 
 def positive_map(

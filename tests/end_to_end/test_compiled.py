@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.models import random_image, tiny_model
 
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_numbers() -> None
     head = tiny_model().fused_head
     features = {f"p{k}": torch.randn(1, 16, 256 >> k, 192 >> k) for k in (3, 4, 5)}
     mask = torch.ones(1, 6, dtype=torch.bool)
-    language = LanguageFeatures(torch.randn(1, 6, 16), mask)
+    language = TextFeatures(torch.randn(1, 6, 16), mask)
     compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
     ours, our_words = compiled(features, language)
     expected, expected_words = head(features, language)
@@ -58,7 +58,7 @@ def test_a_compiled_fused_head_learns_the_same() -> None:
     for part in head.modules():
         part.dropout = 0.0
     features = {f"p{k}": torch.randn(1, 16, 64 >> k, 64 >> k) for k in (3, 4)}
-    language = LanguageFeatures(torch.randn(1, 6, 16), torch.ones(1, 6, dtype=torch.bool))
+    language = TextFeatures(torch.randn(1, 6, 16), torch.ones(1, 6, dtype=torch.bool))
     gradients = []
     for run in (head, torch.compile(head, backend="aot_eager")):
         fused, words = run(features, language)

@@ -24,7 +24,7 @@ import glipv2_d2  # noqa: F401 - registers the model
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
 from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -169,8 +169,8 @@ class Golden:
 
 
 def trace_head(
-    model: GLIPv2, features: dict[str, torch.Tensor], language: LanguageFeatures
-) -> list[tuple[list[torch.Tensor], LanguageFeatures]]:
+    model: GLIPv2, features: dict[str, torch.Tensor], language: TextFeatures
+) -> list[tuple[list[torch.Tensor], TextFeatures]]:
     """The state after every module of the reference's tower, in its order."""
     state = list(features.values()), language
     states = []

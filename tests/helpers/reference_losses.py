@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.structures import DenseTargets, LanguageFeatures, TokenBatch
+from glipv2_d2.structures import DenseTargets, TextFeatures, TokenBatch
 
 MASKED_LOGIT = -1e6
 
@@ -52,7 +52,7 @@ class ReferenceInterImage(nn.Module):
     def forward(
         self,
         features: dict[str, Tensor],
-        _language: LanguageFeatures,
+        _language: TextFeatures,
         tokens: TokenBatch,
         _gt_instances: Any,
         targets: DenseTargets,

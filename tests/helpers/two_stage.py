@@ -34,7 +34,7 @@ def two_stage_cfg(*opts: Any) -> CfgNode:
         *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
         *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 4),
         *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
-        *("MODEL.GROUNDING.REGION_WORD", "CosineRegionWordScore"),
+        *("MODEL.GROUNDING.REGION_WORD", "CosineScore"),
         *("MODEL.GROUNDING.LOG_SCALE", -2.0),
         *opts,
     )

@@ -20,7 +20,7 @@ from glipv2_d2.modeling.assigner import ATSSAssigner
 from glipv2_d2.modeling.heads import GroundingRPN
 from glipv2_d2.modeling.postprocess import PostprocessSettings
 from glipv2_d2.modeling.prompting import InputPrompts
-from glipv2_d2.structures import DensePredictions, LanguageFeatures, TokenBatch
+from glipv2_d2.structures import DensePredictions, TextFeatures, TokenBatch
 from glipv2_d2.text import Tokenizer
 from glipv2_d2.text.prompts import clean_name, normalized_name
 
@@ -57,15 +57,15 @@ class TokenIds(nn.Module):
         super().__init__()
         self.asked = 0
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
         self.asked += len(tokens)
-        return LanguageFeatures(tokens.input_ids[..., None].double(), tokens.mask)
+        return TextFeatures(tokens.input_ids[..., None].double(), tokens.mask)
 
 
 class PassBy(nn.Module):
     """Image and words do not read each other."""
 
-    def forward(self, features: Any, language: LanguageFeatures) -> tuple[Any, LanguageFeatures]:
+    def forward(self, features: Any, language: TextFeatures) -> tuple[Any, TextFeatures]:
         return features, language
 
 
@@ -74,7 +74,7 @@ class KnownScores(GroundingRPN):
 
     score_of_token: ScoreOfToken
 
-    def predict(self, features: dict[str, Tensor], language: LanguageFeatures) -> DensePredictions:
+    def predict(self, features: dict[str, Tensor], language: TextFeatures) -> DensePredictions:
         numbers = features["p3"].flatten().round().long().tolist()
         scores = [
             self.score_of_token(ids.long(), number)

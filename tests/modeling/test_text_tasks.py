@@ -23,7 +23,7 @@ from helpers.text_tasks import (
 )
 
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig
 from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
 from glipv2_d2.modeling.tasks import Asked
 from glipv2_d2.structures import Prompt, Regions, TokenBatch
@@ -414,8 +414,8 @@ def test_an_image_is_searched_once_for_all_that_is_said_of_it(
         model.region_reader, "finder", lambda *args: found.append(1) or finder(*args)
     )
     shared = random_image(seed=0)
-    both = asked(question="is there a dog?", describe=Decoding(beam_size=1), image=shared)
-    answer(model, both, asked(describe=Decoding(beam_size=2), image=shared))
+    both = asked(question="is there a dog?", describe=GenerationConfig(beam_size=1), image=shared)
+    answer(model, both, asked(describe=GenerationConfig(beam_size=2), image=shared))
     assert len(found) == 1
 
 
@@ -501,7 +501,7 @@ def test_a_later_word_changes_nothing_before_it_and_the_image_everything(model: 
 
 @torch.no_grad()
 def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2) -> None:
-    x = asked(describe=Decoding(beam_size=1, max_length=6, prefix="a dog"))
+    x = asked(describe=GenerationConfig(beam_size=1, max_length=6, prefix="a dog"))
     images = model.preprocess_image([x])
     features = model.backbone(images.tensor)
     (regions,) = find_regions(model, images, features, [[0]])
@@ -522,11 +522,11 @@ def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2)
 @pytest.mark.parametrize("prefix", ["🐱", "a [SEP] cat"])
 def test_a_prefix_that_is_no_text_is_refused(prefix: str, model: GLIPv2) -> None:
     with pytest.raises(ValueError, match="is no word to the tokenizer"):
-        answer(model, asked(describe=Decoding(beam_size=1, prefix=prefix)))
+        answer(model, asked(describe=GenerationConfig(beam_size=1, prefix=prefix)))
 
 
 def test_captions_keep_their_lengths_and_prefix(model: GLIPv2) -> None:
-    how = Decoding(beam_size=3, min_length=4, max_length=5, prefix="a dog")
+    how = GenerationConfig(beam_size=3, min_length=4, max_length=5, prefix="a dog")
     (said,) = answer(model, asked(describe=how))
     assert said["caption"].startswith("a dog")
 
@@ -583,7 +583,7 @@ def test_finding_does_not_change_the_answer(model: GLIPv2) -> None:
 
 
 def test_the_phrases_of_a_description_are_found(model: GLIPv2) -> None:
-    how = Decoding(beam_size=1, max_length=6, prefix="a dog on the mat")
+    how = GenerationConfig(beam_size=1, max_length=6, prefix="a dog on the mat")
     (said,) = answer(model, asked(describe=how, ground=True))
     assert said["prompt"].text == said["caption"]
     assert said["phrases"][0] == "a dog"
@@ -592,7 +592,9 @@ def test_the_phrases_of_a_description_are_found(model: GLIPv2) -> None:
 
 def test_bfloat16_autocast_answers_and_describes(model: GLIPv2) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (said,) = answer(model, asked(question=GROUNDED, describe=Decoding(3, max_length=4)))
+        (said,) = answer(
+            model, asked(question=GROUNDED, describe=GenerationConfig(3, max_length=4))
+        )
     assert 0 < said["answer_score"] < 1 and said["caption"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import NEGATIVE
+from glipv2_d2.structures.text import NEGATIVE
 from glipv2_d2.text import Tokenizer, class_prompts
 from glipv2_d2.text.orders import name_orders
 from glipv2_d2.text.prompts import clean_name

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import NEGATIVE
+from glipv2_d2.structures.text import NEGATIVE
 from glipv2_d2.text import (
     Decoration,
     Tokenizer,

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding
 
 from glipv2_d2.structures import Prompt
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text import (
     Tokenizer,
     caption_prompt,

@@ -23,7 +23,7 @@ from detectron2.structures import BoxMode
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 
 logger = logging.getLogger(__name__)
 

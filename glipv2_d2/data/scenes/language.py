@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from glipv2_d2.structures.language import Span
+from glipv2_d2.structures.text import Span
 from glipv2_d2.text.articles import article_of
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")

@@ -6,7 +6,7 @@ embedding of its name, are a vector in the space of the words that the detector 
 convex combination of semantic embeddings of Norouzi et al., "Zero-Shot Learning by Convex
 Combination of Semantic Embeddings" (ICLR 2014, eq. 2), computed densely. Every level of the pyramid
 carries it as its last channels, so that a score can compare it with the words directly
-(:class:`~glipv2_d2.modeling.heads.region_word.ClassifierRegionWordScore`) and names that no box was
+(:class:`~glipv2_d2.modeling.heads.region_word.ClassifierScore`) and names that no box was
 ever drawn for are found, too. Our choice, not GLIP's.
 """
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from glipv2_d2.layers.lru_cache import LRUCache
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
-from glipv2_d2.modeling.bounded_cache import BoundedCache
 
 # Detectron2 counts from stage 0 (stride 4). That one's output is not used, so it gets no norm:
 # GLIP's files have none either (GLIP spec 3).
@@ -213,7 +213,7 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
 class MaskKeepingLayer(BasicLayer):
     """Detectron2's stage, which keeps the masks of the sizes that it saw last."""
 
-    masks: BoundedCache[Any, Tensor]
+    masks: LRUCache[Any, Tensor]
 
     def forward(self, x: Tensor, H: int, W: int) -> tuple[Tensor, int, int, Tensor, int, int]:
         """(N, H W, C) -> the same with its size, then what the next stage reads with its size."""
@@ -250,7 +250,7 @@ class Swin(SwinTransformer):
         super().__init__(**kwargs)
         for layer in self.layers:
             layer.__class__ = MaskKeepingLayer
-            layer.masks = BoundedCache(_CACHED_MASKS)
+            layer.masks = LRUCache(_CACHED_MASKS)
             for block in layer.blocks:
                 block.__class__ = LeanBlock
                 block.attn = InferenceWindowAttention.like(block.attn)

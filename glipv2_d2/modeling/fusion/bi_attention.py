@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.fusion.banded_attention import AbsorbedWords, ReadByWords, attend
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 # On a CPU torch's softmax takes rows that are shorter than a vector one number at a time, which
 # costs ten times as much as a few padded tokens.
@@ -245,8 +245,8 @@ class WordFusion(nn.Module):
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), layer_scale))
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[list[Tensor], LanguageFeatures]:
+        self, features: list[Tensor], language: TextFeatures
+    ) -> tuple[list[Tensor], TextFeatures]:
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
         if language.causal:
             return unflatten_levels(self.look(features), features), language
@@ -258,9 +258,7 @@ class WordFusion(nn.Module):
         """(N, P, C), the positions of all levels as words read them."""
         return self.norm_visual(flatten_levels(features))
 
-    def _normalise(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[Tensor, Tensor]:
+    def _normalise(self, features: list[Tensor], language: TextFeatures) -> tuple[Tensor, Tensor]:
         return self.look(features), self.norm_language(language.hidden)
 
 
@@ -285,8 +283,8 @@ class BiAttentionFusion(WordFusion):
         self.gamma_language = nn.Parameter(torch.full((language_dim,), layer_scale))
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[list[Tensor], LanguageFeatures]:
+        self, features: list[Tensor], language: TextFeatures
+    ) -> tuple[list[Tensor], TextFeatures]:
         """Fuse all levels at once. Shapes stay: per level (N, C, H, W), and (N, T, D)."""
         if language.causal:
             visual = self.look(features)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glipv2_d2.modeling.fusion.bi_attention import EvidentBiAttention
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.fused_head import FusedDynamicHead, ImageFusedDynamicHead
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 
 class _ClassifierWordsPassBy:
@@ -43,8 +43,8 @@ class _ClassifierWordsPassBy:
         return super().from_config(cfg, visual_shape, language_width)  # type: ignore[misc]
 
     def forward(
-        self, features: dict[str, Tensor], language: LanguageFeatures
-    ) -> tuple[dict[str, Tensor], LanguageFeatures]:
+        self, features: dict[str, Tensor], language: TextFeatures
+    ) -> tuple[dict[str, Tensor], TextFeatures]:
         """As :meth:`BlockHead.forward`, with the last channels of every level as they came."""
         fused, language = super().forward(self.visual(features), language)  # type: ignore[misc]
         joined = {
@@ -68,8 +68,8 @@ class ClassifierFusedDynamicHead(_ClassifierWordsPassBy, FusedDynamicHead):
     """Image and words read each other, for losses and tasks that read the fused words."""
 
     def words(
-        self, features: dict[str, Tensor], language: LanguageFeatures, image_of: Sequence[int]
-    ) -> LanguageFeatures:
+        self, features: dict[str, Tensor], language: TextFeatures, image_of: Sequence[int]
+    ) -> TextFeatures:
         return super().words(self.visual(features), language, image_of)
 
     def look(self, features: dict[str, Tensor]) -> list[Tensor]:

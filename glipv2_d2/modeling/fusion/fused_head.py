@@ -23,8 +23,8 @@ from glipv2_d2.modeling.fusion.bi_attention import (
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
-from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.modeling.generation.kv_cache import KVCache
+from glipv2_d2.structures import TextFeatures
 
 # Texts are joined by image unless that makes more than so many times their number.
 _MOST_PADDING = 1.5
@@ -47,15 +47,15 @@ class FusedBlock(nn.Module):
         self.dynamic_conv = dynamic_conv
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[list[Tensor], LanguageFeatures]:
+        self, features: list[Tensor], language: TextFeatures
+    ) -> tuple[list[Tensor], TextFeatures]:
         features, language = self.fusion(features, language)
         language = self.language_layer(language)
         return self.dynamic_conv(features), language
 
     def words(
-        self, features: list[Tensor], language: LanguageFeatures, image_of: Sequence[int]
-    ) -> LanguageFeatures:
+        self, features: list[Tensor], language: TextFeatures, image_of: Sequence[int]
+    ) -> TextFeatures:
         """The words of :meth:`forward` alone; arguments as of :meth:`FusedDynamicHead.words`."""
         # As each word reads the image for itself, the texts of an image may be one text.
         seen: Counter[int] = Counter()
@@ -82,8 +82,8 @@ class UnfusedBlock(nn.Module):
         self.dynamic_conv = dynamic_conv
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures
-    ) -> tuple[list[Tensor], LanguageFeatures]:
+        self, features: list[Tensor], language: TextFeatures
+    ) -> tuple[list[Tensor], TextFeatures]:
         return self.dynamic_conv(features), language
 
 
@@ -106,8 +106,8 @@ class BlockHead(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(
-        self, features: dict[str, Tensor], language: LanguageFeatures
-    ) -> tuple[dict[str, Tensor], LanguageFeatures]:
+        self, features: dict[str, Tensor], language: TextFeatures
+    ) -> tuple[dict[str, Tensor], TextFeatures]:
         """Fuse a pyramid (finest level first, (N, C, H_i, W_i) each) with a prompt per image.
 
         Returns:
@@ -118,7 +118,7 @@ class BlockHead(nn.Module):
             per_level, language = self._run(block, per_level, language)
         return dict(zip(features, per_level, strict=True)), language
 
-    def _run(self, part: Callable, features: list[Tensor], language: LanguageFeatures) -> Any:
+    def _run(self, part: Callable, features: list[Tensor], language: TextFeatures) -> Any:
         if self.training and self.activation_checkpointing:
             return checkpoint(part, features, language, use_reentrant=False)
         return part(features, language)
@@ -191,8 +191,8 @@ class FusedDynamicHead(BlockHead):
         }
 
     def words(
-        self, features: dict[str, Tensor], language: LanguageFeatures, image_of: Sequence[int]
-    ) -> LanguageFeatures:
+        self, features: dict[str, Tensor], language: TextFeatures, image_of: Sequence[int]
+    ) -> TextFeatures:
         """The words of :meth:`forward` alone; the last maps, which no word reads, are not made.
 
         Args:
@@ -220,8 +220,8 @@ class FusedDynamicHead(BlockHead):
         return looks
 
     def read_on(
-        self, looks: Sequence[Tensor], hidden: Tensor, past: Sequence[Past] | None
-    ) -> tuple[Tensor, list[Past]]:
+        self, looks: Sequence[Tensor], hidden: Tensor, past: Sequence[KVCache] | None
+    ) -> tuple[Tensor, list[KVCache]]:
         """Fuse further words of causal texts with their images.
 
         Args:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.past import Past, causal_mask, extend
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.modeling.generation.kv_cache import KVCache, causal_mask, extend
+from glipv2_d2.structures import TextFeatures
 
 MAX_ACTIVATION = 50000.0
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -41,7 +41,7 @@ class LanguageLayer(nn.Module):
         self.ffn_out = nn.Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, language: LanguageFeatures) -> LanguageFeatures:
+    def forward(self, language: TextFeatures) -> TextFeatures:
         """(N, T, D) features -> the same shape; padding is read by nobody."""
         allowed = language.mask[:, None, None]
         if language.causal:
@@ -49,12 +49,12 @@ class LanguageLayer(nn.Module):
         hidden, _ = self._read(language.hidden, allowed, None)
         return replace(language, hidden=hidden)
 
-    def look(self, language: LanguageFeatures) -> tuple[LanguageFeatures, Past]:
+    def look(self, language: TextFeatures) -> tuple[TextFeatures, KVCache]:
         """As :meth:`forward`, and what is kept for words that are read behind these."""
         hidden, kept = self._read(language.hidden, language.mask[:, None, None], None)
         return replace(language, hidden=hidden), kept
 
-    def read_on(self, hidden: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def read_on(self, hidden: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
         """(R, T, D) further words of texts that are read from left to right.
 
         Args:
@@ -66,12 +66,16 @@ class LanguageLayer(nn.Module):
         num_past = past.num_tokens if past else 0
         return self._read(hidden, causal_mask(hidden.shape[1], hidden.device, num_past), past)
 
-    def _read(self, hidden: Tensor, allowed: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def _read(
+        self, hidden: Tensor, allowed: Tensor, past: KVCache | None
+    ) -> tuple[Tensor, KVCache]:
         read, kept = self._attend(hidden, allowed, past)
         hidden = self.attention_norm(hidden + read)
         return _clamp(self.ffn_norm(hidden + self._feed_forward(hidden))), kept
 
-    def _attend(self, hidden: Tensor, allowed: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def _attend(
+        self, hidden: Tensor, allowed: Tensor, past: KVCache | None
+    ) -> tuple[Tensor, KVCache]:
         query, key, value = (
             linear(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)

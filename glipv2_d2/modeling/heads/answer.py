@@ -15,11 +15,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.heads.region_word import RegionWordScore
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.heads.region_word import DotProductScore
 from glipv2_d2.modeling.language.text_vectors import TextVectors
 from glipv2_d2.modeling.losses.answers import answer_loss
-from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.structures import LanguageFeatures, ReadQuestions
+from glipv2_d2.structures import ReadQuestions, TextFeatures
 from glipv2_d2.text.answers import canonical_answer, check_answers, read_answers
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ class AnswerHead(nn.Module):
             "weight": cfg.MODEL.ANSWER.WEIGHT,
         }
 
-    def pool(self, language: LanguageFeatures) -> Tensor:
+    def pool(self, language: TextFeatures) -> Tensor:
         """(Q, T, D) fused questions -> (Q, D), in at least float32 also under autocast."""
         with torch.autocast(language.hidden.device.type, enabled=False):
             # Rows of padding have no meaning, and zero times infinity is none.
@@ -188,14 +188,14 @@ class TextScores(nn.Module):
         """
         super().__init__()
         self.texts = texts
-        self.match = RegionWordScore(
+        self.match = DotProductScore(
             visual_dim=language_dim, language_dim=language_dim, prior_prob=1 / (num_answers + 1)
         )
 
     def forward(self, pooled: Tensor, answers: Sequence[str]) -> Tensor:
         """(Q, D) and A answers -> (Q, A) logits."""
         vectors = self.texts(answers).to(pooled)[None]
-        words = LanguageFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
+        words = TextFeatures(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
         (logits,) = self.match([pooled[None]], words)
         return logits[0]
 

@@ -14,12 +14,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.decoding import Decoding, beam_search, check_beam_size
-from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_decoder
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig, beam_search, check_beam_size
+from glipv2_d2.modeling.generation.kv_cache import KVCache
+from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_word_decoder
 from glipv2_d2.modeling.losses.words import mean_over_words
-from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures, Regions, TokenBatch
+from glipv2_d2.structures import Regions, TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
 CAPTION_HEAD_REGISTRY = Registry("CAPTION_HEAD")
@@ -30,7 +30,7 @@ Caption heads: ``obj(cfg, tokenizer, language_backbone)`` gives a module that is
 
 
 @CAPTION_HEAD_REGISTRY.register()
-class CaptionHead(WordPredictor):
+class CaptionHead(LMPredictionHead):
     """The head of masked words, on words that have read what is left of them and the image."""
 
     @configurable
@@ -40,7 +40,7 @@ class CaptionHead(WordPredictor):
         language_dim: int,
         decoder: nn.Module,
         tokenizer: Tokenizer,
-        decoding: Decoding,
+        decoding: GenerationConfig,
         weight: float,
     ) -> None:
         """
@@ -71,7 +71,7 @@ class CaptionHead(WordPredictor):
                 settings.DECODER, language_backbone, key="MODEL.CAPTION.DECODER"
             ),
             "tokenizer": tokenizer,
-            "decoding": Decoding(
+            "decoding": GenerationConfig(
                 beam_size=settings.BEAM_SIZE,
                 min_length=settings.MIN_LENGTH,
                 max_length=settings.MAX_LENGTH,
@@ -81,7 +81,7 @@ class CaptionHead(WordPredictor):
             "weight": settings.WEIGHT,
         }
 
-    def check(self, decoding: Decoding) -> None:
+    def check(self, decoding: GenerationConfig) -> None:
         """Raise a ValueError where captions may get longer than a prompt."""
         room = self.tokenizer.max_tokens - self.tokenizer.num_special_tokens
         if decoding.max_length > room:
@@ -91,7 +91,7 @@ class CaptionHead(WordPredictor):
             )
 
     def forward(
-        self, language: LanguageFeatures, tokens: TokenBatch, regions: Regions | None = None
+        self, language: TextFeatures, tokens: TokenBatch, regions: Regions | None = None
     ) -> dict[str, Tensor]:
         """``loss_caption`` of captions as people wrote them (teacher forcing), in float32.
 
@@ -133,7 +133,9 @@ class CaptionHead(WordPredictor):
         return self.predict(hidden).log_softmax(dim=-1)
 
     @torch.no_grad()
-    def describe(self, reader: CaptionReader, decoding: Decoding | None = None) -> list[str]:
+    def describe(
+        self, reader: CaptionReader, decoding: GenerationConfig | None = None
+    ) -> list[str]:
         """A caption per image of a reader that has read nothing yet.
 
         Args:
@@ -162,7 +164,7 @@ class CaptionHead(WordPredictor):
         )
         return [self.tokenizer.text_of(ids) for ids in written]
 
-    def _prefix(self, decoding: Decoding) -> list[int]:
+    def _prefix(self, decoding: GenerationConfig) -> list[int]:
         (prefix,) = self.tokenizer.pieces([decoding.prefix])
         if not set(prefix).isdisjoint(self.tokenizer.special_ids):
             raise ValueError(
@@ -181,7 +183,7 @@ class CaptionReader:
 
     def __init__(
         self,
-        read_words: Callable[..., tuple[Tensor, list[Past]]],
+        read_words: Callable[..., tuple[Tensor, list[KVCache]]],
         fused_head: Any,
         features: dict[str, Tensor],
         *,
@@ -205,9 +207,9 @@ class CaptionReader:
         """Of the image of each caption; before any is begun, of each image."""
         self.written = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
         """(R, P) ids of what was read of each caption."""
-        self._words: list[Past] | None = None
-        self._fused: list[Past] | None = None
-        self._looks_at_regions: list[Past] | None = None
+        self._words: list[KVCache] | None = None
+        self._fused: list[KVCache] | None = None
+        self._looks_at_regions: list[KVCache] | None = None
         if region_reader is not None:
             self._looks_at_regions = region_reader.look(regions)
 

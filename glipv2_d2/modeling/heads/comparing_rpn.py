@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.layers.box_coder import box_centers, box_sizes
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE, GroundingRPN
-from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.structures import DensePredictions, LanguageFeatures
+from glipv2_d2.structures import DensePredictions, TextFeatures
 
 # How much more a likely location says about where the things are than an unlikely one.
 SHARPNESS = 2.0
@@ -48,7 +48,7 @@ class ComparingGroundingRPN(GroundingRPN):
         arguments = super().from_config(cfg, input_shape)
         return {**arguments, "language_dim": input_shape[LANGUAGE].channels}
 
-    def predict(self, features: dict[str, Tensor], language: LanguageFeatures) -> DensePredictions:
+    def predict(self, features: dict[str, Tensor], language: TextFeatures) -> DensePredictions:
         predictions = super().predict(features, language)
         boxes = self.box_coder.decode(
             torch.cat(predictions.box_deltas_per_level, dim=1).detach(),
@@ -78,7 +78,7 @@ class PlaceComparison(nn.Module):
         nn.init.zeros_(self.direction.weight)
 
     def forward(
-        self, token_logits_per_level: Sequence[Tensor], boxes: Tensor, language: LanguageFeatures
+        self, token_logits_per_level: Sequence[Tensor], boxes: Tensor, language: TextFeatures
     ) -> list[Tensor]:
         """(N, A_i, T) region-word logits each -> the same, compared.
 

@@ -16,8 +16,8 @@ from glipv2_d2.layers.box_coder import BoxCoder, to_inclusive
 from glipv2_d2.layers.initialization import init_prediction
 from glipv2_d2.modeling.anchors import AnchorGenerator
 from glipv2_d2.modeling.assigner import ATSSAssigner
-from glipv2_d2.modeling.heads.region_word import REGION_WORD_REGISTRY
-from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.heads.region_word import REGION_WORD_SCORE_REGISTRY
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.losses.dense import grounding_losses
 from glipv2_d2.modeling.losses.grounding import token_targets
 from glipv2_d2.modeling.postprocess import (
@@ -29,8 +29,8 @@ from glipv2_d2.modeling.postprocess import (
 from glipv2_d2.structures import (
     DensePredictions,
     DenseTargets,
-    LanguageFeatures,
     Prompt,
+    TextFeatures,
     TokenBatch,
 )
 
@@ -93,7 +93,7 @@ class GroundingRPN(nn.Module):
             "visual_dim": visual_dim,
             "strides": strides,
             "max_tokens": cfg.MODEL.PROMPT.MAX_TOKENS,
-            "region_word": REGION_WORD_REGISTRY.get(settings.REGION_WORD)(
+            "region_word": REGION_WORD_SCORE_REGISTRY.get(settings.REGION_WORD)(
                 visual_dim=visual_dim,
                 language_dim=input_shape[LANGUAGE].channels,
                 prior_prob=settings.PRIOR_PROB,
@@ -122,7 +122,7 @@ class GroundingRPN(nn.Module):
         self,
         images: ImageList,
         features: dict[str, Tensor],
-        language: LanguageFeatures,
+        language: TextFeatures,
         tokens: TokenBatch,
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[DetectionsPerImage] | DenseTargets, dict[str, Tensor]]:
@@ -154,20 +154,18 @@ class GroundingRPN(nn.Module):
         return detections, {}
 
     def judge(
-        self, features: dict[str, Tensor], language: LanguageFeatures, tokens: TokenBatch
-    ) -> list[LabelPredictions]:
+        self, features: dict[str, Tensor], language: TextFeatures, tokens: TokenBatch
+    ) -> list[LabelScores]:
         """What every location says of every label, per image; arguments as of :meth:`forward`."""
         predictions = self.predict(features, language)
         return [
-            LabelPredictions.of_image(
-                predictions, index, positive_map, self.postprocess.aggregation
-            )
+            LabelScores.of_image(predictions, index, positive_map, self.postprocess.aggregation)
             for index, positive_map in enumerate(tokens.positive_maps)
         ]
 
     def detect(
         self,
-        judged: list[LabelPredictions],
+        judged: list[LabelScores],
         prompts: Sequence[Prompt],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[DetectionsPerImage]:
@@ -179,7 +177,7 @@ class GroundingRPN(nn.Module):
             for predictions, prompt, image_size in zip(judged, prompts, image_sizes, strict=True)
         ]
 
-    def predict(self, features: dict[str, Tensor], language: LanguageFeatures) -> DensePredictions:
+    def predict(self, features: dict[str, Tensor], language: TextFeatures) -> DensePredictions:
         """Raw outputs of every location."""
         levels = list(features.values())
         regions = [level.flatten(2).transpose(1, 2) for level in levels]  # (N, A_i, C)
@@ -195,7 +193,7 @@ class GroundingRPN(nn.Module):
             anchors_per_level=self.anchor_generator(levels),
         )
 
-    def match(self, regions: Tensor, language: LanguageFeatures) -> Tensor:
+    def match(self, regions: Tensor, language: TextFeatures) -> Tensor:
         """Region-word logits of some locations, in evaluation the same as in training.
 
         Args:

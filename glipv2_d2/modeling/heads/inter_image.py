@@ -18,9 +18,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.losses.inter_image import NO_NAME, NamedVectors, inter_image_loss
-from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.structures import DenseTargets, LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures import DenseTargets, Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import normalized_name
 
 # As in CLIP (arXiv:2103.00020, section 2.5): logits are at most 100.
@@ -86,7 +86,7 @@ class InterImageHead(nn.Module):
     def forward(
         self,
         features: dict[str, Tensor],
-        language: LanguageFeatures,
+        language: TextFeatures,
         tokens: TokenBatch,
         gt_instances: Sequence[Instances],
         targets: DenseTargets,

@@ -15,8 +15,8 @@ from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
-from glipv2_d2.modeling.losses.precision import full_precision
 
 REGION = "region"
 """The key of ``input_shape`` under which a mask head finds the shape of a pooled region."""

@@ -14,10 +14,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.heads.word_predictor import WordPredictor, build_word_decoder
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_word_decoder
 from glipv2_d2.modeling.losses.words import word_loss
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_d2.text.word_masking import WordMasker
 
@@ -25,7 +25,7 @@ from glipv2_d2.text.word_masking import WordMasker
 NO_TARGET = -100
 
 
-class MaskedLanguageHead(WordPredictor):
+class MaskedLanguageHead(LMPredictionHead):
     """BERT's prediction head on words that have read the image (GLIP spec 14).
 
     Unlike in the reference, the special tokens are never masked and nothing is at evaluation. Nor
@@ -83,7 +83,7 @@ class MaskedLanguageHead(WordPredictor):
         targets = tokens.input_ids.masked_fill(~counts, NO_TARGET)
         return replace(tokens, input_ids=hidden_ids), targets
 
-    def forward(self, language: LanguageFeatures, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, language: TextFeatures, targets: Tensor) -> dict[str, Tensor]:
         """``loss_mlm`` of the fused text, in float32 also under autocast.
 
         Args:

@@ -15,7 +15,8 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig
 from glipv2_d2.modeling.heads.caption import CAPTION_HEAD_REGISTRY, CaptionHead, CaptionReader
 from glipv2_d2.modeling.heads.region_pointer import (
     LOGIT_OF_NAMING,
@@ -25,7 +26,6 @@ from glipv2_d2.modeling.heads.region_pointer import (
     checked_names,
     names_of_regions,
 )
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Regions, TokenBatch
 from glipv2_d2.text.articles import agree_articles
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -83,7 +83,9 @@ class NamingCaptionHead(CaptionHead):
         shares = torch.zeros_like(own).scatter_add(1, names.token_ids[:, 0], names.shares[:, 0])
         return _mixed(own, shares, names.logits)
 
-    def describe(self, reader: CaptionReader, decoding: Decoding | None = None) -> list[str]:
+    def describe(
+        self, reader: CaptionReader, decoding: GenerationConfig | None = None
+    ) -> list[str]:
         """As :meth:`CaptionHead.describe`; an article is written before its name is chosen."""
         return [agree_articles(caption) for caption in super().describe(reader, decoding)]
 

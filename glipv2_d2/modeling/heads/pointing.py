@@ -14,7 +14,8 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.lru_cache import LRUCache
 from glipv2_d2.modeling.heads.answer import ANSWER_HEAD_REGISTRY, AnswerHead
 from glipv2_d2.modeling.heads.region_pointer import (
     LOGIT_OF_NAMING,
@@ -24,7 +25,6 @@ from glipv2_d2.modeling.heads.region_pointer import (
     checked_names,
     names_of_regions,
 )
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import ReadQuestions
 from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class PointingAnswerHead(AnswerHead):
         super().__init__(**others)
         self.pointer = pointer
         self._name_of = {canonical_answer(name): i for i, name in enumerate(names)}
-        self._known: BoundedCache[tuple[str, ...], dict[int, int]] = BoundedCache(_KNOWN_LISTS)
+        self._known: LRUCache[tuple[str, ...], dict[int, int]] = LRUCache(_KNOWN_LISTS)
         if not self._names_among(self.answers):
             raise ValueError(
                 f"none of the {len(self.answers)} answers is one of the {len(names)} names of "

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.structures import Regions
 from glipv2_d2.text.answers import read_answers
 

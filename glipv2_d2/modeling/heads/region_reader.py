@@ -19,12 +19,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
+from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.text_vectors import TextVectors
-from glipv2_d2.modeling.losses.precision import full_precision
-from glipv2_d2.modeling.past import Past
 from glipv2_d2.modeling.regions import RegionFinder, build_region_finder
-from glipv2_d2.structures import LanguageFeatures, Regions
+from glipv2_d2.structures import Regions, TextFeatures
 from glipv2_d2.text.answers import read_answers
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -121,8 +121,8 @@ class RegionReader(nn.Module):
         }
 
     def forward(
-        self, words: LanguageFeatures, regions: Regions, logits: Tensor | None = None
-    ) -> LanguageFeatures:
+        self, words: TextFeatures, regions: Regions, logits: Tensor | None = None
+    ) -> TextFeatures:
         """The words of N texts, each after it has read the regions of its image, (N, T, D).
 
         Regions read no word of a text that is read from left to right, so that what is read once
@@ -139,23 +139,23 @@ class RegionReader(nn.Module):
             words = self.matches(words, seen, logits, regions.is_found)
         num_regions = seen.shape[1]
         is_read = torch.cat([words.mask.new_ones(seen.shape[:2]), words.mask], dim=1)
-        both = LanguageFeatures(torch.cat([seen, words.hidden.to(seen)], dim=1), is_read)
+        both = TextFeatures(torch.cat([seen, words.hidden.to(seen)], dim=1), is_read)
         for layer in self.layers:
             both = layer(both)
         return replace(words, hidden=both.hidden[:, num_regions:])
 
-    def look(self, regions: Regions) -> list[Past]:
+    def look(self, regions: Regions) -> list[KVCache]:
         """Per layer, what texts that are read from left to right read of N images."""
         seen = self.as_words(regions)
         is_read = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device)
         looks = []
         for layer in self.layers:
-            read, past = layer.look(LanguageFeatures(seen, is_read))
+            read, past = layer.look(TextFeatures(seen, is_read))
             seen = read.hidden
             looks.append(past)
         return looks
 
-    def read_on(self, hidden: Tensor, past: Sequence[Past]) -> tuple[Tensor, list[Past]]:
+    def read_on(self, hidden: Tensor, past: Sequence[KVCache]) -> tuple[Tensor, list[KVCache]]:
         """(N, T, D) further words of texts that are read from left to right.
 
         Args:
@@ -208,8 +208,8 @@ class WordMatches(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, words: LanguageFeatures, seen: Tensor, logits: Tensor, is_found: Tensor
-    ) -> LanguageFeatures:
+        self, words: TextFeatures, seen: Tensor, logits: Tensor, is_found: Tensor
+    ) -> TextFeatures:
         """The words of N texts, (N, T, D).
 
         Args:

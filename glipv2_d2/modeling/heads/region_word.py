@@ -9,12 +9,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
-REGION_WORD_REGISTRY = Registry("REGION_WORD")
-REGION_WORD_REGISTRY.__doc__ = """
+REGION_WORD_SCORE_REGISTRY = Registry("REGION_WORD")
+REGION_WORD_SCORE_REGISTRY.__doc__ = """
 Region-word scores: ``obj(visual_dim=, language_dim=, prior_prob=, log_scale=)`` gives a module that
-is called as :meth:`RegionWordScore.forward` is.
+is called as :meth:`DotProductScore.forward` is.
 """
 
 # The reference clamps the logits so that fp16 does not overflow.
@@ -28,8 +28,8 @@ CLASSIFIER_LOG_SCALE = -2.0
 CLASSIFIER_INFERENCE_FACTOR = 3.0
 
 
-@REGION_WORD_REGISTRY.register()
-class RegionWordScore(nn.Module):
+@REGION_WORD_SCORE_REGISTRY.register()
+class DotProductScore(nn.Module):
     """Dot products of region features with projected words, plus a bias that each word brings.
 
     The region feature is used as it is, the word is L2-normalised, halved and projected; a learned
@@ -50,7 +50,7 @@ class RegionWordScore(nn.Module):
         self.bias_language = nn.Parameter(torch.zeros(language_dim))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - prior_prob) / prior_prob)))
 
-    def forward(self, regions_per_level: list[Tensor], language: LanguageFeatures) -> list[Tensor]:
+    def forward(self, regions_per_level: list[Tensor], language: TextFeatures) -> list[Tensor]:
         """Logits of every region with every token.
 
         Args:
@@ -70,27 +70,27 @@ class RegionWordScore(nn.Module):
         ]
 
 
-@REGION_WORD_REGISTRY.register()
-class CosineRegionWordScore(nn.Module):
+@REGION_WORD_SCORE_REGISTRY.register()
+class CosineScore(nn.Module):
     """Cosines of projected region features and projected words, over a learned temperature.
 
     The length of a region's feature says nothing here, so a small model trained for hours instead
     of weeks tells names apart early: with the dot product it learns first that all names of a
-    prompt are likelier where any thing is. Our choice; GLIP's is :class:`RegionWordScore`.
+    prompt are likelier where any thing is. Our choice; GLIP's is :class:`DotProductScore`.
     """
 
     def __init__(
         self, *, visual_dim: int, language_dim: int, prior_prob: float, log_scale: float = 0.0
     ) -> None:
-        """Arguments as of :class:`RegionWordScore`."""
+        """Arguments as of :class:`DotProductScore`."""
         super().__init__()
         self.region_projection = nn.Linear(visual_dim, COSINE_DIM)
         self.projection = nn.Linear(language_dim, COSINE_DIM)
         self.log_scale = nn.Parameter(torch.full((1,), log_scale))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - prior_prob) / prior_prob)))
 
-    def forward(self, regions_per_level: list[Tensor], language: LanguageFeatures) -> list[Tensor]:
-        """Logits of every region with every token; shapes as of :class:`RegionWordScore`."""
+    def forward(self, regions_per_level: list[Tensor], language: TextFeatures) -> list[Tensor]:
+        """Logits of every region with every token; shapes as of :class:`DotProductScore`."""
         words = F.normalize(self.projection(F.normalize(language.hidden, dim=-1)), dim=-1)
         words = (words / self.log_scale.exp()).transpose(1, 2)  # (N, E, T)
         return [
@@ -99,8 +99,8 @@ class CosineRegionWordScore(nn.Module):
         ]
 
 
-@REGION_WORD_REGISTRY.register()
-class ClassifierRegionWordScore(nn.Module):
+@REGION_WORD_SCORE_REGISTRY.register()
+class ClassifierScore(nn.Module):
     """Learned cosines plus those between the words and what a frozen classifier sees.
 
     The last D channels of a region are a vector in the space of the D wide words
@@ -113,9 +113,9 @@ class ClassifierRegionWordScore(nn.Module):
     def __init__(
         self, *, visual_dim: int, language_dim: int, prior_prob: float, log_scale: float = 0.0
     ) -> None:
-        """Arguments as of :class:`RegionWordScore`; ``visual_dim`` counts all channels."""
+        """Arguments as of :class:`DotProductScore`; ``visual_dim`` counts all channels."""
         super().__init__()
-        self.learned = CosineRegionWordScore(
+        self.learned = CosineScore(
             visual_dim=visual_dim - language_dim,
             language_dim=language_dim,
             prior_prob=prior_prob,
@@ -126,19 +126,17 @@ class ClassifierRegionWordScore(nn.Module):
         nn.init.zeros_(self.trust.weight)
         nn.init.zeros_(self.trust.bias)
 
-    def forward(self, regions_per_level: list[Tensor], language: LanguageFeatures) -> list[Tensor]:
-        """Logits of every region with every token; shapes as of :class:`RegionWordScore`."""
+    def forward(self, regions_per_level: list[Tensor], language: TextFeatures) -> list[Tensor]:
+        """Logits of every region with every token; shapes as of :class:`DotProductScore`."""
         factor = 1.0 if self.training else CLASSIFIER_INFERENCE_FACTOR
         return self._score(regions_per_level, language, factor)
 
-    def as_trained(
-        self, regions_per_level: list[Tensor], language: LanguageFeatures
-    ) -> list[Tensor]:
+    def as_trained(self, regions_per_level: list[Tensor], language: TextFeatures) -> list[Tensor]:
         """The logits of training, for those who learn from them."""
         return self._score(regions_per_level, language, 1.0)
 
     def _score(
-        self, regions_per_level: list[Tensor], language: LanguageFeatures, factor: float
+        self, regions_per_level: list[Tensor], language: TextFeatures, factor: float
     ) -> list[Tensor]:
         width = language.hidden.shape[-1]
         visual_per_level = [regions[..., :-width] for regions in regions_per_level]

@@ -22,12 +22,12 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from glipv2_d2.layers.box_coder import to_exclusive
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE, gt_positive_map
 from glipv2_d2.modeling.heads.mask_heads import REGION
 from glipv2_d2.modeling.losses.mask import mask_loss
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.modeling.postprocess import DetectionsPerImage
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import TextFeatures, TokenBatch
 
 MAPS = ("fused", "fpn")
 """Which maps boxes may be cut from: with the words in them, or as the FPN gave them."""
@@ -117,7 +117,7 @@ class GroundingROIHeads(nn.Module):
         self,
         features: dict[str, Tensor],
         fused_features: dict[str, Tensor],
-        words: LanguageFeatures,
+        words: TextFeatures,
         tokens: TokenBatch,
         detections: Sequence[DetectionsPerImage],
         gt_instances: Sequence[Instances] | None = None,
@@ -157,7 +157,7 @@ class GroundingROIHeads(nn.Module):
     def losses(
         self,
         maps: dict[str, Tensor],
-        words: LanguageFeatures,
+        words: TextFeatures,
         tokens: TokenBatch,
         detections: Sequence[DetectionsPerImage],
         gt_instances: Sequence[Instances],
@@ -258,7 +258,7 @@ def build_entry(visual_dim: int, dim: int) -> nn.Module:
     return entry
 
 
-def normalized(words: LanguageFeatures) -> Tensor:
+def normalized(words: TextFeatures) -> Tensor:
     """(N, T, D) words of length 1, at least float32."""
     return F.normalize(full_precision(words.hidden), dim=-1)
 

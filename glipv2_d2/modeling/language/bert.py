@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as hf_logging
 
+from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.left_to_right import read_left_to_right
-from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import resolve_model
 
 INSTALLED_TO_CANONICAL: Mapping[str, str] = {}
@@ -137,13 +137,13 @@ class BertLanguageBackbone(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.freeze)
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
         """(N, T) tokens -> (N, T, D) features."""
         if tokens.causal:
             hidden, _ = self.read_on(tokens.input_ids)
         else:
             hidden = self.encode(tokens.input_ids, tokens.mask)
-        return LanguageFeatures(hidden, tokens.mask, tokens.causal)
+        return TextFeatures(hidden, tokens.mask, tokens.causal)
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(N, T) ids and bool mask -> (N, T, D) of the last layer. Padding has no meaning."""
@@ -152,8 +152,8 @@ class BertLanguageBackbone(nn.Module):
         return output.last_hidden_state
 
     def read_on(
-        self, input_ids: Tensor, past: Sequence[Past] | None = None
-    ) -> tuple[Tensor, list[Past]]:
+        self, input_ids: Tensor, past: Sequence[KVCache] | None = None
+    ) -> tuple[Tensor, list[KVCache]]:
         """Read from left to right, see :func:`read_left_to_right`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return read_left_to_right(self.bert, input_ids, past)

@@ -9,7 +9,7 @@ from detectron2.utils.registry import Registry
 
 LANGUAGE_BACKBONE_REGISTRY = Registry("LANGUAGE_BACKBONE")
 LANGUAGE_BACKBONE_REGISTRY.__doc__ = """
-Language backbones: ``obj(cfg)`` gives a module that maps a TokenBatch to LanguageFeatures and says
+Language backbones: ``obj(cfg)`` gives a module that maps a TokenBatch to TextFeatures and says
 the width of its features in the attribute ``width``, and in ``vocab_size`` how many ids it knows.
 One that is to describe images also reads TokenBatches that are ``causal``, and in pieces:
 ``read_on(input_ids, past)`` as of BertLanguageBackbone.

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.layers.lru_cache import LRUCache, stream_id
+from glipv2_d2.structures import TextFeatures, TokenBatch
 
 PhraseIds = tuple[int, ...]
 """The token ids of one phrase, without [CLS] and [SEP]."""
@@ -67,7 +67,7 @@ class LanguageCache:
         """
         if size < 0:
             raise ValueError(f"MODEL.LANGUAGE_BACKBONE.CACHE_SIZE is {size}; 0 turns the cache off")
-        self._hidden: BoundedCache[Hashable, Tensor] = BoundedCache(size)
+        self._hidden: LRUCache[Hashable, Tensor] = LRUCache(size)
 
     def __len__(self) -> int:
         return len(self._hidden)
@@ -77,7 +77,7 @@ class LanguageCache:
 
     # Its bookkeeping is no arithmetic.
     @torch.compiler.disable(recursive=False)
-    def __call__(self, language_backbone: nn.Module, tokens: TokenBatch) -> LanguageFeatures:
+    def __call__(self, language_backbone: nn.Module, tokens: TokenBatch) -> TextFeatures:
         """``language_backbone(tokens)``, of which only unknown prompts are really asked.
 
         Rows of padding are zeros.
@@ -100,7 +100,7 @@ class LanguageCache:
             self._hidden.keep(learned, version)
             hidden |= learned
         padded = _pad([hidden[key] for key in keys], tokens.mask.shape[1])
-        return LanguageFeatures(padded, tokens.mask, tokens.causal)
+        return TextFeatures(padded, tokens.mask, tokens.causal)
 
 
 def _precision(device: torch.device) -> torch.dtype | None:
@@ -173,7 +173,7 @@ class PhraseCache:
         Args:
             size: phrases to keep, at least 1; the least recently used goes first.
         """
-        self._vectors: BoundedCache[tuple[int, PhraseIds], Tensor] = BoundedCache(size)
+        self._vectors: LRUCache[tuple[int, PhraseIds], Tensor] = LRUCache(size)
 
     def __len__(self) -> int:
         return len(self._vectors)

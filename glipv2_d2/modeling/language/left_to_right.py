@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertModel
 
-from glipv2_d2.modeling.past import Past, causal_mask, extend
+from glipv2_d2.modeling.generation.kv_cache import KVCache, causal_mask, extend
 
 
 def read_left_to_right(
-    bert: BertModel, input_ids: Tensor, past: Sequence[Past] | None = None
-) -> tuple[Tensor, list[Past]]:
+    bert: BertModel, input_ids: Tensor, past: Sequence[KVCache] | None = None
+) -> tuple[Tensor, list[KVCache]]:
     """Read further tokens of texts; each sees what is left of it and itself.
 
     Padding behind a text is seen by nobody before it.
@@ -49,8 +49,8 @@ def read_left_to_right(
 
 
 def _attend(
-    attention: Any, hidden: Tensor, allowed: Tensor, past: Past | None
-) -> tuple[Tensor, Past]:
+    attention: Any, hidden: Tensor, allowed: Tensor, past: KVCache | None
+) -> tuple[Tensor, KVCache]:
     """What (R, T, D) tokens read of the past and of each other."""
     query, key, value = (
         linear(hidden).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)

@@ -15,11 +15,11 @@ from detectron2.config import configurable
 from torch import Tensor
 from transformers import BertModel
 
+from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
-from glipv2_d2.modeling.past import Past
-from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 
 # 8192 phrases of MiniLM are 12 MiB.
 _CACHED_PHRASES = 8192
@@ -60,7 +60,7 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         super().__init__(bert=bert, freeze=freeze, checkpoint_excluded=checkpoint_excluded)
         self._phrase_cache = PhraseCache(_CACHED_PHRASES)
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
         """(N, T) tokens -> (N, T, D) float32 features."""
         if tokens.causal:
             return super().forward(tokens)
@@ -75,11 +75,11 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
             hidden = hidden.index_copy(
                 0, rows, torch.where(is_alone[rows, :, None], hidden[rows], context)
             )
-        return LanguageFeatures(hidden, tokens.mask)
+        return TextFeatures(hidden, tokens.mask)
 
     def read_on(
-        self, input_ids: Tensor, past: Sequence[Past] | None = None
-    ) -> tuple[Tensor, list[Past]]:
+        self, input_ids: Tensor, past: Sequence[KVCache] | None = None
+    ) -> tuple[Tensor, list[KVCache]]:
         hidden, past = super().read_on(input_ids, past)
         return _unit_variance(hidden.float()), past
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.lru_cache import LRUCache
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ class TextVectors:
         self.language_backbone = language_backbone
         self.tokenizer = tokenizer
         self._cache = PhraseCache(_CACHED_TEXTS)
-        self._ids_of: BoundedCache[tuple[str, ...], list[PhraseIds]] = BoundedCache(_KNOWN_LISTS)
+        self._ids_of: LRUCache[tuple[str, ...], list[PhraseIds]] = LRUCache(_KNOWN_LISTS)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(A, D), in at least float32.

@@ -11,10 +11,10 @@ from detectron2.layers import nonzero_tuple
 from torch import Tensor
 
 from glipv2_d2.layers.box_coder import BoxCoder
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.losses.across_gpus import mean_over_gpus
 from glipv2_d2.modeling.losses.grounding import token_focal_loss
 from glipv2_d2.modeling.losses.localization import box_loss, centerness_targets
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.structures import DensePredictions, DenseTargets
 
 # Positive anchors lie inside their boxes, so a smaller sum of weights means that there are none.

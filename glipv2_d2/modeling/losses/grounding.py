@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
 
 
 def token_targets(matched_idxs: Tensor, positive_map_per_gt: Tensor, max_tokens: int) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.losses.across_gpus import count_per_gpu
-from glipv2_d2.modeling.losses.precision import full_precision
 
 
 def word_loss(logits: Tensor, word_ids: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.heads.region_word import MAX_LOGIT, REGION_WORD_REGISTRY
-from glipv2_d2.modeling.losses.precision import full_precision
+from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.heads.region_word import MAX_LOGIT, REGION_WORD_SCORE_REGISTRY
 from glipv2_d2.modeling.two_stage.asked_names import AskedNames, asked_names
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 Predictions = tuple[Tensor, Tensor]
 """Region features (R, C) and class-agnostic box deltas (R, 4)."""
@@ -42,7 +42,7 @@ class RegionWordOutputLayers(FastRCNNOutputLayers):
         """
         Args:
             input_shape: of the features of a region.
-            region_word: as of REGION_WORD_REGISTRY, for these features.
+            region_word: as of REGION_WORD_SCORE_REGISTRY, for these features.
             kwargs: those of Detectron2's FastRCNNOutputLayers; boxes are class-agnostic.
         """
         super().__init__(input_shape, cls_agnostic_bbox_reg=True, **kwargs)
@@ -58,7 +58,7 @@ class RegionWordOutputLayers(FastRCNNOutputLayers):
         options = super().from_config(cfg, input_shape)
         del options["cls_agnostic_bbox_reg"]
         visual_dim = input_shape.channels * (input_shape.height or 1) * (input_shape.width or 1)
-        options["region_word"] = REGION_WORD_REGISTRY.get(settings.REGION_WORD)(
+        options["region_word"] = REGION_WORD_SCORE_REGISTRY.get(settings.REGION_WORD)(
             visual_dim=visual_dim,
             language_dim=language_dim,
             prior_prob=settings.PRIOR_PROB,
@@ -120,7 +120,7 @@ class RegionWordOutputLayers(FastRCNNOutputLayers):
     def _logits_of_image(self, regions: Tensor, names: AskedNames, num_classes: int) -> Tensor:
         """(R_i, C) features -> (R_i, K)."""
         is_name = torch.ones(1, len(names.classes), dtype=torch.bool, device=regions.device)
-        language = LanguageFeatures(names.vectors[None], is_name)
+        language = TextFeatures(names.vectors[None], is_name)
         ((logits,),) = self.region_word([regions[None]], language)  # (R_i, L)
         columns = torch.tensor(names.classes, dtype=torch.int64, device=regions.device)
         unasked = logits.new_full((len(regions), num_classes), -MAX_LOGIT)

@@ -13,10 +13,10 @@ from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
 from glipv2_d2.modeling.heads.roi_heads import mean_words
 from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
-from glipv2_d2.modeling.losses.precision import full_precision
 from glipv2_d2.modeling.meta_arch import GLIPv2
 from glipv2_d2.modeling.prompting import InputPrompts, build_input_prompts
 from glipv2_d2.modeling.two_stage.asked_names import AskedNames, asking
@@ -49,7 +49,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
     ) -> None:
         """
         Args:
-            language_backbone: TokenBatch -> LanguageFeatures.
+            language_backbone: TokenBatch -> TextFeatures.
             input_prompts: what is asked of an input.
             language_cache_size: prompts whose features are kept at inference; 0: none.
             kwargs: those of Detectron2's GeneralizedRCNN; ``roi_heads`` is one of

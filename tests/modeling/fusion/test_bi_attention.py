@@ -17,7 +17,7 @@ from glipv2_d2.modeling.fusion.bi_attention import (
     flatten_levels,
     unflatten_levels,
 )
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 
 def make_attention(dropout: float = 0.0) -> BiAttention:
@@ -227,7 +227,7 @@ def test_fusion_without_scale_returns_the_normalised_inputs() -> None:
     )
     fusion = BiAttentionFusion(visual_dim=6, language_dim=10, attention=attention, layer_scale=0.0)
     features = [torch.randn(1, 6, 3, 3)]
-    language = LanguageFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
+    language = TextFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
     fused, fused_language = fusion(features, language)
     normed = torch.nn.functional.layer_norm(features[0].permute(0, 2, 3, 1), (6,))
     torch.testing.assert_close(fused[0].permute(0, 2, 3, 1), normed)
@@ -252,7 +252,7 @@ def test_word_fusion_leaves_the_words_as_they_are() -> None:
         visual_dim=6, language_dim=10, attention_dim=16, num_heads=4, dropout=0.0
     )
     fusion = WordFusion(visual_dim=6, language_dim=10, attention=attention, layer_scale=1.0)
-    language = LanguageFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
+    language = TextFeatures(torch.randn(1, 4, 10), torch.ones(1, 4, dtype=torch.bool))
     fused, after = fusion([torch.randn(1, 6, 3, 3)], language)
     assert after is language
     assert fused[0].shape == (1, 6, 3, 3)

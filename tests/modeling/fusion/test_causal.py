@@ -10,7 +10,7 @@ import torch
 from glipv2_d2.modeling.fusion import ClassifierFusedDynamicHead
 from glipv2_d2.modeling.fusion.fused_head import FusedDynamicHead, ImageFusedDynamicHead
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 WORD_WIDTH, VISUAL_DIM = 12, 8
 SIZES = {
@@ -56,21 +56,21 @@ def features(head: FusedDynamicHead) -> Pyramid:
 
 
 @pytest.fixture
-def language() -> LanguageFeatures:
+def language() -> TextFeatures:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(NUM_IMAGES, NUM_TOKENS, WORD_WIDTH, generator=generator)
     mask = torch.ones(NUM_IMAGES, NUM_TOKENS, dtype=torch.bool)
-    return LanguageFeatures(hidden, mask, causal=True)
+    return TextFeatures(hidden, mask, causal=True)
 
 
-def changed(language: LanguageFeatures, token: int) -> LanguageFeatures:
+def changed(language: TextFeatures, token: int) -> TextFeatures:
     hidden = language.hidden.clone()
     hidden[:, token] = hidden[:, token].flip(-1)
     return replace(language, hidden=hidden)
 
 
 def test_a_later_word_changes_nothing_before_it(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures
 ) -> None:
     before, after = (head(features, words)[1].hidden for words in (language, changed(language, 3)))
     assert torch.equal(before[:, :3], after[:, :3])
@@ -78,7 +78,7 @@ def test_a_later_word_changes_nothing_before_it(
 
 
 def test_the_image_reads_no_word(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures
 ) -> None:
     fused, _ = head(features, language)
     of_other_words, _ = head(features, changed(language, 0))
@@ -86,7 +86,7 @@ def test_the_image_reads_no_word(
 
 
 def test_the_words_read_the_image(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures
 ) -> None:
     _, words = head(features, language)
     _, of_another = head({name: level.flip(0) for name, level in features.items()}, language)
@@ -99,7 +99,7 @@ def test_images_that_read_words_alone_leave_causal_ones_unread() -> None:
     head = ImageFusedDynamicHead(**kept).eval()
     features = {"p3": torch.randn(1, VISUAL_DIM, 4, 4)}
     one, other = (
-        LanguageFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool(), causal=True)
+        TextFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool(), causal=True)
         for _ in range(2)
     )
     assert torch.equal(head(features, one)[0]["p3"], head(features, other)[0]["p3"])
@@ -107,7 +107,7 @@ def test_images_that_read_words_alone_leave_causal_ones_unread() -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_words_alone_equal_those_beside_the_maps(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures, causal: bool
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures, causal: bool
 ) -> None:
     language = replace(language, causal=causal)
     language.mask[1, 4:] = False
@@ -120,7 +120,7 @@ def test_the_words_alone_equal_those_beside_the_maps(
 
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_texts_of_one_image_are_read_as_if_each_had_an_image_of_its_own(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures, num_blocks: int
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures, num_blocks: int
 ) -> None:
     head.blocks = head.blocks[:num_blocks]
     texts = language.rows([0, 1, 0, 1])
@@ -133,11 +133,11 @@ def test_texts_of_one_image_are_read_as_if_each_had_an_image_of_its_own(
 
 
 def test_the_words_alone_give_the_gradients_of_those_beside_the_maps(
-    head: FusedDynamicHead, features: Pyramid, language: LanguageFeatures
+    head: FusedDynamicHead, features: Pyramid, language: TextFeatures
 ) -> None:
     parameters = dict(head.train().named_parameters())
 
-    def gradients(words: LanguageFeatures) -> dict[str, torch.Tensor | None]:
+    def gradients(words: TextFeatures) -> dict[str, torch.Tensor | None]:
         total = words.hidden.square().sum()
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return dict(zip(parameters, found, strict=True))
@@ -155,7 +155,7 @@ def test_the_words_alone_give_the_gradients_of_those_beside_the_maps(
 def test_reading_on_equals_reading_at_once(
     head: FusedDynamicHead,
     features: Pyramid,
-    language: LanguageFeatures,
+    language: TextFeatures,
     texts_per_image: int,
     pieces: tuple[int, ...],
 ) -> None:
@@ -163,7 +163,7 @@ def test_reading_on_equals_reading_at_once(
     hidden = torch.randn(NUM_IMAGES * texts_per_image, NUM_TOKENS, WORD_WIDTH, generator=generator)
     repeated = {name: x.repeat_interleave(texts_per_image, 0) for name, x in features.items()}
     mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
-    _, whole = head(repeated, LanguageFeatures(hidden, mask, causal=True))
+    _, whole = head(repeated, TextFeatures(hidden, mask, causal=True))
     looks, past, parts = head.look(features), None, []
     for piece in hidden.split(pieces, dim=1):
         read, past = head.read_on(looks, piece, past)
@@ -186,5 +186,5 @@ def test_a_causal_language_layer_equals_torchs_attention_under_a_triangle() -> N
     normed = layer.attention_norm(hidden + read)
     inner = torch.nn.functional.gelu(layer.ffn_in(normed))
     expected = layer.ffn_norm(normed + layer.ffn_out(inner))
-    language = LanguageFeatures(hidden, torch.ones(2, 5, dtype=torch.bool), causal=True)
+    language = TextFeatures(hidden, torch.ones(2, 5, dtype=torch.bool), causal=True)
     torch.testing.assert_close(layer(language).hidden, expected, atol=1e-5, rtol=1e-5)

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from helpers.models import tiny_cfg
 
 from glipv2_d2.modeling.fusion import build_fused_head
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 WORD_WIDTH = 12
 VISUAL_DIM = 16
@@ -29,10 +29,10 @@ def build(
     return build_fused_head(cfg, shapes, WORD_WIDTH).eval()
 
 
-def inputs() -> tuple[dict[str, torch.Tensor], LanguageFeatures]:
+def inputs() -> tuple[dict[str, torch.Tensor], TextFeatures]:
     channels = VISUAL_DIM + WORD_WIDTH
     features = {"p3": torch.randn(1, channels, 8, 8), "p4": torch.randn(1, channels, 4, 4)}
-    return features, LanguageFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool())
+    return features, TextFeatures(torch.randn(1, 3, WORD_WIDTH), torch.ones(1, 3).bool())
 
 
 @pytest.mark.parametrize("name", HEADS)

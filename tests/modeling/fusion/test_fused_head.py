@@ -11,7 +11,7 @@ from glipv2_d2.modeling.fusion.fused_head import (
     ImageFusedDynamicHead,
 )
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 SIZES = {
     "visual_dim": 8,
@@ -27,14 +27,14 @@ SIZES = {
 }
 
 
-def make_inputs() -> tuple[dict[str, torch.Tensor], LanguageFeatures]:
+def make_inputs() -> tuple[dict[str, torch.Tensor], TextFeatures]:
     generator = torch.Generator().manual_seed(0)
     features = {
         f"p{level}": torch.randn(2, 8, size, size, generator=generator)
         for level, size in ((3, 8), (4, 4), (5, 2))
     }
     hidden = torch.randn(2, 5, 12, generator=generator)
-    return features, LanguageFeatures(hidden, torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
+    return features, TextFeatures(hidden, torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
@@ -61,7 +61,7 @@ def test_inputs_stay_as_they_were_before_fusion() -> None:
 def test_unfused_head_does_not_let_the_text_touch_the_image() -> None:
     head = DynamicHead(visual_dim=8, num_blocks=2, num_groups=4)
     features, language = make_inputs()
-    other = LanguageFeatures(language.hidden + 1, language.mask)
+    other = TextFeatures(language.hidden + 1, language.mask)
     for name, x in head(features, language)[0].items():
         assert torch.equal(x, head(features, other)[0][name])
 
@@ -69,7 +69,7 @@ def test_unfused_head_does_not_let_the_text_touch_the_image() -> None:
 def test_fused_head_reads_the_text() -> None:
     head = FusedDynamicHead(**SIZES).eval()
     features, language = make_inputs()
-    other = LanguageFeatures(language.hidden.flip(-1), language.mask)
+    other = TextFeatures(language.hidden.flip(-1), language.mask)
     assert not torch.allclose(head(features, language)[0]["p3"], head(features, other)[0]["p3"])
 
 
@@ -122,7 +122,7 @@ def test_image_fused_head_reads_the_text_and_leaves_it() -> None:
     sizes = {key: value for key, value in SIZES.items() if key not in left_out}
     head = ImageFusedDynamicHead(**sizes).eval()
     features, language = make_inputs()
-    other = LanguageFeatures(language.hidden.flip(-1), language.mask)
+    other = TextFeatures(language.hidden.flip(-1), language.mask)
     fused, after = head(features, language)
     assert after is language
     assert not torch.allclose(fused["p3"], head(features, other)[0]["p3"])

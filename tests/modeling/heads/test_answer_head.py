@@ -15,7 +15,7 @@ from glipv2_d2.modeling.heads.answer import (
     configured_answers,
 )
 from glipv2_d2.modeling.language.text_vectors import TextVectors
-from glipv2_d2.structures import LanguageFeatures, ReadQuestions
+from glipv2_d2.structures import ReadQuestions, TextFeatures
 
 ANSWERS = ["yes", "no", "2", "traffic light"]
 WIDTH = 6
@@ -29,15 +29,13 @@ def head() -> AnswerHead:
 
 
 @pytest.fixture
-def words() -> LanguageFeatures:
+def words() -> TextFeatures:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 5, WIDTH, generator=generator)
-    return LanguageFeatures(hidden, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+    return TextFeatures(hidden, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
 
 
-def test_pooling_is_a_softmax_over_the_valid_words(
-    head: AnswerHead, words: LanguageFeatures
-) -> None:
+def test_pooling_is_a_softmax_over_the_valid_words(head: AnswerHead, words: TextFeatures) -> None:
     for row, num_words in enumerate((5, 3)):
         hidden = words.hidden[row, :num_words]
         logits = hidden @ head.attention.weight[0] + head.attention.bias
@@ -48,14 +46,14 @@ def test_pooling_is_a_softmax_over_the_valid_words(
 
 
 @pytest.mark.parametrize("garbage", [100.0, float("inf"), float("nan")])
-def test_padding_changes_nothing(head: AnswerHead, words: LanguageFeatures, garbage: float) -> None:
+def test_padding_changes_nothing(head: AnswerHead, words: TextFeatures, garbage: float) -> None:
     before = head.pool(words)
     words.hidden[1, 3:] = garbage
     assert torch.equal(head.pool(words), before)
 
 
 def test_the_loss_is_the_weighted_mean_over_questions(
-    head: AnswerHead, words: LanguageFeatures
+    head: AnswerHead, words: TextFeatures
 ) -> None:
     loss = head([ReadQuestions(words)], [{"yes": 1.0, "maybe": 0.6}, {"Two": 0.3}])["loss_answer"]
     targets = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0.3, 0]])
@@ -66,7 +64,7 @@ def test_the_loss_is_the_weighted_mean_over_questions(
 
 
 def test_parts_that_were_read_apart_have_the_loss_of_all_together(
-    head: AnswerHead, words: LanguageFeatures
+    head: AnswerHead, words: TextFeatures
 ) -> None:
     parts = [ReadQuestions(words.rows([row])) for row in (0, 1)]
     answers = [{"yes": 1.0}, {"2": 0.3}]
@@ -75,7 +73,7 @@ def test_parts_that_were_read_apart_have_the_loss_of_all_together(
 
 
 def test_no_question_costs_nothing_and_reaches_every_weight(
-    head: AnswerHead, words: LanguageFeatures
+    head: AnswerHead, words: TextFeatures
 ) -> None:
     loss = head([ReadQuestions(words.rows([]))], [])["loss_answer"]
     loss.backward()
@@ -83,15 +81,13 @@ def test_no_question_costs_nothing_and_reaches_every_weight(
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-def test_at_first_about_one_answer_is_expected(head: AnswerHead, words: LanguageFeatures) -> None:
+def test_at_first_about_one_answer_is_expected(head: AnswerHead, words: TextFeatures) -> None:
     torch.nn.init.zeros_(head.scores.linear.weight)
     probabilities = head.scores(head.pool(words), ANSWERS).sigmoid()
     torch.testing.assert_close(probabilities, torch.full((2, 4), 1 / 5))
 
 
-def test_the_guess_is_the_likeliest_of_the_choices(
-    head: AnswerHead, words: LanguageFeatures
-) -> None:
+def test_the_guess_is_the_likeliest_of_the_choices(head: AnswerHead, words: TextFeatures) -> None:
     probabilities = head.scores(head.pool(words), ANSWERS).sigmoid()
     guesses = head.guess(ReadQuestions(words), [None, ["Traffic light", "2"]])
     assert guesses[0] == (
@@ -103,9 +99,7 @@ def test_the_guess_is_the_likeliest_of_the_choices(
     assert guesses[1].score == pytest.approx(max(expected.values()).item())
 
 
-def test_a_choice_that_was_never_learned_is_refused(
-    head: AnswerHead, words: LanguageFeatures
-) -> None:
+def test_a_choice_that_was_never_learned_is_refused(head: AnswerHead, words: TextFeatures) -> None:
     with pytest.raises(ValueError, match="'purple' is not in the list of 4 answers.*SCORE 'words'"):
         head.guess(ReadQuestions(words), [["yes", "purple"], None])
 

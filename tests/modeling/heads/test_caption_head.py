@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig
 from glipv2_d2.modeling.heads.caption import CaptionHead
-from glipv2_d2.structures import LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
 WIDTH = 6
@@ -22,7 +22,7 @@ def make_head(**decoding: int) -> CaptionHead:
         language_dim=WIDTH,
         decoder=nn.Linear(WIDTH, VOCAB_SIZE),
         tokenizer=Tokenizer(max_tokens=40),
-        decoding=Decoding(**decoding),
+        decoding=GenerationConfig(**decoding),
         weight=3.0,
     )
 
@@ -33,10 +33,10 @@ def tokens() -> TokenBatch:
     return replace(Tokenizer()(texts), causal=True)
 
 
-def language(tokens: TokenBatch) -> LanguageFeatures:
+def language(tokens: TokenBatch) -> TextFeatures:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(*tokens.mask.shape, WIDTH, generator=generator, requires_grad=True)
-    return LanguageFeatures(hidden, tokens.mask, causal=True)
+    return TextFeatures(hidden, tokens.mask, causal=True)
 
 
 def test_every_word_and_the_end_are_guessed_from_the_word_before(tokens: TokenBatch) -> None:

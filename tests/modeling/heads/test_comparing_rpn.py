@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glipv2_d2.modeling.heads.comparing_rpn import SHARPNESS, PlaceComparison
-from glipv2_d2.structures import LanguageFeatures
+from glipv2_d2.structures import TextFeatures
 
 DIM = 3
 RIGHT, LEFT, LARGER = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
@@ -25,9 +25,9 @@ def make_comparison(strength: float = 5.0) -> PlaceComparison:
     return comparison
 
 
-def words(*directions: tuple[float, ...]) -> LanguageFeatures:
+def words(*directions: tuple[float, ...]) -> TextFeatures:
     hidden = torch.tensor(directions)[None]
-    return LanguageFeatures(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+    return TextFeatures(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
 
 
 def compare(
@@ -39,13 +39,13 @@ def compare(
     return after[0, :, 0].tolist()
 
 
-def random_inputs(seed: int) -> tuple[Tensor, Tensor, LanguageFeatures]:
+def random_inputs(seed: int) -> tuple[Tensor, Tensor, TextFeatures]:
     random = torch.Generator().manual_seed(seed)
     corners = 200 * torch.rand(2, 7, 2, generator=random)
     boxes = torch.cat([corners, corners + 20 + 60 * torch.rand(2, 7, 2, generator=random)], dim=-1)
     hidden = torch.randn(2, 4, DIM, generator=random)
     logits = torch.randn(2, 7, 4, generator=random)
-    return logits, boxes, LanguageFeatures(hidden, torch.ones(2, 4, dtype=torch.bool))
+    return logits, boxes, TextFeatures(hidden, torch.ones(2, 4, dtype=torch.bool))
 
 
 TWO_THINGS = [[10.0, 50, 49, 89], [200.0, 50, 239, 89]]

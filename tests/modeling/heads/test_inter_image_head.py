@@ -10,7 +10,7 @@ from torch import Tensor
 from glipv2_d2.modeling.heads import inter_image as module
 from glipv2_d2.modeling.heads.inter_image import InterImageHead, label_name_ids, name_ids, words_of
 from glipv2_d2.modeling.losses.inter_image import NO_NAME, NamedVectors, propagate_labels
-from glipv2_d2.structures import DenseTargets, LanguageFeatures, Prompt, TokenBatch
+from glipv2_d2.structures import DenseTargets, Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ def run_head(matched_idxs: list[list[int]], **arguments: Any) -> dict[str, Tenso
     hidden = torch.randn(2, tokens.mask.shape[1], 3, generator=generator)
     return head(**arguments)(
         features,
-        LanguageFeatures(hidden, tokens.mask),
+        TextFeatures(hidden, tokens.mask),
         tokens,
         [ground_truth(0, 1), ground_truth(0, 0)],
         DenseTargets(matched, token_targets, torch.zeros(2, 5, 4)),

@@ -8,9 +8,9 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.modeling.heads.lm_head import TiedDecoder, build_word_decoder
 from glipv2_d2.modeling.heads.masked_language import NO_TARGET, MaskedLanguageHead, counted_words
-from glipv2_d2.modeling.heads.word_predictor import TiedDecoder, build_word_decoder
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_d2.text.word_masking import WordMasker
@@ -52,10 +52,10 @@ def mask_none(input_ids: Tensor, is_word: Tensor) -> tuple[Tensor, Tensor]:
     return input_ids, torch.zeros_like(is_word)
 
 
-def language(tokens: TokenBatch, dtype: torch.dtype = torch.float32) -> LanguageFeatures:
+def language(tokens: TokenBatch, dtype: torch.dtype = torch.float32) -> TextFeatures:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(*tokens.mask.shape, 6, generator=generator).to(dtype)
-    return LanguageFeatures(hidden.requires_grad_(), tokens.mask)
+    return TextFeatures(hidden.requires_grad_(), tokens.mask)
 
 
 def test_of_names_those_in_the_image_count_and_of_captions_all(
@@ -111,7 +111,7 @@ def test_half_precision_text_gives_a_float32_loss(tokens: TokenBatch) -> None:
     half = language(tokens, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = head()(half, targets)["loss_mlm"]
-    exact = LanguageFeatures(half.hidden.float(), tokens.mask)
+    exact = TextFeatures(half.hidden.float(), tokens.mask)
     torch.testing.assert_close(loss, head()(exact, targets)["loss_mlm"], rtol=0, atol=0)
 
 

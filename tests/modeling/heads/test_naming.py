@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from glipv2_d2.modeling.decoding import Decoding
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig
 from glipv2_d2.modeling.heads.caption import CaptionHead
 from glipv2_d2.modeling.heads.naming import NamePointer, NamingCaptionHead, names_in_texts
-from glipv2_d2.structures import LanguageFeatures, Prompt, Regions, TokenBatch
+from glipv2_d2.structures import Prompt, Regions, TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
 WIDTH, NUM_CHANNELS, VOCAB_SIZE = 6, 5, 30522
@@ -33,7 +33,7 @@ def make_head() -> NamingCaptionHead:
         language_dim=WIDTH,
         decoder=nn.Linear(WIDTH, VOCAB_SIZE),
         tokenizer=Tokenizer(max_tokens=40),
-        decoding=Decoding(),
+        decoding=GenerationConfig(),
         weight=1.0,
     )
 
@@ -143,7 +143,7 @@ def test_the_loss_teaches_to_name_the_region_that_is_there() -> None:
     """Two images that only their regions tell apart: the hidden words are the same."""
     head = make_head()
     tokens, hidden = read(["cat", "t-rex"])
-    words = LanguageFeatures(hidden[:1].expand(2, -1, -1), tokens.mask, causal=True)
+    words = TextFeatures(hidden[:1].expand(2, -1, -1), tokens.mask, causal=True)
     regions = regions_called([[CAT], [REX]])
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     for _ in range(30):
@@ -158,7 +158,7 @@ def test_the_loss_teaches_to_name_the_region_that_is_there() -> None:
 def test_no_caption_costs_nothing_and_reaches_every_weight() -> None:
     head = make_head()
     tokens, hidden = read(["a cat"])
-    words = LanguageFeatures(hidden, tokens.mask, causal=True)
+    words = TextFeatures(hidden, tokens.mask, causal=True)
     loss = head(words.rows([]), tokens.rows([]), regions_called([]))["loss_caption"]
     loss.backward()
     assert loss == 0

@@ -13,7 +13,7 @@ from helpers.text_tasks import ANSWERING, REGIONS
 
 from glipv2_d2.modeling.heads.answer import AnswerHead, ListedScores
 from glipv2_d2.modeling.heads.pointing import AnswerPointer, PointingAnswerHead
-from glipv2_d2.structures import LanguageFeatures, ReadQuestions, Regions
+from glipv2_d2.structures import ReadQuestions, Regions, TextFeatures
 from glipv2_d2.text.answers import read_answers
 
 NAMED = (
@@ -60,7 +60,7 @@ def asked(things: list[list[tuple[int, float]]], named: int | None = None) -> Re
     features = torch.zeros(num_questions, NUM_REGIONS, NUM_CHANNELS)
     hidden = torch.randn(1, NUM_TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
     words = hidden.expand(num_questions, -1, -1)
-    language = LanguageFeatures(words, torch.ones(words.shape[:2], dtype=torch.bool))
+    language = TextFeatures(words, torch.ones(words.shape[:2], dtype=torch.bool))
     return ReadQuestions(language, Regions(features, features, places, name_logits), matches)
 
 
@@ -172,7 +172,7 @@ def test_padding_changes_nothing(head: PointingAnswerHead, garbage: float) -> No
     for value in (0.0, garbage):
         hidden, matches = questions.language.hidden.clone(), questions.matches.clone()
         hidden[:, 3:], matches[:, :, 3:] = value, value
-        padded = replace(questions, language=LanguageFeatures(hidden, mask), matches=matches)
+        padded = replace(questions, language=TextFeatures(hidden, mask), matches=matches)
         logits.append(head.logits(padded, ANSWERS))
     assert torch.equal(*logits)
 

@@ -15,7 +15,7 @@ from glipv2_d2.modeling.heads.region_reader import (
     RegionReader,
     WordMatches,
 )
-from glipv2_d2.structures import LanguageFeatures, Regions
+from glipv2_d2.structures import Regions, TextFeatures
 
 DIM, VISUAL, NUM_REGIONS = 12, 6, 5
 LAYERS = {"num_layers": 2, "num_heads": 2, "ffn_dim": 16, "dropout": 0.0}
@@ -34,10 +34,10 @@ def make_regions(num_images: int = 2, channels: int = VISUAL) -> Regions:
     )
 
 
-def make_words(num_texts: int = 2, num_tokens: int = 4, **fields: bool) -> LanguageFeatures:
+def make_words(num_texts: int = 2, num_tokens: int = 4, **fields: bool) -> TextFeatures:
     torch.manual_seed(2)
     hidden = torch.randn(num_texts, num_tokens, DIM)
-    return LanguageFeatures(hidden, torch.ones(num_texts, num_tokens, dtype=torch.bool), **fields)
+    return TextFeatures(hidden, torch.ones(num_texts, num_tokens, dtype=torch.bool), **fields)
 
 
 def changed(regions: Regions) -> Regions:
@@ -68,7 +68,7 @@ def test_the_order_of_regions_does_not_count() -> None:
 
 def test_padding_of_a_question_is_read_by_nobody() -> None:
     reader, words, regions = make_reader(), make_words(), make_regions()
-    padded = LanguageFeatures(
+    padded = TextFeatures(
         F.pad(words.hidden, (0, 0, 0, 3), value=7.0), F.pad(words.mask, (0, 3), value=False)
     )
     ours = reader(padded, regions).hidden[:, : words.hidden.shape[1]]

@@ -12,7 +12,7 @@ from transformers import BertModel
 from glipv2_d2.modeling.language import BertLanguageBackbone, LanguageCache
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds
 from glipv2_d2.modeling.language.phrase import PhraseLanguageBackbone
-from glipv2_d2.structures import LanguageFeatures, TokenBatch
+from glipv2_d2.structures import TextFeatures, TokenBatch
 
 Ask = Callable[..., TokenBatch]
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ class CountingBackbone(BertLanguageBackbone):
 
     asked = 0
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
         self.asked += len(tokens)
         return super().forward(tokens)
 
@@ -33,7 +33,7 @@ def backbone(bert: BertModel) -> CountingBackbone:
     return CountingBackbone(bert=bert, freeze=False).eval()
 
 
-def assert_same_features(a: LanguageFeatures, b: LanguageFeatures) -> None:
+def assert_same_features(a: TextFeatures, b: TextFeatures) -> None:
     assert torch.equal(a.mask, b.mask)
     torch.testing.assert_close(a.hidden[a.mask], b.hidden[b.mask], atol=1e-6, rtol=0)
 

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from glipv2_d2.modeling.heads.region_word import CosineRegionWordScore, RegionWordScore
+from glipv2_d2.modeling.heads.region_word import CosineScore, DotProductScore
 from glipv2_d2.modeling.two_stage import RegionWordOutputLayers
 from glipv2_d2.modeling.two_stage.asked_names import AskedNames, asking
 
@@ -26,7 +26,7 @@ BOXES = [[4.0, 4.0, 30.0, 40.0], [20.0, 8.0, 50.0, 30.0], [0.0, 0.0, 60.0, 60.0]
 
 def make_predictor(**options: Any) -> RegionWordOutputLayers:
     torch.manual_seed(0)
-    region_word = CosineRegionWordScore(
+    region_word = CosineScore(
         visual_dim=VISUAL_DIM, language_dim=LANGUAGE_DIM, prior_prob=0.01, log_scale=-1.0
     )
     predictor = RegionWordOutputLayers(
@@ -145,7 +145,7 @@ def test_with_detectron2s_rows_for_words_losses_and_gradients_are_detectron2s(ki
     theirs = FastRCNNOutputLayers(shape, cls_agnostic_bbox_reg=True, **options)
     torch.nn.init.normal_(theirs.cls_score.weight)
     torch.nn.init.normal_(theirs.cls_score.bias)
-    region_word = RegionWordScore(visual_dim=VISUAL_DIM, language_dim=NUM_CLASSES, prior_prob=0.5)
+    region_word = DotProductScore(visual_dim=VISUAL_DIM, language_dim=NUM_CLASSES, prior_prob=0.5)
     ours = RegionWordOutputLayers(shape, region_word=region_word, **options)
     with torch.no_grad():
         *rows, background = theirs.cls_score.weight

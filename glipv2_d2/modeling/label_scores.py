@@ -15,7 +15,7 @@ from glipv2_d2.text.token_maps import label_scores
 
 
 @dataclass(frozen=True)
-class LabelPredictions:
+class LabelScores:
     """Scores of labels, and boxes as deltas.
 
     Attributes:
@@ -33,7 +33,7 @@ class LabelPredictions:
     @staticmethod
     def of_image(
         predictions: DensePredictions, index: int, positive_map: Tensor, aggregation: str
-    ) -> LabelPredictions:
+    ) -> LabelScores:
         """Those of one image of a batch.
 
         Args:
@@ -42,7 +42,7 @@ class LabelPredictions:
             aggregation: how token scores become a label's score, see
                 :func:`~glipv2_d2.text.token_maps.label_scores`.
         """
-        return LabelPredictions(
+        return LabelScores(
             scores_per_level=[
                 label_scores(logits[index].float().sigmoid(), positive_map, aggregation)
                 for logits in predictions.token_logits_per_level
@@ -56,13 +56,13 @@ class LabelPredictions:
             anchors_per_level=predictions.anchors_per_level,
         )
 
-    def lerp(self, other: LabelPredictions, weight: float) -> LabelPredictions:
+    def lerp(self, other: LabelScores, weight: float) -> LabelScores:
         """This at a weight of 0, the other one of the same labels and anchors at a weight of 1."""
 
         def mix(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
             return [a.lerp(b, weight) for a, b in zip(ours, theirs, strict=True)]
 
-        return LabelPredictions(
+        return LabelScores(
             mix(self.scores_per_level, other.scores_per_level),
             mix(self.centerness_per_level, other.centerness_per_level),
             mix(self.box_deltas_per_level, other.box_deltas_per_level),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from glipv2_d2.modeling.label_predictions import LabelPredictions
+from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.structures import DensePredictions
 
 
@@ -23,7 +23,7 @@ TWO_LABELS = torch.tensor([[False, True, True, False], [False, False, False, Tru
 
 def test_a_label_scores_as_its_tokens_do_in_the_mean() -> None:
     predictions = random_predictions()
-    found = LabelPredictions.of_image(predictions, 1, TWO_LABELS, "mean")
+    found = LabelScores.of_image(predictions, 1, TWO_LABELS, "mean")
     probs = predictions.token_logits_per_level[0][1].sigmoid()
     expected = torch.stack([probs[:, 1:3].mean(dim=1), probs[:, 3]], dim=1)
     torch.testing.assert_close(found.scores_per_level[0], expected)
@@ -34,8 +34,7 @@ def test_a_label_scores_as_its_tokens_do_in_the_mean() -> None:
 
 def test_a_running_mean_weighs_all_parts_alike() -> None:
     parts = [
-        LabelPredictions.of_image(random_predictions(seed), 0, TWO_LABELS, "mean")
-        for seed in range(3)
+        LabelScores.of_image(random_predictions(seed), 0, TWO_LABELS, "mean") for seed in range(3)
     ]
     mean = parts[0].lerp(parts[1], 1 / 2).lerp(parts[2], 1 / 3)
     for field in ("scores_per_level", "centerness_per_level", "box_deltas_per_level"):
@@ -46,7 +45,7 @@ def test_a_running_mean_weighs_all_parts_alike() -> None:
 
 
 def test_the_best_score_is_the_best_product_with_centerness() -> None:
-    found = LabelPredictions.of_image(random_predictions(), 0, TWO_LABELS, "max")
+    found = LabelScores.of_image(random_predictions(), 0, TWO_LABELS, "max")
     products = [
         (scores[a, 1] * centerness[a]).item()
         for scores, centerness in zip(

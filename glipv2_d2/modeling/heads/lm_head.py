@@ -11,7 +11,7 @@ BERT_STD = 0.02
 """Standard deviation of BERT's initial weights."""
 
 
-class WordPredictor(nn.Module):
+class LMPredictionHead(nn.Module):
     """BERT's prediction head (GLIP spec 14)."""
 
     def __init__(self, *, language_dim: int, decoder: nn.Module) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glipv2_d2.modeling.decoding import Decoding, beam_search, check_beam_size
+from glipv2_d2.modeling.generation.beam_search import GenerationConfig, beam_search, check_beam_size
 
 BEGIN, END = 0, 1
 WORDS = (3, 4, 5)
@@ -57,7 +57,9 @@ class ToyLanguage:
         return total / (len(text) - num_given + 1) ** penalty
 
 
-def search(language: ToyLanguage, decoding: Decoding, num_texts: int = 2, given: tuple = ()):
+def search(
+    language: ToyLanguage, decoding: GenerationConfig, num_texts: int = 2, given: tuple = ()
+):
     return beam_search(
         language.read,
         language.reorder,
@@ -81,7 +83,9 @@ def test_beams_that_hold_every_text_find_the_best_of_all(
     seed: int, min_length: int, penalty: float
 ) -> None:
     """Three texts of one word and nine of two are twelve beams."""
-    decoding = Decoding(beam_size=12, min_length=min_length, max_length=2, length_penalty=penalty)
+    decoding = GenerationConfig(
+        beam_size=12, min_length=min_length, max_length=2, length_penalty=penalty
+    )
     language = ToyLanguage(seed)
     for image, text in enumerate(search(language, decoding)):
         candidates = all_texts(min_length, 2)
@@ -92,7 +96,7 @@ def test_beams_that_hold_every_text_find_the_best_of_all(
 @settings(max_examples=20, deadline=None)
 def test_one_word_is_the_best_of_all_words(seed: int) -> None:
     language = ToyLanguage(seed)
-    found = search(language, Decoding(beam_size=4, max_length=1))
+    found = search(language, GenerationConfig(beam_size=4, max_length=1))
     for image, text in enumerate(found):
         assert text == max(all_texts(1, 1), key=lambda t, i=image: language.score(i, t, 1.0))
 
@@ -101,7 +105,7 @@ def test_one_word_is_the_best_of_all_words(seed: int) -> None:
 @settings(max_examples=20, deadline=None)
 def test_one_beam_takes_the_likeliest_word_each_time(seed: int, min_length: int) -> None:
     language = ToyLanguage(seed)
-    decoding = Decoding(beam_size=1, min_length=min_length, max_length=4)
+    decoding = GenerationConfig(beam_size=1, min_length=min_length, max_length=4)
     for image, text in enumerate(search(language, decoding)):
         expected: list[int] = []
         while len(expected) < 4:
@@ -120,7 +124,7 @@ def test_one_beam_takes_the_likeliest_word_each_time(seed: int, min_length: int)
 def test_lengths_are_kept_and_special_tokens_never_written(
     seed: int, min_length: int, more: int, beam_size: int
 ) -> None:
-    decoding = Decoding(
+    decoding = GenerationConfig(
         beam_size=beam_size, min_length=min_length, max_length=min_length + more - 1
     )
     for text in search(ToyLanguage(seed), decoding, num_texts=3):
@@ -129,7 +133,7 @@ def test_lengths_are_kept_and_special_tokens_never_written(
 
 
 def test_texts_that_are_searched_together_are_those_searched_alone() -> None:
-    decoding = Decoding(beam_size=3, max_length=4)
+    decoding = GenerationConfig(beam_size=3, max_length=4)
     together = search(ToyLanguage(5), decoding, num_texts=3)
 
     class OneImage(ToyLanguage):
@@ -143,7 +147,7 @@ def test_texts_that_are_searched_together_are_those_searched_alone() -> None:
 
 
 def test_a_prefix_is_kept_and_counts_as_length_but_not_as_written() -> None:
-    decoding = Decoding(beam_size=6, min_length=3, max_length=3, prefix="x y")
+    decoding = GenerationConfig(beam_size=6, min_length=3, max_length=3, prefix="x y")
     language = ToyLanguage(1)
     (text,) = search(language, decoding, num_texts=1, given=(3, 4))
     assert text[:2] == [3, 4]
@@ -153,7 +157,9 @@ def test_a_prefix_is_kept_and_counts_as_length_but_not_as_written() -> None:
 
 def test_every_word_is_read_once() -> None:
     language = ToyLanguage(2)
-    (text,) = search(language, Decoding(beam_size=1, min_length=4, max_length=4), num_texts=1)
+    (text,) = search(
+        language, GenerationConfig(beam_size=1, min_length=4, max_length=4), num_texts=1
+    )
     assert language.tokens_read == len([BEGIN, *text])
 
 
@@ -170,7 +176,7 @@ def test_a_text_that_is_nearly_sure_is_found_however_early_others_end() -> None:
             return probs.log()
 
     for beam_size in (1, 2, 3, 5):
-        decoding = Decoding(beam_size=beam_size, max_length=9)
+        decoding = GenerationConfig(beam_size=beam_size, max_length=9)
         assert search(Sure(0), decoding, num_texts=2) == [[3, 4, 3, 5, 4]] * 2
 
 
@@ -189,7 +195,7 @@ def test_a_length_penalty_decides_between_short_and_long() -> None:
             return probs.log()
 
     def length(penalty: float) -> int:
-        decoding = Decoding(beam_size=2, max_length=3, length_penalty=penalty)
+        decoding = GenerationConfig(beam_size=2, max_length=3, length_penalty=penalty)
         return len(search(TwoTexts(0), decoding, num_texts=1)[0])
 
     # log 0.6 / 2 is more than log 0.4 / 3, and log 0.6 / 2^4 less than log 0.4 / 3^4.
@@ -207,7 +213,7 @@ def test_a_length_penalty_decides_between_short_and_long() -> None:
 )
 def test_impossible_settings_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Decoding(**arguments)
+        GenerationConfig(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -216,15 +222,17 @@ def test_impossible_settings_are_refused(arguments: dict, message: str) -> None:
 )
 def test_settings_of_another_type_are_refused(name: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"{name} is {value!r}"):
-        Decoding(**{name: value})
+        GenerationConfig(**{name: value})
 
 
 def test_more_beams_than_words_are_refused() -> None:
     with pytest.raises(ValueError, match=r"BEAM_SIZE\) is 17.*only 16 words"):
-        search(ToyLanguage(0), Decoding(beam_size=17))
+        search(ToyLanguage(0), GenerationConfig(beam_size=17))
     check_beam_size(16, 16)
 
 
 def test_a_prefix_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(ValueError, match="'x y' has 2 tokens, and a caption at most 2"):
-        search(ToyLanguage(0), Decoding(beam_size=1, max_length=2, prefix="x y"), given=(3, 4))
+        search(
+            ToyLanguage(0), GenerationConfig(beam_size=1, max_length=2, prefix="x y"), given=(3, 4)
+        )

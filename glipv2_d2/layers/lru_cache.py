@@ -23,7 +23,7 @@ def stream_id(device: torch.device) -> int:
     return torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0
 
 
-class BoundedCache(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """Keeps the values used last, as long as what they depend on stays the same.
 
     Values are shared between callers, which must not write into them. While a caller computes what
@@ -82,7 +82,7 @@ class BoundedCache(Generic[K, V]):
                 self._values.popitem(last=False)
 
     def tensor(
-        self: BoundedCache[Hashable, Tensor],
+        self: LRUCache[Hashable, Tensor],
         key: Hashable,
         device: torch.device,
         compute: Callable[[], Tensor],

@@ -15,7 +15,7 @@ NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
-class Decoding:
+class GenerationConfig:
     """How a text is written. Lengths are in tokens, with those of the prefix, without [SEP].
 
     Attributes:
@@ -57,7 +57,7 @@ class Decoding:
 class _Search:
     """The beams of one text, and the best B of its continuations that have ended."""
 
-    def __init__(self, begin: Sequence[int], decoding: Decoding, end_id: int) -> None:
+    def __init__(self, begin: Sequence[int], decoding: GenerationConfig, end_id: int) -> None:
         self.decoding = decoding
         self.end_id = end_id
         self.num_given = len(begin)
@@ -110,7 +110,7 @@ def beam_search(
     num_texts: int,
     end_id: int,
     forbidden_ids: Sequence[int],
-    decoding: Decoding,
+    decoding: GenerationConfig,
     device: torch.device,
 ) -> list[list[int]]:
     """The likeliest continuations of ``begin``, one per text.
@@ -175,7 +175,11 @@ def beam_search(
 
 
 def _allowed(
-    vocab_size: int, length: int, decoding: Decoding, end_id: int, forbidden_ids: Sequence[int]
+    vocab_size: int,
+    length: int,
+    decoding: GenerationConfig,
+    end_id: int,
+    forbidden_ids: Sequence[int],
 ) -> Tensor:
     """(V,) bool, what may follow a text of so many tokens."""
     is_end = torch.zeros(vocab_size, dtype=torch.bool)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Past(NamedTuple):
+class KVCache(NamedTuple):
     """What a layer keeps of the tokens it has read.
 
     Attributes:
@@ -26,16 +26,16 @@ class Past(NamedTuple):
     def num_tokens(self) -> int:
         return self.key.shape[2]
 
-    def rows(self, indices: Tensor) -> Past:
+    def rows(self, indices: Tensor) -> KVCache:
         """That of some of the texts, any of them several times."""
-        return Past(self.key[indices], self.value[indices])
+        return KVCache(self.key[indices], self.value[indices])
 
 
-def extend(past: Past | None, key: Tensor, value: Tensor) -> Past:
+def extend(past: KVCache | None, key: Tensor, value: Tensor) -> KVCache:
     """The past with (R, H, T, d) further tokens in it."""
     if past is None:
-        return Past(key, value)
-    return Past(torch.cat([past.key, key], dim=2), torch.cat([past.value, value], dim=2))
+        return KVCache(key, value)
+    return KVCache(torch.cat([past.key, key], dim=2), torch.cat([past.value, value], dim=2))
 
 
 def causal_mask(num_tokens: int, device: torch.device, num_past: int = 0) -> Tensor:

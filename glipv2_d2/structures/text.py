@@ -1,4 +1,4 @@
-"""The text side of the data path: Prompt -> TokenBatch -> LanguageFeatures.
+"""The text side of the data path: Prompt -> TokenBatch -> TextFeatures.
 
 N: prompts in the batch. T: tokens of its longest prompt. D: width of the language features.
 A *label* indexes the spans of one prompt; a *class* indexes the caller's list or the data set.
@@ -124,7 +124,7 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
-class LanguageFeatures:
+class TextFeatures:
     """One vector per token, before or after fusion.
 
     Attributes:
@@ -137,7 +137,7 @@ class LanguageFeatures:
     mask: Tensor
     causal: bool = False
 
-    def rows(self, indices: Sequence[int]) -> LanguageFeatures:
+    def rows(self, indices: Sequence[int]) -> TextFeatures:
         """Those of some of the prompts; itself where it is all of them."""
         if list(indices) == list(range(len(self.mask))):
             return self

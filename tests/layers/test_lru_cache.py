@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from glipv2_d2.modeling.bounded_cache import BoundedCache, stream_id
+from glipv2_d2.layers.lru_cache import LRUCache, stream_id
 
 
 def test_the_least_recently_used_value_goes_first() -> None:
-    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache: LRUCache[str, int] = LRUCache(2)
     cache.keep({"a": 1, "b": 2})
     cache.find(["a"])
     cache.keep({"c": 3})
@@ -19,13 +19,13 @@ def test_the_least_recently_used_value_goes_first() -> None:
 
 
 def test_more_values_at_once_than_it_holds_leave_the_last() -> None:
-    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache: LRUCache[str, int] = LRUCache(2)
     cache.keep({"a": 1, "b": 2, "c": 3})
     assert cache.find("abc") == {"b": 2, "c": 3}
 
 
 def test_another_version_empties_it() -> None:
-    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache: LRUCache[str, int] = LRUCache(2)
     cache.find([], version=0)
     cache.keep({"a": 1}, version=0)
     assert cache.find("a", version=0) == {"a": 1}
@@ -33,7 +33,7 @@ def test_another_version_empties_it() -> None:
 
 
 def test_what_was_computed_for_a_version_that_is_gone_is_not_kept() -> None:
-    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache: LRUCache[str, int] = LRUCache(2)
     cache.find([], version=0)
     cache.find([], version=1)
     cache.keep({"a": 1}, version=0)
@@ -42,7 +42,7 @@ def test_what_was_computed_for_a_version_that_is_gone_is_not_kept() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_starts_empty_and_goes_its_own_way(duplicate) -> None:
-    cache: BoundedCache[str, int] = BoundedCache(3)
+    cache: LRUCache[str, int] = LRUCache(3)
     cache.keep({"a": 1})
     copied = duplicate(cache)
     assert len(copied) == 0 and copied.size == 3
@@ -51,7 +51,7 @@ def test_a_copy_starts_empty_and_goes_its_own_way(duplicate) -> None:
 
 
 def test_threads_find_what_belongs_to_their_keys(eager_switching) -> None:
-    cache: BoundedCache[int, int] = BoundedCache(3)
+    cache: LRUCache[int, int] = LRUCache(3)
 
     def square(start: int) -> bool:
         for key in range(start, start + 400):
