@@ -1,7 +1,7 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling
-# make benchmark  what each stage of GLIP-T costs here, beside the least it could (minutes)
+# make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
 # else a published wheel (tools/get_detectron2.py).
@@ -21,7 +21,7 @@ REQUIREMENTS := $(filter-out $(CONSTRAINTS),$(sort $(wildcard requirements/*.txt
 setup: $(READY)
 
 demo: $(READY)
-	$(BIN)/python tools/make_demo.py
+	$(BIN)/python projects/GLIPv2Mini/tools/make_demo.py
 
 # One thread per process: small tests leave a second thread idle.
 test: $(READY)
