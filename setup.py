@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+# The small model, a package of its own; relative, as setuptools requires of package_dir.
+MINI = Path("projects/GLIPv2Mini")
 
 
 def requirements(name: str) -> list[str]:
@@ -30,8 +32,19 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
-    package_data={"glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"]},
+    packages=[
+        *find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
+        *find_packages(str(MINI), include=["glipv2_mini", "glipv2_mini.*"]),
+        "glipv2_d2.configs",
+    ],
+    # glipv2_d2.get_config serves configs/ to code without a checkout.
+    package_dir={"glipv2_mini": f"{MINI}/glipv2_mini", "glipv2_d2.configs": "configs"},
+    package_data={
+        "glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"],
+        "glipv2_d2.configs": ["**/*.yaml"],
+        "glipv2_mini": ["assets/*"],
+    },
+    entry_points={"glipv2_d2.projects": ["glipv2_mini = glipv2_mini:PROJECT"]},
     install_requires=requirements("runtime"),
     extras_require={
         **{

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compose scenes of drawn shapes ("red circle", "blue star"): no download, ready in seconds."""
+"""Write scenes of drawn shapes ("red circle", "blue star"); needs no download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from glipv2_d2.data.scenes import base_cutouts, drawn_cutouts, novel_cutouts, write_drawn
+from glipv2_d2.data.drawn import base_cutouts, drawn_cutouts, novel_cutouts, write_drawn
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=320, help="pixels a side, default: %(default)s")
     args = parser.parse_args()
-    # The place of a split is its seed.
+    # The index of a split is its seed.
     splits = {
         "train": (args.num_train, drawn_cutouts),
         "val": (args.num_val, drawn_cutouts),

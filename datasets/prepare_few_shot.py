@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Cut few-shot training splits out of an annotation file in COCO's format.
+"""Sample few-shot training splits from an annotation file in COCO's format.
 
 python datasets/prepare_few_shot.py datasets/my/train.json --shots 1 3 5 10
 
-Each class is seen in at least so many images, chosen by the seed (GLIP's rule and seeds). Writes
-<file>_<shots>shot_<seed>.json beside the file; the images stay where they are.
+Each class is in at least the given number of images, sampled by GLIP's rule and seeds. Writes
+<file>_<shots>shot_<seed>.json beside the file; images are not copied.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from glipv2_d2.checkpoint import atomic_open
-from glipv2_d2.engine.few_shot import SEEDS, SHOTS, few_shot_subset
+from glipv2_d2.engine.finetune.few_shot import SEEDS, SHOTS, few_shot_subset
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="leave out the first images, for a file of which they are the test set",
+        help="exclude the first N images, for example because they are the test set",
     )
     return parser.parse_args()
 

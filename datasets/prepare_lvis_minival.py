@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write LVIS v1's minival, the images of its validation set that are COCO's validation images.
+"""Write LVIS v1's minival, the images of its validation set that are in COCO's validation set.
 
     python datasets/prepare_lvis_minival.py
 
-reads lvis/lvis_v1_val.json and creates lvis/lvis_v1_minival.json below the directory that the
-environment variable DETECTRON2_DATASETS names (default: datasets).
+reads lvis/lvis_v1_val.json and creates lvis/lvis_v1_minival.json below the directory in the
+environment variable DETECTRON2_DATASETS (default: datasets).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 import os
 from pathlib import Path
 
-from glipv2_d2.checkpoint.writing import atomic_open
-from glipv2_d2.data.readers.lvis import minival_of
+from glipv2_d2.checkpoint.file_writing import atomic_open
+from glipv2_d2.data.readers.lvis import minival_subset
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     source, target = directory / "lvis_v1_val.json", directory / "lvis_v1_minival.json"
     if not source.is_file():
         raise SystemExit(f"error: {source} does not exist: see datasets/README.md#lvis")
-    minival = minival_of(json.loads(source.read_text(encoding="utf-8")))
+    minival = minival_subset(json.loads(source.read_text(encoding="utf-8")))
     with atomic_open(target) as file:
         file.write(json.dumps(minival).encode())
     print(f"{target}: {len(minival['images'])} images")

