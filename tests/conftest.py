@@ -19,7 +19,7 @@ collect_ignore = ["helpers"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what does not exist here; a skip would say that something is wrong."""
+    """Deselect what does not exist here; a skip would suggest a fault."""
     absent = [item for item in items if _needs_missing_gpu(item) or _has_no_case(item)]
     config.hook.pytest_deselected(items=absent)
     items[:] = [item for item in items if item not in absent]

@@ -17,12 +17,11 @@ class AnchorGenerator(nn.Module):
     """GLIP's anchors: squares with inclusive corners, ``scale`` strides wide, one per location.
 
     The anchor of location 0 of stride s is centred on (s - 1) / 2, the middle of the s pixels that
-    the location covers: (-28, -28, 35, 35) for s = 8, scale 8 (GLIP spec 11). Detectron2's
+    the location covers: (-28, -28, 35, 35) for s = 8, scale 8 (glip_reference.md 11). Detectron2's
     ``DefaultAnchorGenerator`` has a single offset, in units of the stride, for all levels. With 0.5
-    it is half a pixel off, and (s - 1) / (2 s) differs between levels, so it cannot make these.
+    it is half a pixel off, and (s - 1) / (2 s) differs between levels.
 
-    The anchors of a shape are computed once and kept. They are no weights and not in the state
-    dict.
+    The anchors of a shape are computed once and cached, outside the state dict.
     """
 
     def __init__(self, strides: Sequence[int], scale: float) -> None:
@@ -39,11 +38,11 @@ class AnchorGenerator(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """
         Args:
-            features: per level (N, C, H_i, W_i). Only shapes and the device are read.
+            features: per level (N, C, H_i, W_i). Only shapes and the device matter.
 
         Returns:
             Per level (H_i * W_i, 4) float32, row-major, XYXY with inclusive corners in pixels of
-            the network input. Shared between calls: do not write into them.
+            the network input. Shared between calls: read-only.
         """
         assert len(features) == len(self.strides), (len(features), self.strides)
         return [

@@ -1,4 +1,4 @@
-"""Which anchors answer for which ground truth: ATSS (arXiv:1912.02424; GLIP spec 13.1).
+"""ATSS: assigns ground truth to anchors (arXiv:1912.02424; glip_reference.md 13.1).
 
 A: anchors of all levels (A_i of level i). G: ground truths of one image. C: candidates.
 Boxes are XYXY with inclusive corners in pixels of the network input.
@@ -19,13 +19,17 @@ _MIN_DISTANCE_TO_EDGE = 0.01
 
 @dataclass(frozen=True)
 class ATSSAssigner:
-    """Adaptive training sample selection: the IoU that an anchor needs follows from each object.
+    """Adaptive training sample selection: a positive IoU threshold per ground truth.
 
     Attributes:
         topk: candidates per level and ground truth.
     """
 
     topk: int
+
+    def __post_init__(self) -> None:
+        if self.topk < 1:
+            raise ValueError(f"topk is {self.topk}; it must be at least 1")
 
     @torch.no_grad()
     def __call__(self, anchors_per_level: Sequence[Tensor], gt_boxes: Tensor) -> Tensor:
@@ -35,8 +39,8 @@ class ATSSAssigner:
             gt_boxes: (G, 4); G may be 0.
 
         Returns:
-            (A,) int64: the index of the ground truth that an anchor answers for, -1 for background.
-            Every anchor that is not positive is background: there is no ignored region.
+            (A,) int64: index of the ground truth that each anchor is assigned to, -1 for
+            background. Every anchor that is not positive is background; none is ignored.
         """
         anchors = torch.cat(list(anchors_per_level))
         if len(gt_boxes) == 0:
@@ -51,13 +55,13 @@ class ATSSAssigner:
             anchors[candidates], gt_boxes
         )
 
-        # An anchor that several objects claim answers for the one that it overlaps most.
-        claims = torch.zeros_like(ious, dtype=torch.bool).scatter_(0, candidates, is_positive)
-        best_ious, matched_idxs = ious.masked_fill(~claims, -1).max(dim=1)
+        # An anchor that is positive for several objects is assigned to the largest IoU.
+        positives = torch.zeros_like(ious, dtype=torch.bool).scatter_(0, candidates, is_positive)
+        best_ious, matched_idxs = ious.masked_fill(~positives, -1).max(dim=1)
         return matched_idxs.masked_fill(best_ious < 0, -1)
 
     def _nearest_anchors(self, anchors_per_level: Sequence[Tensor], gt_boxes: Tensor) -> Tensor:
-        """(C, G) int64: per ground truth the anchors of each level whose centres are nearest."""
+        """(C, G) int64: the anchors of each level with the centres nearest to each ground truth."""
         gt_centers = box_centers(gt_boxes)
         candidates, first_of_level = [], 0
         for anchors in anchors_per_level:

@@ -1,4 +1,4 @@
-"""What the locations of one image say of the names of its prompt, before anything is a detection.
+"""Label scores and boxes at every location of an image, before thresholds and NMS.
 
 A_i: anchors of level i. T: tokens. L: labels of the prompt. Levels come finest first.
 """
@@ -16,7 +16,7 @@ from glipv2_d2.text.token_maps import label_scores
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Scores of labels, and boxes as deltas.
+    """Scores of the labels of one prompt, and boxes as deltas.
 
     Attributes:
         scores_per_level: (A_i, L), 0..1, before centerness.
@@ -34,10 +34,10 @@ class LabelScores:
     def of_image(
         predictions: DensePredictions, index: int, positive_map: Tensor, aggregation: str
     ) -> LabelScores:
-        """Those of one image of a batch.
+        """The label scores of one image of a batch.
 
         Args:
-            index: of the image.
+            index: index of the image.
             positive_map: (L, T) bool, the tokens that spell each label.
             aggregation: how token scores become a label's score, see
                 :func:`~glipv2_d2.text.token_maps.label_scores`.
@@ -57,7 +57,7 @@ class LabelScores:
         )
 
     def lerp(self, other: LabelScores, weight: float) -> LabelScores:
-        """This at a weight of 0, the other one of the same labels and anchors at a weight of 1."""
+        """Linear interpolation with the scores of the same labels and anchors."""
 
         def mix(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
             return [a.lerp(b, weight) for a, b in zip(ours, theirs, strict=True)]
@@ -70,7 +70,7 @@ class LabelScores:
         )
 
     def best_scores(self) -> Tensor:
-        """(L,) the best score of each label anywhere: what a detection of it would have at most."""
+        """(L,) the maximal detection score of each label over all locations."""
         products = [
             (scores * centerness[:, None]).amax(dim=0)
             for scores, centerness in zip(

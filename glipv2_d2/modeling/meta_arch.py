@@ -2,157 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.structures import ImageList, Instances
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from glipv2_d2.modeling.fusion import build_fused_head
-from glipv2_d2.modeling.heads.answer import AnswerHead, build_answer_head
-from glipv2_d2.modeling.heads.caption import CaptionHead, build_caption_head
-from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
-from glipv2_d2.modeling.heads.inter_image import InterImageHead, build_inter_image_head
-from glipv2_d2.modeling.heads.masked_language import (
-    MaskedLanguageHead,
-    build_masked_language_head,
-)
-from glipv2_d2.modeling.heads.region_reader import build_region_reader
-from glipv2_d2.modeling.heads.roi_heads import build_grounding_roi_heads
+from glipv2_d2.config import configurable
+from glipv2_d2.modeling.checkpoint_prefixes import excluded_prefixes
+from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
+from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
+from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_generator
+from glipv2_d2.modeling.heads.inter_image import build_inter_image_head
+from glipv2_d2.modeling.heads.masked_language import build_masked_language_head
+from glipv2_d2.modeling.heads.roi_heads import GroundingROIHeads, build_grounding_roi_heads
 from glipv2_d2.modeling.label_scores import LabelScores
-from glipv2_d2.modeling.language import LanguageCache, build_language_backbone
-from glipv2_d2.modeling.orders import judge_in_orders
-from glipv2_d2.modeling.postprocess import DetectionsPerImage
-from glipv2_d2.modeling.prompting import InputPrompts, build_input_prompts
-from glipv2_d2.modeling.results import Found, image_results, still_wanted
-from glipv2_d2.modeling.rounds import (
-    different_images,
-    rounds,
-    select_images,
-    select_sizes,
+from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
+from glipv2_d2.modeling.postprocess import (
+    ChunkDetections,
+    image_results,
+    keep_topk,
 )
-from glipv2_d2.modeling.saying import say, text_losses
-from glipv2_d2.modeling.tasks import InputTasks
-from glipv2_d2.structures import Prompt, Reading, TextFeatures, TokenBatch, fields
+from glipv2_d2.modeling.prompt_builder import build_prompt_builder
+from glipv2_d2.modeling.queries import QueryBuilder, iterate_chunks
+from glipv2_d2.modeling.text_tasks import TextTasks, build_text_tasks
+from glipv2_d2.structures import (
+    DensePredictions,
+    FusedFeatures,
+    FusedText,
+    ImageFeatures,
+    Query,
+    TextFeatures,
+    TokenBatch,
+    fields,
+)
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
 @META_ARCH_REGISTRY.register()
 class GLIPv2(nn.Module):
-    """One model for localization and understanding: regions matched with words.
+    """One model for localization and vision-language understanding, by matching regions with text.
 
     Inputs and outputs are Detectron2's dicts, see :mod:`glipv2_d2.structures.fields`.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    # Swapped by name, and called as their registries say.
-    language_backbone: Any
-    fused_head: Any
-    proposal_generator: Any
-    region_reader: Any
-
-    checkpoint_loss_prefixes = ("inter_image.", "masked_language.")
-    """Names of weights that only a loss reads."""
+    config_keys: ClassVar[dict[str, str]] = {
+        "max_tokens": "MODEL.PROMPT.MAX_TOKENS",
+        "num_orders": "MODEL.PROMPT.NUM_ORDERS",
+        "answer_grounding": "MODEL.ANSWER.GROUNDING",
+        "language_cache_size": "MODEL.LANGUAGE_BACKBONE.CACHE_SIZE",
+        "text_tasks": "MODEL.ANSWER.WEIGHT, MODEL.CAPTION.WEIGHT",
+        "fused_head": "MODEL.FUSED_HEAD.NAME",
+    }
+    """Arguments of this class and of parts that it builds -> the config keys that set them."""
+    checkpoint_loss_prefixes = ("loss_heads.",)
+    """Prefixes of the names of weights that only losses use."""
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        language_backbone: nn.Module,
-        fused_head: nn.Module,
-        proposal_generator: nn.Module,
-        tokenizer: Tokenizer,
-        input_prompts: InputPrompts,
+        backbone: Backbone,
+        language_backbone: LanguageBackbone,
+        fused_head: FusedHead,
+        proposal_generator: ProposalGenerator,
+        query_builder: QueryBuilder,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        inter_image: InterImageHead | None = None,
-        masked_language: MaskedLanguageHead | None = None,
-        roi_heads: nn.Module | None = None,
-        answer: AnswerHead | None = None,
-        caption: CaptionHead | None = None,
-        region_reader: Any = None,
-        ground_by: str = "mask",
-        scores_fused_words: bool = True,
+        loss_heads: Mapping[str, LossHead] | None = None,
+        roi_heads: GroundingROIHeads | None = None,
+        text_tasks: TextTasks | None = None,
         language_cache_size: int = 0,
         max_detections_per_image: int = -1,
     ) -> None:
         """
         Args:
-            backbone: images -> pyramid, finest level first.
+            backbone: images -> feature pyramid, finest level first.
             language_backbone: TokenBatch -> TextFeatures.
             fused_head: (pyramid, TextFeatures) -> the same, fused.
-            proposal_generator: called as :class:`~glipv2_d2.modeling.heads.GroundingRPN` is.
-            input_prompts: what is asked of an input.
+            proposal_generator: fused features -> boxes with a score per token.
+            query_builder: input dicts -> queries.
             pixel_mean, pixel_std: per channel of the input, in the order of ``INPUT.FORMAT``.
-            inter_image: gives L_inter; None: that loss is left out.
-            masked_language: hides words in training and gives L_mlm; None: no word is hidden.
-            roi_heads: gives detections their masks, called as
-                :class:`~glipv2_d2.modeling.heads.GroundingROIHeads` is; None: they have none.
-            answer: answers questions; None: none are asked.
-            caption: describes images; None: none are described.
-            region_reader: lets words that answer or describe read regions, see
-                :class:`~glipv2_d2.modeling.heads.region_reader.RegionReader`; None: they only read
-                the maps.
-            ground_by: see :class:`~glipv2_d2.modeling.tasks.InputTasks`.
-            scores_fused_words: regions are scored against fused words; else against those that
-                the language backbone gave.
-            language_cache_size: prompts whose features are kept at inference; 0: none.
-            max_detections_per_image: for an image that was asked several prompts; -1: all.
+            loss_heads: further losses by name (L_inter, L_mlm); None: without.
+            roi_heads: predicts masks; None: no masks.
+            text_tasks: answers questions and captions images; None: neither.
+            language_cache_size: prompts whose text features are cached at inference; 0: none.
+            max_detections_per_image: limit for an image with several queries; -1: none.
 
         Raises:
-            ValueError: scores are to be averaged or regions to be read, and the proposal generator
-                does not offer it; or words are to be said, and the fused head does not show them
-                the image.
+            ValueError: text tasks need a fused head that fuses text.
         """
-        if input_prompts.num_orders > 1 and not hasattr(proposal_generator, "judge"):
+        if text_tasks is not None and not fused_head.fuses_text:
             raise ValueError(
-                f"MODEL.PROMPT.NUM_ORDERS is {input_prompts.num_orders}, but the "
-                f"MODEL.PROPOSAL_GENERATOR {type(proposal_generator).__name__} has no judge() and "
-                "detect() as GroundingRPN has: set it to 0"
+                "text_tasks need text that attends to the image, but the fused_head "
+                f"{type(fused_head).__name__} does not fuse text: leave out text_tasks, or choose "
+                "a fused_head that does (FusedDynamicHead)"
             )
-        says_words = answer is not None or caption is not None
-        if says_words and not getattr(fused_head, "words_read_image", False):
-            raise ValueError(
-                "MODEL.ANSWER and MODEL.CAPTION need words that have read the image, but those of "
-                f"MODEL.FUSED_HEAD.NAME {type(fused_head).__name__} have not: set their WEIGHT to "
-                "0, or choose FusedDynamicHead or ClassifierFusedDynamicHead"
-            )
-        offers_regions = all(hasattr(proposal_generator, name) for name in ("judge", "match"))
-        if region_reader is not None and not offers_regions:
-            raise ValueError(
-                "MODEL.REGION_READER has a NAME, but the MODEL.PROPOSAL_GENERATOR "
-                f"{type(proposal_generator).__name__} has no judge() and match() as GroundingRPN "
-                "has: set the NAME to ''"
-            )
+        if text_tasks is None and (query_builder.can_answer or query_builder.can_caption):
+            raise ValueError("query_builder expects questions or captions, but text_tasks is None")
         super().__init__()
         self.backbone = backbone
         self.language_backbone = language_backbone
         self.fused_head = fused_head
         self.proposal_generator = proposal_generator
-        self.inter_image = inter_image
-        self.masked_language = masked_language
+        self.loss_heads = nn.ModuleDict(loss_heads or {})
         self.roi_heads = roi_heads
-        self.answer = answer
-        self.caption = caption
-        self.region_reader = region_reader
-        self.tokenizer = tokenizer
-        self.input_prompts = input_prompts
-        self.tasks = InputTasks(
-            input_prompts=input_prompts,
-            tokenizer=tokenizer,
-            can_answer=answer is not None,
-            can_describe=caption is not None,
-            ground_by=ground_by,
-            finds_nouns=getattr(language_backbone, "reads_nouns_alone", False),
-        )
-        self.scores_fused_words = scores_fused_words
+        self.text_tasks = text_tasks
+        self.query_builder = query_builder
         self.language_cache = LanguageCache(language_cache_size)
         self.max_detections_per_image = max_detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -164,217 +126,104 @@ class GLIPv2(nn.Module):
         language_backbone = build_language_backbone(cfg)
         shapes, width = backbone.output_shape(), language_backbone.width
         tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
+        prompts = build_prompt_builder(
+            cfg, tokenizer, num_orders=cfg.MODEL.PROMPT.NUM_ORDERS, accepts_negatives=True
+        )
+        loss_heads: dict[str, LossHead | None] = {
+            "inter_image": build_inter_image_head(cfg, shapes, width),
+            "masked_language": build_masked_language_head(cfg, tokenizer, language_backbone),
+        }
         return {
             "backbone": backbone,
             "language_backbone": language_backbone,
             "fused_head": build_fused_head(cfg, shapes, width),
-            "proposal_generator": build_proposal_generator(
-                cfg, {**shapes, LANGUAGE: ShapeSpec(channels=width)}
-            ),
-            "tokenizer": tokenizer,
-            "input_prompts": build_input_prompts(
-                cfg, tokenizer, num_orders=cfg.MODEL.PROMPT.NUM_ORDERS, takes_negatives=True
+            "proposal_generator": build_grounding_proposal_generator(cfg, shapes, width),
+            "query_builder": QueryBuilder(
+                prompts=prompts,
+                can_answer=cfg.MODEL.ANSWER.WEIGHT != 0,
+                can_caption=cfg.MODEL.CAPTION.WEIGHT != 0,
+                answer_grounding=cfg.MODEL.ANSWER.GROUNDING,
+                encodes_nouns=language_backbone.encodes_nouns,
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "inter_image": build_inter_image_head(cfg, shapes, width),
-            "masked_language": build_masked_language_head(cfg, tokenizer, language_backbone),
+            "loss_heads": {name: head for name, head in loss_heads.items() if head is not None},
             "roi_heads": build_grounding_roi_heads(cfg, shapes, width),
-            "answer": build_answer_head(cfg, tokenizer, language_backbone),
-            "caption": build_caption_head(cfg, tokenizer, language_backbone),
-            "region_reader": build_region_reader(cfg, shapes, tokenizer, language_backbone),
-            "ground_by": cfg.MODEL.ANSWER.GROUND_BY,
-            "scores_fused_words": cfg.MODEL.GROUNDING.FUSED_WORDS,
+            "text_tasks": build_text_tasks(cfg, shapes, tokenizer, language_backbone),
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    @property
-    def checkpoint_excluded_prefixes(self) -> tuple[str, ...]:
-        """Names of weights that come from elsewhere and so are not part of checkpoints.
-
-        A frozen part whose weights a package brings says so in its ``checkpoint_excluded``.
-        """
-        return tuple(
-            f"{name}.{prefix}"
-            for name, module in self.named_modules()
-            for prefix in getattr(module, "checkpoint_excluded", ())
-        )
-
-    @property
-    def checkpoint_optional_prefixes(self) -> tuple[str, ...]:
-        """Names of weights that files and models may have or not.
-
-        A part names its own in its ``checkpoint_optional``.
-        """
-        return (
-            *(
-                *self.checkpoint_loss_prefixes,
-                "roi_heads.",
-                "answer.",
-                "caption.",
-                "region_reader.",
-            ),
-            *(
-                f"{name}.{prefix}"
-                for name, part in self.named_children()
-                for prefix in getattr(part, "checkpoint_optional", ())
-            ),
-        )
-
-    @property
-    def learns_only_masks(self) -> bool:
-        """Whether all but the ROI heads is frozen: then no other loss would teach anything."""
-        return self.roi_heads is not None and not any(
-            parameter.requires_grad
-            for name, part in self.named_children()
-            if name != "roi_heads"
-            for parameter in part.parameters()
-        )
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses by name in training, else one dict of results per image."""
-        if not self.training:
-            return self.inference(batched_inputs)
-        all_images = self.preprocess_image(batched_inputs)
-        tasks = self.tasks.for_training(batched_inputs)
-        tokens = self.tokenizer([asked.prompt for asked in tasks.to_find]).to(self.device)
-        gt_instances = [instances.to(self.device) for instances in tasks.gt_instances]
-        if self.masked_language is not None:
-            tokens, masked_words = self.masked_language.mask(tokens, gt_instances)
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
-        # Embed each modality alone:
-        all_features = self.backbone(all_images.tensor)
-        language = self.language_cache(self.language_backbone, tokens)
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """All losses of a training batch."""
+        queries = [x.to(self.device) for x in self.query_builder.for_training(batched_inputs)]
+        localized = [query for query in queries if query.gt_instances is not None]
+        tokens = self.tokenize(localized)
+        for head in self._loss_heads():
+            tokens = head.corrupt_tokens(tokens, localized)
 
-        # Let them read each other, where something is to be found:
-        images = select_sizes(all_images, tasks.images_to_search)
-        features = select_images(all_features, tasks.images_to_search)
-        fused_features, fused_language = self.fused_head(features, language)
+        features = self.encode_images(batched_inputs)
+        text = self.encode_text(tokens)
+        fused = self.fuse(features, localized, tokens, text)
+        predictions = self.proposal_generator.predict(fused)
+        if self.trains_masks_only:
+            return self._mask_losses(fused, predictions)
 
-        # Score regions against words, and place the boxes:
-        words = fused_language if self.scores_fused_words else language
-        if self.learns_only_masks:
-            return self.mask_losses(images, features, fused_features, words, tokens, gt_instances)
-        targets, losses = self.proposal_generator(
-            images, fused_features, words, tokens, gt_instances
-        )
-
-        # Contrast regions with the words of all images, and guess the masked words:
-        if self.inter_image is not None:
-            losses |= self.inter_image(features, language, tokens, gt_instances, targets)
-        if self.masked_language is not None:
-            losses |= self.masked_language(fused_language, masked_words)
-
-        # Tell which pixels of the boxes their words mean:
+        targets = self.proposal_generator.label_anchors(predictions, fused)
+        losses = self.proposal_generator.losses(predictions, targets, fused)
+        for head in self._loss_heads():
+            losses |= head.losses(fused, targets)
         if self.roi_heads is not None:
-            losses |= self.mask_losses(
-                images, features, fused_features, words, tokens, gt_instances
-            )
-
-        # Answer questions and describe images:
-        if tasks.finds_nothing:
+            losses |= self._mask_losses(fused, predictions)
+        if all(query.is_placeholder for query in localized):
+            # No input has boxes: the parts for boxes get gradients of 0, which DDP waits for.
             losses = {name: 0 * loss for name, loss in losses.items()}
-        reading = Reading(fused_features, fused_language, words, tokens)
-        return losses | text_losses(self, all_images, all_features, reading, tasks)
-
-    def mask_losses(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        fused_features: dict[str, Tensor],
-        words: TextFeatures,
-        tokens: TokenBatch,
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """Losses of the masks of true boxes and of boxes that are found, as at inference.
-
-        For these the proposal generator is asked once more, whichever it is. Ours takes three
-        small products for that, on maps that are there.
-        """
-        assert self.roi_heads is not None
-        with torch.no_grad():
-            detections, _ = self.proposal_generator(images, fused_features, words, tokens)
-        _, losses = self.roi_heads(
-            features, fused_features, words, tokens, detections, gt_instances
-        )
+        if self.text_tasks is not None:
+            losses |= self.text_tasks.losses(self, features, fused, queries)
+        if fused.region_text is not fused.fused_text:
+            # No loss may read the fused text; DDP waits for gradients of its parameters, here 0.
+            unused = 0 * fused.fused_text.hidden[fused.tokens.mask].sum()
+            losses = {name: loss + unused for name, loss in losses.items()}
         return losses
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same path, with the image's part walked once for all that it is asked."""
-        shown, row_of = different_images(batched_inputs)
-        images = self.preprocess_image(shown)
-        features = self.backbone(images.tensor)
-        said = say(self, batched_inputs, images, features, row_of)
-        prompts_per_image = [
-            self.tasks.prompts_to_find(x, texts.get(fields.PROMPT))
-            for x, texts in zip(batched_inputs, said, strict=True)
-        ]
-
-        found_per_image: list[list[Found]] = [[] for _ in batched_inputs]
-        limit = self.max_detections_per_image
-        for indices, prompts in rounds(prompts_per_image):
-            rows = [row_of[i] for i in indices]
-            selected = select_images(features, rows)
-            reading = self.read(selected, prompts)
-            detections = self.detect(select_sizes(images, rows), selected, prompts, reading)
-            if self.roi_heads is not None:
-                detections = [
-                    still_wanted(
-                        found,
-                        found_per_image[i],
-                        num_prompts=len(prompts_per_image[i]),
-                        limit=limit,
-                    )
-                    for i, found in zip(indices, detections, strict=True)
-                ]
-                detections, _ = self.roi_heads(selected, *reading.fused, detections)
-            for i, found, prompt in zip(indices, detections, prompts, strict=True):
-                found_per_image[i].append((found, prompt))
+        """Results per image. Images are encoded once, their queries chunk by chunk."""
+        features = self.encode_images(batched_inputs)
+        outputs = self.generate_text(batched_inputs, features)
+        chunks: list[ChunkDetections] = []
+        for queries in iterate_chunks(
+            self.query_builder.localized_queries(batched_inputs, outputs)
+        ):
+            chunks += self.detect(features, queries, earlier=chunks)
         return [
-            image_results(x, found, images.image_sizes[row], limit) | texts
-            for x, found, row, texts in zip(
-                batched_inputs, found_per_image, row_of, said, strict=True
+            image_results(
+                x,
+                _of_image(chunks, i),
+                features.image_sizes[features.rows[i]],
+                self.max_detections_per_image,
             )
+            | outputs[i]
+            for i, x in enumerate(batched_inputs)
         ]
 
-    def read(self, features: dict[str, Tensor], prompts: list[Prompt]) -> Reading:
-        """Let the maps of N images and a prompt for each read each other."""
-        tokens = self.tokenizer(prompts).to(self.device)
-        language = self.language_cache(self.language_backbone, tokens)
-        fused_features, fused_language = self.fused_head(features, language)
-        words = fused_language if self.scores_fused_words else language
-        return Reading(fused_features, fused_language, words, tokens)
-
-    def detect(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        prompts: list[Prompt],
-        reading: Reading,
-    ) -> list[DetectionsPerImage]:
-        """What N images show of a prompt each; of class names in every order that is to be asked.
-
-        Args:
-            images: for their sizes without padding.
-            features: before fusion.
-            reading: what :meth:`read` gave for them.
-        """
-        if self.input_prompts.num_orders > 1:
-            judged = judge_in_orders(self, features, prompts, reading)
-            return self.proposal_generator.detect(judged, prompts, images.image_sizes)
-        detections, _ = self.proposal_generator(images, *reading.fused)
-        return detections
-
-    def judge(self, reading: Reading) -> list[LabelScores]:
-        """What every location of every image says of its names, before anything is a detection."""
-        return self.proposal_generator.judge(*reading.fused)
+    def encode_images(self, batched_inputs: list[dict[str, Any]]) -> ImageFeatures:
+        """The feature pyramids of the batch; inputs that share an image tensor share a row."""
+        first_of: dict[int, dict[str, Any]] = {}
+        for x in batched_inputs:
+            first_of.setdefault(id(x[fields.IMAGE]), x)
+        images = self.preprocess_image(list(first_of.values()))
+        row_of = {key: row for row, key in enumerate(first_of)}
+        return ImageFeatures(
+            self.backbone(images.tensor),
+            images.image_sizes,
+            [row_of[id(x[fields.IMAGE])] for x in batched_inputs],
+        )
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad right and bottom with zeros to the batch's largest image."""
@@ -385,3 +234,160 @@ class GLIPv2(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+
+    def tokenize(self, queries: Sequence[Query], *, causal: bool = False) -> TokenBatch:
+        """The tokens of the queries' prompts."""
+        tokens = self.query_builder.tokenizer([query.prompt for query in queries])
+        return replace(tokens.to(self.device), causal=causal)
+
+    def encode_text(self, tokens: TokenBatch) -> TextFeatures:
+        """The text features before fusion, cached at inference."""
+        return self.language_cache(self.language_backbone, tokens)
+
+    def fuse(
+        self,
+        features: ImageFeatures,
+        queries: Sequence[Query],
+        tokens: TokenBatch,
+        text: TextFeatures,
+    ) -> FusedFeatures:
+        """Fuse the text of each query with its image."""
+        selected = features.select(queries)
+        fused_features, fused_text = self.fused_head(selected.levels, text)
+        return FusedFeatures(
+            queries=tuple(queries),
+            tokens=tokens,
+            text=text,
+            fused_text=fused_text,
+            region_text=self.fused_head.region_text(text, fused_text),
+            image_sizes=selected.image_sizes,
+            features=selected.levels,
+            fused_features=fused_features,
+        )
+
+    def fuse_text(
+        self,
+        features: ImageFeatures,
+        queries: Sequence[Query],
+        tokens: TokenBatch,
+        text: TextFeatures,
+    ) -> FusedText:
+        """As :meth:`fuse`, without the fused maps; tokens may be causal."""
+        used = features.used_by(queries)
+        fused_text = self.fused_head.fuse_text(used.levels, text, used.rows)
+        return FusedText(
+            queries=tuple(queries),
+            tokens=tokens,
+            text=text,
+            fused_text=fused_text,
+            region_text=self.fused_head.region_text(text, fused_text),
+        )
+
+    def score_labels(self, features: ImageFeatures, fused: FusedFeatures) -> list[LabelScores]:
+        """Label scores at every location per query, averaged over orders of the class names.
+
+        Averaging comes before NMS: every location has a score for every label, while detections
+        would first have to be matched (our choice).
+        """
+        scores = self.proposal_generator.score_labels(self.proposal_generator.predict(fused), fused)
+        orders = [self.query_builder.other_orders(query) for query in fused.queries]
+        for k in range(max(map(len, orders), default=0)):
+            rows = [i for i, others in enumerate(orders) if k < len(others)]
+            queries = [orders[i][k] for i in rows]
+            tokens = self.tokenize(queries)
+            reordered = self.fuse(features, queries, tokens, self.encode_text(tokens))
+            predictions = self.proposal_generator.predict(reordered)
+            others = self.proposal_generator.score_labels(predictions, reordered)
+            for i, other in zip(rows, others, strict=True):
+                scores[i] = scores[i].lerp(other, 1 / (k + 2))  # the mean of k + 2 orders
+        return scores
+
+    def detect(
+        self,
+        features: ImageFeatures,
+        queries: Sequence[Query],
+        earlier: Sequence[ChunkDetections] = (),
+    ) -> list[ChunkDetections]:
+        """Detections, with masks if the model has them, of at most one query per image.
+
+        Args:
+            earlier: detections of earlier chunks. Detections that cannot be among the best of
+                their image get no mask.
+        """
+        tokens = self.tokenize(queries)
+        text = self.encode_text(tokens)
+        fused = self.fuse(features, queries, tokens, text)
+        detections = self.proposal_generator.detect(self.score_labels(features, fused), fused)
+        if self.roi_heads is not None:
+            limit = self.max_detections_per_image
+            detections = [
+                found
+                if limit < 0 or query.num_chunks == 1
+                else keep_topk(
+                    found, [x.detections for x in _of_image(earlier, query.image)], limit
+                )
+                for found, query in zip(detections, queries, strict=True)
+            ]
+            detections = self.roi_heads.predict_masks(fused, detections)
+        return [ChunkDetections(q, found) for q, found in zip(queries, detections, strict=True)]
+
+    def _mask_losses(
+        self, fused: FusedFeatures, predictions: DensePredictions
+    ) -> dict[str, Tensor]:
+        """The losses of the masks of ground truths and of detections, as at inference."""
+        assert self.roi_heads is not None
+        with torch.no_grad():
+            scores = self.proposal_generator.score_labels(predictions, fused)
+            detections = self.proposal_generator.detect(scores, fused)
+        return self.roi_heads.losses(fused, detections)
+
+    def _loss_heads(self) -> list[LossHead]:
+        return [cast("LossHead", head) for head in self.loss_heads.values()]
+
+    def generate_text(
+        self, batched_inputs: list[dict[str, Any]], features: ImageFeatures
+    ) -> list[dict[str, Any]]:
+        """Per input its ``answer`` or ``caption``; with ``ground`` also ``prompt``, ``phrases``."""
+        outputs: list[dict[str, Any]] = [{} for _ in batched_inputs]
+        queries = self.query_builder.text_queries(batched_inputs)
+        if self.text_tasks is not None:
+            predicted = self.text_tasks.predict(self, features, queries)
+            for query, output in zip(queries, predicted, strict=True):
+                outputs[query.image] |= output
+        for x, output in zip(batched_inputs, outputs, strict=True):
+            prompt = self.query_builder.text_prompt(x, output)
+            if prompt is not None:
+                output |= {fields.PROMPT: prompt, fields.PHRASES: prompt.phrases}
+        return outputs
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def checkpoint_excluded_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the names of weights that are loaded from elsewhere, not from checkpoints."""
+        return excluded_prefixes(self)
+
+    @property
+    def checkpoint_optional_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the names of weights that a checkpoint or the model may lack."""
+        return (
+            *("loss_heads.", "roi_heads.", "text_tasks."),
+            *(f"fused_head.{x}" for x in self.fused_head.checkpoint_optional),
+            *(f"proposal_generator.{x}" for x in self.proposal_generator.checkpoint_optional),
+        )
+
+    @property
+    def trains_masks_only(self) -> bool:
+        """Whether all parts but the ROI heads are frozen: then no other loss has gradients."""
+        return self.roi_heads is not None and not any(
+            parameter.requires_grad
+            for name, part in self.named_children()
+            if name != "roi_heads"
+            for parameter in part.parameters()
+        )
+
+
+def _of_image(chunks: Sequence[ChunkDetections], image: int) -> list[ChunkDetections]:
+    return [chunk for chunk in chunks if chunk.query.image == image]

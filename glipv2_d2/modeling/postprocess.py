@@ -1,7 +1,6 @@
-"""From the grounding head's raw outputs to detections.
+"""From label scores to detections, and from detections to the results of an image.
 
-N: images. A_i: anchors of level i. T: tokens. L: labels of one prompt. K: detections of one image.
-S: side of a mask.
+A_i: anchors of level i. L: labels of one prompt. K: detections of one image. S: side of a mask.
 Until :func:`to_instances`, boxes are XYXY with inclusive corners in pixels of the network input.
 """
 
@@ -10,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from detectron2.layers import paste_masks_in_image
@@ -25,23 +25,23 @@ from glipv2_d2.layers.box_coder import (
 )
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.label_scores import LabelScores
-from glipv2_d2.structures import DensePredictions
+from glipv2_d2.structures import Query, fields
+from glipv2_d2.text.token_maps import AGGREGATIONS
 
 MASK_THRESHOLD = 0.5
-"""A pixel of at least this probability belongs to a mask."""
+"""Pixels of at least this probability belong to a mask."""
 
 
 @dataclass(frozen=True)
 class PostprocessSettings:
-    """What counts as a detection.
+    """Thresholds and limits of detection.
 
     Attributes:
-        score_thresh: (anchor, label) pairs whose label score, before centerness, is not above it
-            are dropped.
-        pre_nms_topk: pairs kept per image and level.
-        nms_thresh: a box that overlaps a better one of its label by more than this IoU is dropped.
-        detections_per_prompt: boxes kept in the end; ties with the last one stay, too.
-        aggregation: how token scores become a label's score, see
+        score_thresh: minimum (exclusive) of a label score before centerness.
+        pre_nms_topk: (anchor, label) pairs kept per image and level.
+        nms_thresh: IoU above which the worse of two boxes of a label is suppressed.
+        detections_per_prompt: boxes kept in the end, ties with the last one included.
+        aggregation: from token scores to label scores, see
             :func:`glipv2_d2.text.token_maps.label_scores`.
     """
 
@@ -54,28 +54,26 @@ class PostprocessSettings:
     def __post_init__(self) -> None:
         for name in ("score_thresh", "nms_thresh"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"MODEL.GROUNDING.{name.upper()} is {getattr(self, name)}; "
-                    "it must lie between 0 and 1"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         for name in ("pre_nms_topk", "detections_per_prompt"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"MODEL.GROUNDING.{name.upper()} is {getattr(self, name)}; "
-                    "it must be at least 1"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(
+                f"aggregation is {self.aggregation!r}; choose one of {', '.join(AGGREGATIONS)}"
+            )
 
 
 @dataclass(frozen=True)
 class DetectionsPerImage:
-    """What was found in one image with one prompt.
+    """Detections of one prompt in one image.
 
     Attributes:
         boxes: (K, 4).
         scores: (K,), 0..1: the geometric mean of label score and centerness.
         labels: (K,) int64, index of the prompt's label.
-        locations: (K,) int64, which location of the maps said so, counted over all levels.
-        masks: (K, S, S), 0..1, the pixels of each box on a grid; None: no masks were asked for.
+        locations: (K,) int64, index of the location over all levels.
+        masks: (K, S, S), 0..1, on a grid over each box; None without masks.
     """
 
     boxes: Tensor
@@ -109,42 +107,6 @@ class DetectionsPerImage:
 
 
 @torch.no_grad()
-def detect(
-    predictions: DensePredictions,
-    positive_maps: Sequence[Tensor],
-    image_sizes: Sequence[tuple[int, int]],
-    settings: PostprocessSettings,
-    box_coder: BoxCoder,
-    negatives_per_image: Sequence[Sequence[int]] | None = None,
-) -> list[DetectionsPerImage]:
-    """Detections of every image, best first (GLIP spec 12).
-
-    Args:
-        predictions: raw outputs of the head.
-        positive_maps: per image (L, T) bool, the tokens that spell each label of its prompt.
-        image_sizes: per image (height, width) in pixels without padding: boxes are clipped to it.
-        settings: thresholds and limits.
-        box_coder: the coder of the deltas.
-        negatives_per_image: see :func:`detect_labels`.
-
-    Returns:
-        One per image.
-    """
-    return [
-        detect_labels(
-            LabelScores.of_image(predictions, index, positive_map, settings.aggregation),
-            image_size,
-            settings,
-            box_coder,
-            negatives_per_image[index] if negatives_per_image else (),
-        )
-        for index, (positive_map, image_size) in enumerate(
-            zip(positive_maps, image_sizes, strict=True)
-        )
-    ]
-
-
-@torch.no_grad()
 def detect_labels(
     predictions: LabelScores,
     image_size: tuple[int, int],
@@ -152,13 +114,16 @@ def detect_labels(
     box_coder: BoxCoder,
     negative_labels: Sequence[int] = (),
 ) -> DetectionsPerImage:
-    """Detections of one image, best first.
+    """Detections of one image, best first (glip_reference.md 12).
 
     Args:
-        predictions, image_size, settings, box_coder: see :func:`detect`.
-        negative_labels: labels that only compete. A detection is dropped where a box of theirs
-            overlaps it with an IoU of at least ``nms_thresh`` and a higher score; they themselves
-            are not detected.
+        predictions: label scores and boxes at every location.
+        image_size: (height, width) in pixels without padding; boxes are clipped to it.
+        settings: thresholds and limits.
+        box_coder: decodes the box deltas.
+        negative_labels: labels that only compete. A detection is dropped if a box of theirs
+            overlaps it with an IoU of at least ``nms_thresh`` and a higher score; they are not
+            returned.
     """
     num_locations = [len(anchors) for anchors in predictions.anchors_per_level]
     firsts = list(itertools.accumulate(num_locations, initial=0))[:-1]
@@ -178,16 +143,60 @@ def detect_labels(
     return _suppress_and_limit(_clip(candidates, image_size), settings, negative_labels)
 
 
-def among_best(
-    found: DetectionsPerImage, others: Sequence[DetectionsPerImage], limit: int
+def keep_topk(
+    detections: DetectionsPerImage, others: Sequence[DetectionsPerImage], limit: int
 ) -> DetectionsPerImage:
-    """Those of ``found`` that are among the ``limit`` best of all; ties with the last one stay."""
-    scores = torch.cat([found.scores, *(detections.scores for detections in others)])
+    """The detections among the ``limit`` best of all, ties with the last one included."""
+    scores = torch.cat([detections.scores, *(x.scores for x in others)])
     if len(scores) <= limit:
-        return found
+        return detections
     if limit == 0:
-        return found[found.labels[:0]]
-    return found[found.scores >= scores.topk(limit).values[-1]]
+        return detections[detections.labels[:0]]
+    return detections[detections.scores >= scores.topk(limit).values[-1]]
+
+
+@dataclass(frozen=True)
+class ChunkDetections:
+    """Detections of one query: one chunk of an image's class names, or its caption."""
+
+    query: Query
+    detections: DetectionsPerImage
+
+
+def image_results(
+    x: dict[str, Any],
+    chunks: Sequence[ChunkDetections],
+    image_size: tuple[int, int],
+    limit: int,
+) -> dict[str, Any]:
+    """The detections of all chunks of an image, in the caller's pixels and classes.
+
+    Args:
+        x: the input dict.
+        chunks: one per query of the image; none if nothing is to be localized.
+        image_size: (height, width) of the network input without padding.
+        limit: detections kept of several chunks; -1: all.
+
+    Returns:
+        ``instances`` and, for a caption, ``phrases`` (see structures.fields); empty without chunks.
+    """
+    if not chunks:
+        return {}
+    output_size = (x.get(fields.HEIGHT, image_size[0]), x.get(fields.WIDTH, image_size[1]))
+    instances = Instances.cat(
+        [
+            to_instances(chunk.detections, image_size, output_size, chunk.query.prompt.classes)
+            for chunk in chunks
+        ]
+    )
+    if len(chunks) > 1 and 0 <= limit < len(instances):
+        instances = instances[instances.scores.topk(limit).indices]
+    if instances.has("pred_masks"):
+        instances = paste_masks(instances, image_size)
+    results: dict[str, Any] = {fields.INSTANCES: instances}
+    if fields.CAPTION in x:
+        results[fields.PHRASES] = chunks[0].query.prompt.phrases
+    return results
 
 
 def to_instances(
@@ -196,22 +205,22 @@ def to_instances(
     output_size: tuple[int, int],
     classes: Sequence[int],
 ) -> Instances:
-    """Detections as Detectron2's Instances, in the size in which the caller wants them.
+    """Detections as Detectron2's Instances in the requested size.
 
-    The inclusive corners are scaled first and made exclusive afterwards, and the result is not
-    clipped again, although in an image that shrinks it may exceed the border by a part of a pixel.
-    In this order COCO results are those of GLIP, whose LVIS evaluation alone leaves the added pixel
-    out (GLIP spec 18).
+    The inclusive corners are scaled first and made exclusive afterwards, without clipping again, so
+    that a box of a shrunk image may exceed the border by a part of a pixel. In this order COCO
+    results equal GLIP's; its LVIS and Flickr30k evaluations omit the added pixel (glip_reference.md
+    18).
 
     Args:
-        detections: of one image.
+        detections: detections of one image.
         image_size: (height, width) of the network input without padding.
         output_size: (height, width) of the result.
         classes: for each label of the prompt, the caller's class.
 
     Returns:
         ``pred_boxes`` (Detectron2's XYXY), ``scores``, ``pred_classes``; of size ``output_size``.
-        Masks become ``pred_masks`` as they are, for :func:`paste_masks`.
+        Masks become ``pred_masks`` unchanged, for :func:`paste_masks`.
     """
     (height, width), (output_height, output_width) = image_size, output_size
     scale_x, scale_y = output_width / width, output_height / height
@@ -227,14 +236,14 @@ def to_instances(
 
 
 def paste_masks(instances: Instances, image_size: tuple[int, int]) -> Instances:
-    """Masks on the grids of their boxes -> masks of the whole image.
+    """Paste masks from the grids of their boxes into the image.
 
-    A mask is of the pixels that its box covers in the network input, which end at the inclusive
-    corner plus one. Scaled, they end ``scale - 1`` pixels behind the box of :func:`to_instances`,
-    which gets its added pixel afterwards.
+    A mask covers the pixels of its box in the network input, which end at the inclusive corner plus
+    one. Scaled, they end ``scale - 1`` pixels after the box of :func:`to_instances`, whose pixel is
+    added afterwards.
 
     Args:
-        instances: of :func:`to_instances`, with ``pred_masks`` (K, S, S), 0..1.
+        instances: from :func:`to_instances`, with ``pred_masks`` (K, S, S), 0..1.
         image_size: (height, width) of the network input without padding.
 
     Returns:
@@ -254,9 +263,9 @@ def paste_masks(instances: Instances, image_size: tuple[int, int]) -> Instances:
 def nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float) -> Tensor:
     """Greedy non-maximum suppression within each label, on boxes with inclusive corners.
 
-    Exclusive corners give torchvision's ``nms`` the areas of inclusive ones. The boxes of every
-    label are moved to a place of their own, as ``torchvision.ops.batched_nms`` does; that works in
-    float32, where a thousand labels leave a grid of an eighth of a pixel, and this in float64.
+    Exclusive corners give torchvision's ``nms`` the areas of inclusive ones. Boxes of different
+    labels are moved apart, as in ``torchvision.ops.batched_nms``, but in float64: in float32 a
+    thousand labels leave a grid of an eighth of a pixel.
 
     Args:
         boxes: (K, 4).
@@ -283,14 +292,14 @@ def _select_candidates(
     settings: PostprocessSettings,
     box_coder: BoxCoder,
 ) -> DetectionsPerImage:
-    """The best (anchor, label) pairs of one level of one image; only these are decoded.
+    """The best (anchor, label) pairs of one level of one image, decoded.
 
     Args:
         label_scores: (A_i, L).
         centerness: (A_i,), 0..1.
         box_deltas: (A_i, 4).
         anchors: (A_i, 4).
-        first_location: how many locations the levels before have.
+        first_location: number of locations of the finer levels.
     """
     anchor_idxs, labels = (label_scores > settings.score_thresh).nonzero(as_tuple=True)
     scores = label_scores[anchor_idxs, labels] * centerness[anchor_idxs]
@@ -311,38 +320,40 @@ def _clip(detections: DetectionsPerImage, image_size: tuple[int, int]) -> Detect
 def _suppress_and_limit(
     candidates: DetectionsPerImage, settings: PostprocessSettings, negative_labels: Sequence[int]
 ) -> DetectionsPerImage:
-    """Candidates of all levels without duplicates, as many as wanted and ties with the last."""
+    """NMS over the candidates of all levels, and the limit (ties with the last one stay)."""
     kept = candidates[
         nms_inclusive(candidates.boxes, candidates.scores, candidates.labels, settings.nms_thresh)
     ]
     if len(negative_labels) > 0:
-        kept = _without_negatives(kept, candidates, negative_labels, settings.nms_thresh)
+        kept = _suppress_by_negatives(kept, candidates, negative_labels, settings.nms_thresh)
     if len(kept) <= settings.detections_per_prompt:
         return kept
     worst_score = kept.scores[settings.detections_per_prompt - 1]
     return kept[kept.scores >= worst_score]
 
 
-def _without_negatives(
-    found: DetectionsPerImage,
+def _suppress_by_negatives(
+    detections: DetectionsPerImage,
     candidates: DetectionsPerImage,
     negative_labels: Sequence[int],
     iou_thresh: float,
 ) -> DetectionsPerImage:
-    """The detections of other labels than the negative ones, whose candidates none of them shows.
+    """The detections of other labels that no candidate of a negative label beats.
 
-    All candidates of a negative count, not only those that its own better boxes leave: the box of
-    the same location is among them.
+    All candidates of a negative compete, also those that NMS suppresses: the box of the same
+    location is among them.
     """
     negatives = torch.as_tensor(negative_labels, device=candidates.labels.device)
     rivals = candidates[torch.isin(candidates.labels, negatives)]
-    found = found[~torch.isin(found.labels, negatives)]
+    detections = detections[~torch.isin(detections.labels, negatives)]
     # A few boxes at a time: both may be thousands.
     is_beaten = [
         (
             (pairwise_iou_inclusive(boxes, rivals.boxes) >= iou_thresh)
             & (rivals.scores > scores[:, None])
         ).any(dim=1)
-        for boxes, scores in zip(found.boxes.split(256), found.scores.split(256), strict=True)
+        for boxes, scores in zip(
+            detections.boxes.split(256), detections.scores.split(256), strict=True
+        )
     ]
-    return found[~torch.cat(is_beaten)]
+    return detections[~torch.cat(is_beaten)]

@@ -1,17 +1,22 @@
-"""What flows between the rooms: frozen dataclasses, shapes in their docstrings."""
+"""What flows between the parts of the model: frozen dataclasses, shapes in their docstrings."""
 
 from glipv2_d2.structures.dense import DensePredictions, DenseTargets
-from glipv2_d2.structures.reading import Reading, ReadQuestions
-from glipv2_d2.structures.regions import Regions
+from glipv2_d2.structures.features import FusedFeatures, FusedText, ImageFeatures
+from glipv2_d2.structures.generation import GenerationConfig
+from glipv2_d2.structures.query import Query, QueryKind, gt_instances_of
 from glipv2_d2.structures.text import Prompt, TextFeatures, TokenBatch
 
 __all__ = [
     "DensePredictions",
     "DenseTargets",
+    "FusedFeatures",
+    "FusedText",
+    "GenerationConfig",
+    "ImageFeatures",
     "Prompt",
-    "ReadQuestions",
-    "Reading",
-    "Regions",
+    "Query",
+    "QueryKind",
     "TextFeatures",
     "TokenBatch",
+    "gt_instances_of",
 ]

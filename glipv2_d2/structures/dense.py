@@ -1,8 +1,9 @@
-"""The one-stage head's results and targets.
+"""Predictions and training targets of the one-stage head.
 
-N: images. A: anchors of all levels (A_i of level i), row-major, one anchor per location.
-T: tokens. Boxes and anchors are XYXY in pixels of the padded network input with *inclusive*
-corners, width = x2 - x1 + 1 (GLIP spec 1); they leave the head in Detectron2's convention.
+N: queries, with one image each. A: anchors of all levels (A_i of level i), row-major, one per
+location. T: tokens. Boxes and anchors are XYXY in pixels of the padded network input with
+*inclusive* corners, width = x2 - x1 + 1 (glip_reference.md 1); they leave the head in Detectron2's
+convention.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class DensePredictions:
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """What every anchor of a batch should answer.
+    """Training targets of every anchor of a batch.
 
     Attributes:
-        matched_idxs: (N, A) int64, the ground truth of the image that an anchor answers for, or -1.
+        matched_idxs: (N, A) int64, index of the matched ground truth of the image, or -1.
         token_targets: (N, A, T) float, 1 on the tokens of the matched ground truth.
-        box_deltas: (N, A, 4) encoded ground truth; zeros where there is none.
+        box_deltas: (N, A, 4) encoded ground truth; zeros for background.
     """
 
     matched_idxs: Tensor

@@ -4,51 +4,49 @@ Input dicts are Detectron2's (one per image):
 
 | key | meaning |
 |---|---|
-| ``image`` | uint8 or float tensor (C, H, W), channels as ``cfg.INPUT.FORMAT`` says |
-| ``height``, ``width`` | size in pixels in which results are wanted; default: that of ``image`` |
+| ``image`` | uint8 or float tensor (C, H, W), channels in the order of ``cfg.INPUT.FORMAT`` |
+| ``height``, ``width`` | size of the results in pixels; default: that of ``image`` |
 | ``file_name``, ``image_id`` | as in Detectron2 |
-| ``dataset_name`` | the data set of a record, set by our loaders |
+| ``dataset_name`` | the dataset of a record, set by our loaders |
 | ``instances`` | training: ``gt_boxes`` (XYXY, x2 = x + w), ``gt_classes`` (see below); with |
 |  | ``MODEL.MASK_ON`` also ``gt_masks`` and ``gt_has_mask`` (n,) bool |
-| ``prompt`` | a :class:`~glipv2_d2.structures.Prompt`, made by our mapper |
-| ``classes`` | list of names, one prompt (or several chunks) is made of it |
-| ``negatives`` | with ``classes``: names that are asked beside them and compete for the boxes, |
-|  | but are not returned |
+| ``prompt`` | a :class:`~glipv2_d2.structures.Prompt`, built by our mapper |
+| ``classes`` | list of class names, encoded in one prompt or in several chunks |
+| ``negatives`` | with ``classes``: class names that compete for the boxes but are not returned |
 | ``caption`` | free text; with ``phrases``: per phrase a list of [start, end) character spans |
-| ``phrase_types`` | in records for evaluation: per phrase the kinds of thing that it names |
-| ``question`` | a question to be answered; ``question_id`` (int or text) tells it from others of |
-|  | the same image |
+| ``phrase_types`` | in records for evaluation: per phrase its entity types |
+| ``question`` | a question to answer; ``question_id`` (int or str) distinguishes the questions of |
+|  | an image |
 | ``answers`` | training: {answer: score in 0..1}, spelled by ``text.answers.canonical_answer`` |
 | ``choices`` | with ``question``, at inference: the answers to choose from; default: the model's |
-| ``target_captions`` | the image is to be described. In training the texts to learn (our mapper |
-|  | draws one); in records and in evaluation all that people wrote |
+| ``target_captions`` | requests a caption. In training the targets (our mapper samples one); in |
+|  | records and in evaluation all reference captions |
 | ``more`` | training: dicts with further questions and their ``answers``, or |
 |  | ``target_captions``, of the same image |
-| ``describe`` | at inference: the image is to be described, True or a |
-|  | :class:`~glipv2_d2.modeling.generation.beam_search.GenerationConfig`, which says how |
-| ``ground`` | at inference: the phrases of the question and its answer, or of the description, |
-|  | are to be found, too |
+| ``describe`` | at inference: requests a caption, True or a |
+|  | :class:`~glipv2_d2.structures.GenerationConfig` |
+| ``ground`` | at inference: also localize the phrases of the question and its answer, or of the |
+|  | generated caption |
 
-The first of ``prompt``, ``caption``, ``classes`` that is there is asked; with none of them the
-class names of the data set's metadata are. ``gt_classes`` indexes the caller's list: ``classes``,
-the metadata's names, or the phrases of a caption; with a ``prompt`` it is one of its ``classes``.
+Boxes are requested by the first of ``prompt``, ``caption``, ``classes``; without any, by the class
+names in the dataset's metadata. ``gt_classes`` indexes the caller's list: ``classes``, the
+metadata's class names, or the phrases of a caption; with a ``prompt`` it is one of its ``classes``.
 
-An input with ``question`` or ``target_captions`` asks for words. One whose record has no
-``annotations`` asks for nothing else: our mapper gives it no ``prompt``, no ``classes`` and no
-``instances``. Records of questions also have what only evaluators read: ``human_answers``, one
-answer per person as it was written, ``answer_type`` and ``question_type`` where they are known.
+An input with ``question`` or ``target_captions`` requests text. If its record has no
+``annotations`` it requests nothing else: our mapper adds no ``prompt``, ``classes`` or
+``instances``. Records of questions also have keys for evaluators: ``human_answers``, one answer per
+person as written, ``answer_type`` and ``question_type`` if known.
 
 Outputs are ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of height x width),
 ``scores`` (0..1) and ``pred_classes`` (index in the caller's list), with ``MODEL.MASK_ON`` also
-``pred_masks`` (n, height, width) bool; for a caption also ``"phrases"``, the text of each. To a
-``question`` there is ``"answer"``, a text, with ``"answer_score"`` (0..1); an image that was to be
-described has a ``"caption"``. With ``ground`` there are ``"phrases"``, the answer last (a yes, no
-or number may be none of them), and ``"prompt"``, the :class:`~glipv2_d2.structures.Prompt` of the
-text that they are of.
+``pred_masks`` (n, height, width) bool; for a caption also ``"phrases"``, the text of each. A
+``question`` yields ``"answer"``, a string, and ``"answer_score"`` (0..1); a requested caption
+yields ``"caption"``. With ``ground`` there are ``"phrases"``, the answer last (a yes, no or number
+may be left out), and ``"prompt"``, the :class:`~glipv2_d2.structures.Prompt` that contains them.
 
-Where a ``question`` has ``instances`` and its ``caption`` or ``prompt`` is the question, or the
-question and its answer behind a blank, the two are one text: the answer is hidden, and its boxes
-are those of the hidden word.
+If a ``question`` has ``instances`` and its ``caption`` or ``prompt`` is the question, or the
+question followed by a blank and the answer, the two are one text: the answer is masked, and its
+boxes are those of the mask token.
 """
 
 IMAGE = "image"

@@ -1,7 +1,7 @@
 """The text side of the data path: Prompt -> TokenBatch -> TextFeatures.
 
-N: prompts in the batch. T: tokens of its longest prompt. D: width of the language features.
-A *label* indexes the spans of one prompt; a *class* indexes the caller's list or the data set.
+N: prompts in the batch. T: tokens of its longest prompt. D: width of the text features.
+A *label* indexes the spans of one prompt; a *class* indexes the caller's list or the dataset.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ Span = tuple[int, int]
 """Characters [start, end) of a prompt's text."""
 
 NEGATIVE = -1
-"""The class of a label that only competes: what it names is not returned."""
+"""The class of a label that only competes for boxes and is not returned."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of one image: a text, and the spans of it that name things.
+    """A text to encode, and the spans of it that are labels.
 
     Attributes:
-        text: the whole text that the language backbone reads.
-        spans: for each label, the character spans that name it (several when a phrase is split).
+        text: the whole text.
+        spans: for each label, the character spans that spell it (several for a split phrase).
         classes: for each label, the caller's class, or :data:`NEGATIVE`. For a caption, label and
             class are the same.
-        is_class_list: the labels are class names, which mean the same for every image, and the text
-            is made of them. The words of a caption or a question mean what its own image shows.
-        is_question: the text is to be answered. What it is read as does not depend on its labels.
-        nouns: of a question, the spans that name things, without their articles; for language
-            backbones that read names alone.
+        is_class_list: the text is a list of class names, which mean the same in every image. The
+            words of a caption or question refer to their own image.
+        is_question: the text is a question. Its encoding does not depend on its labels.
+        nouns: of a question, the spans of its nouns, without articles; for language backbones that
+            encode nouns separately.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Prompt:
 
     @property
     def negative_labels(self) -> list[int]:
-        """The labels that only compete."""
+        """The labels that only compete for boxes."""
         return [label for label, class_ in enumerate(self.classes) if class_ == NEGATIVE]
 
     @property
@@ -75,11 +75,14 @@ class TokenBatch:
 
     Attributes:
         input_ids: (N, T) int64, [CLS] pieces [SEP] and padding.
-        mask: (N, T) bool, True from [CLS] to [SEP]. Separators count as valid (GLIP spec 2).
+        mask: (N, T) bool, True from [CLS] to [SEP], separators included (glip_reference.md 2).
         positive_maps: for each prompt, (labels, T) bool: the tokens that spell each label.
         noun_maps: for each prompt, (nouns, T) bool: the tokens that spell each noun.
         prompts: the prompts, in order.
-        causal: a token reads what is left of it and itself, and the image reads no token.
+        causal: a token attends to itself and the tokens on its left, and the image attends to no
+            token.
+        mlm_targets: (N, T) int64, the ids to predict where tokens are masked, -100 elsewhere; None:
+            nothing is masked.
     """
 
     input_ids: Tensor
@@ -88,13 +91,14 @@ class TokenBatch:
     noun_maps: tuple[Tensor, ...]
     prompts: tuple[Prompt, ...]
     causal: bool = False
+    mlm_targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
     def is_word(self) -> Tensor:
-        """(N, T) bool, True between [CLS] and [SEP]; punctuation counts."""
+        """(N, T) bool, True between [CLS] and [SEP], punctuation included."""
         # The token after [SEP] is padding or beyond the end.
         is_word = F.pad(self.mask[:, 1:], (0, 1))
         is_word[:, 0] = False
@@ -107,10 +111,11 @@ class TokenBatch:
             mask=self.mask.to(device),
             positive_maps=tuple(positive_map.to(device) for positive_map in self.positive_maps),
             noun_maps=tuple(noun_map.to(device) for noun_map in self.noun_maps),
+            mlm_targets=None if self.mlm_targets is None else self.mlm_targets.to(device),
         )
 
     def rows(self, indices: Sequence[int]) -> TokenBatch:
-        """Some of the prompts, with their padding; itself where it is all of them."""
+        """Some of the prompts, with their padding; itself for all of them."""
         if list(indices) == list(range(len(self))):
             return self
         return replace(
@@ -120,6 +125,7 @@ class TokenBatch:
             positive_maps=tuple(self.positive_maps[i] for i in indices),
             noun_maps=tuple(self.noun_maps[i] for i in indices),
             prompts=tuple(self.prompts[i] for i in indices),
+            mlm_targets=None if self.mlm_targets is None else self.mlm_targets[indices],
         )
 
 
@@ -128,9 +134,9 @@ class TextFeatures:
     """One vector per token, before or after fusion.
 
     Attributes:
-        hidden: (N, T, D). Rows of padding have no meaning.
+        hidden: (N, T, D). Rows of padding are undefined.
         mask: (N, T) bool, True on valid tokens.
-        causal: as of :class:`TokenBatch`.
+        causal: as in :class:`TokenBatch`.
     """
 
     hidden: Tensor
@@ -138,7 +144,7 @@ class TextFeatures:
     causal: bool = False
 
     def rows(self, indices: Sequence[int]) -> TextFeatures:
-        """Those of some of the prompts; itself where it is all of them."""
+        """The features of some of the prompts; itself for all of them."""
         if list(indices) == list(range(len(self.mask))):
             return self
         return replace(self, hidden=self.hidden[indices], mask=self.mask[indices])

@@ -1,7 +1,7 @@
-"""What torch.compile traces gives the numbers of the code itself.
+"""Models under torch.compile give the numbers of eager mode.
 
-Its backends "eager" and "aot_eager" run the traced graphs without a compiler: what differs then has
-been traced wrongly. "aot_eager" also takes the graphs apart into basic operations, as compilers do.
+The backends "eager" and "aot_eager" run the traced graphs without a compiler: a difference is an
+error in tracing. "aot_eager" also decomposes the graphs into basic operations, as compilers do.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @torch.no_grad()
-def test_a_whole_compiled_model_gives_the_same_answers() -> None:
-    """The second time its names come from the caches, and other pixels are looked at."""
+def test_a_compiled_model_gives_the_same_detections() -> None:
+    """The second call uses cached text features with another image."""
     model = tiny_model(
         *("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 1000)
     )
@@ -40,20 +40,20 @@ def test_a_whole_compiled_model_gives_the_same_answers() -> None:
 
 
 @torch.no_grad()
-def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_numbers() -> None:
-    """As tools/benchmark.py --compile does it; ``fullgraph`` makes a break an error."""
+def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_features() -> None:
+    """As in tools/benchmark.py --compile; with ``fullgraph`` a graph break is an error."""
     head = tiny_model().fused_head
     features = {f"p{k}": torch.randn(1, 16, 256 >> k, 192 >> k) for k in (3, 4, 5)}
     mask = torch.ones(1, 6, dtype=torch.bool)
     language = TextFeatures(torch.randn(1, 6, 16), mask)
     compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
-    ours, our_words = compiled(features, language)
-    expected, expected_words = head(features, language)
+    ours, our_text = compiled(features, language)
+    expected, expected_text = head(features, language)
     torch.testing.assert_close(ours, expected)
-    torch.testing.assert_close(our_words.hidden, expected_words.hidden)
+    torch.testing.assert_close(our_text.hidden, expected_text.hidden)
 
 
-def test_a_compiled_fused_head_learns_the_same() -> None:
+def test_a_compiled_fused_head_has_the_same_gradients() -> None:
     head = tiny_model().fused_head.train()
     for part in head.modules():
         part.dropout = 0.0
@@ -61,14 +61,14 @@ def test_a_compiled_fused_head_learns_the_same() -> None:
     language = TextFeatures(torch.randn(1, 6, 16), torch.ones(1, 6, dtype=torch.bool))
     gradients = []
     for run in (head, torch.compile(head, backend="aot_eager")):
-        fused, words = run(features, language)
-        loss = sum(x.square().sum() for x in (*fused.values(), words.hidden))
+        fused, text = run(features, language)
+        loss = sum(x.square().sum() for x in (*fused.values(), text.hidden))
         gradients.append(torch.autograd.grad(loss, list(head.parameters())))
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_anchors_of_a_compiled_head_are_its_own() -> None:
+def test_a_compiled_anchor_generator_gives_the_same_anchors() -> None:
     generator = tiny_model().proposal_generator.anchor_generator
     features = [torch.zeros(1, 1, 8 >> level or 1, 6 >> level or 1) for level in range(5)]
     compiled = torch.compile(generator, backend="aot_eager", fullgraph=True)

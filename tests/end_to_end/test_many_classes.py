@@ -1,4 +1,4 @@
-"""More names than a prompt holds: every LVIS name on one photograph."""
+"""More class names than fit in a prompt: all LVIS classes on one photo."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 NAMES = [c["synonyms"][0] for c in sorted(LVIS_CATEGORIES, key=lambda c: c["id"])]
 
 
-def test_each_of_1203_names_is_asked_and_answered_under_its_own_index() -> None:
-    """With every candidate kept, each class has its detections, whichever chunk asked it."""
+def test_each_of_1203_classes_is_detected_with_its_own_index() -> None:
+    """With all candidates kept, each class has detections, in whichever prompt chunk it is."""
     model = tiny_model(
         *("MODEL.PROMPT.MAX_CLASSES", 40, "TEST.DETECTIONS_PER_IMAGE", -1),
         *("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 4000),

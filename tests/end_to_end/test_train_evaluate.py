@@ -1,4 +1,4 @@
-"""train_net.py on a YAML and a data set of drawn scenes: the real parts, in small."""
+"""train_net.py with a tiny model on a dataset of drawn scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 from helpers.models import tiny_cfg
 
-from glipv2_d2.data.scenes import write_drawn
+from glipv2_d2.data.drawn import write_drawn
 
 ITERATIONS = 40  # Detectron2 writes metrics every 20
 
@@ -35,7 +35,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", ITERATIONS, "SOLVER.STEPS", ()),
         *("SOLVER.CHECKPOINT_PERIOD", 20, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.003),
         *("SOLVER.EMA_DECAY", 0.9, "SEED", 1, "OUTPUT_DIR", str(root / "output")),
-        # Low enough for a hardly trained model to give detections to evaluate.
+        # Low enough for a barely trained model to have detections.
         *("MODEL.GROUNDING.SCORE_THRESH", 0.001),
     )
     path = root / "tiny.yaml"
@@ -48,12 +48,12 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config_file: Path) -> Path:
-    """The output directory of a whole run."""
+    """The output folder of a complete run."""
     run("--config-file", str(config_file))
     return config_file.parent / "output"
 
 
-def test_training_lowers_the_token_loss(trained: Path) -> None:
+def test_training_reduces_the_token_loss(trained: Path) -> None:
     lines = (trained / "metrics.json").read_text().splitlines()
     losses = [
         metrics["loss_token"] for metrics in map(json.loads, lines) if "loss_token" in metrics
@@ -61,13 +61,13 @@ def test_training_lowers_the_token_loss(trained: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_checkpoint_holds_what_resuming_needs(trained: Path) -> None:
+def test_the_checkpoint_contains_the_training_state(trained: Path) -> None:
     checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == ITERATIONS - 1
     assert {"model", "model_ema", "trainer"} <= checkpoint.keys()
 
 
-def test_evaluation_reports_coco_numbers(config_file: Path, trained: Path) -> None:
+def test_evaluation_computes_coco_metrics(config_file: Path, trained: Path) -> None:
     results = run(
         *("--config-file", str(config_file), "--eval-only"),
         *("MODEL.WEIGHTS", str(trained / "model_final.pth")),

@@ -1,4 +1,4 @@
-"""train_net.py on a YAML with masks, on scenes whose masks are RLE."""
+"""train_net.py with mask heads, on scenes with RLE masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 from helpers.masks import MASKS
 from helpers.models import tiny_cfg
 
-from glipv2_d2.data.scenes import write_drawn
+from glipv2_d2.data.drawn import write_drawn
 
 NAME = "end_to_end_masks"
 
@@ -43,13 +43,13 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(config_file: Path) -> Path:
-    """Of a training with an evaluation at its end."""
+    """The output folder of a training with a final evaluation."""
     arguments = ["--config-file", str(config_file)]
     train_net.main(default_argument_parser().parse_args(arguments))
     return config_file.parent / "output"
 
 
-def test_every_part_of_the_mask_head_moves(output: Path) -> None:
+def test_every_parameter_of_the_mask_head_is_trained(output: Path) -> None:
     first, last = (
         torch.load(output / file, weights_only=True)["model"]
         for file in ("model_0000000.pth", "model_final.pth")
@@ -59,7 +59,7 @@ def test_every_part_of_the_mask_head_moves(output: Path) -> None:
     assert [name for name in names if torch.equal(first[name], last[name])] == []
 
 
-def test_evaluation_scores_boxes_and_masks(output: Path) -> None:
+def test_evaluation_measures_boxes_and_masks(output: Path) -> None:
     metrics = json.loads((output / "metrics.json").read_text().splitlines()[-1])
     assert "bbox/AP50" in metrics
     assert 0 <= metrics["segm/AP50"] <= 100

@@ -1,4 +1,4 @@
-"""train_net.py on a small Mask R-CNN with words for classes, asked names that it never saw."""
+"""train_net.py on a small open-vocabulary Mask R-CNN, evaluated on novel classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detectron2.engine import default_argument_parser
 from helpers.two_stage import CASCADE, two_stage_cfg
 
 from glipv2_d2 import Predictor
-from glipv2_d2.data.scenes import base_cutouts, novel_cutouts, write_drawn
+from glipv2_d2.data.drawn import base_cutouts, novel_cutouts, write_drawn
 
 SPLITS = {"base": (6, base_cutouts), "novel": (3, novel_cutouts)}
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=["standard", "cascade"])
 def trained(data: Path, request: pytest.FixtureRequest) -> Path:
-    """The config of a run of three iterations, which lies beside its output."""
+    """The config file of a run of three iterations; its output folder is beside it."""
     folder = data / request.param
     cfg = two_stage_cfg(
         *("DATASETS.TRAIN", ("two_stage_base",), "DATASETS.TEST", ("two_stage_novel",)),
@@ -50,7 +50,7 @@ def trained(data: Path, request: pytest.FixtureRequest) -> Path:
         *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", ()),
         *("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.WARMUP_ITERS", 0, "SOLVER.WEIGHT_DECAY", 0.0),
         *("SEED", 1, "OUTPUT_DIR", str(folder / "output")),
-        # Low enough for a hardly trained model to give detections to evaluate.
+        # Low enough for a barely trained model to have detections.
         *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *(CASCADE if "cascade" in folder.name else ())),
     )
     folder.mkdir()
@@ -60,19 +60,19 @@ def trained(data: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_training_moves_the_weights(trained: Path) -> None:
+def test_training_updates_all_parts(trained: Path) -> None:
     first, last = (
         torch.load(trained.parent / "output" / file, weights_only=True)["model"]
         for file in ("model_0000000.pth", "model_final.pth")
     )
-    still = {name for name, value in last.items() if torch.equal(value, first[name])}
-    parts = {name.partition(".")[0] for name in last.keys() - still}
+    unchanged = {name for name, value in last.items() if torch.equal(value, first[name])}
+    parts = {name.partition(".")[0] for name in last.keys() - unchanged}
     assert parts == {"backbone", "language_backbone", "proposal_generator", "roi_heads"}
-    # Only buffers, and what no region of these small images is cut from, may stay.
-    assert not [name for name in still if name.startswith("roi_heads.")]
+    # Only buffers, and levels from which no region of these small images is pooled, may stay.
+    assert not [name for name in unchanged if name.startswith("roi_heads.")]
 
 
-def test_it_is_evaluated_on_names_that_it_never_saw(trained: Path) -> None:
+def test_novel_classes_can_be_evaluated(trained: Path) -> None:
     weights = str(trained.parent / "output" / "model_final.pth")
     results = run("--config-file", str(trained), "--eval-only", "MODEL.WEIGHTS", weights)
     assert 0 <= results["bbox"]["AP50"] <= 100
@@ -81,7 +81,7 @@ def test_it_is_evaluated_on_names_that_it_never_saw(trained: Path) -> None:
     assert {row["category_id"] for row in found} == set(range(1, 9))
 
 
-def test_the_predictor_asks_it_any_name(trained: Path, data: Path) -> None:
+def test_the_predictor_accepts_any_class_name(trained: Path, data: Path) -> None:
     predictor = Predictor(trained, trained.parent / "output" / "model_final.pth", device="cpu")
     image = next((data / "novel").glob("*.jpg"))
     prediction = predictor.predict(image, classes=["a thing", "purple heart", "red circle"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from helpers import tolerances
 from helpers.golden import Golden, golden_directories, load_golden
+from helpers.queries import fuse
 
-from glipv2_d2.modeling.postprocess import PostprocessSettings, detect, to_instances
+from glipv2_d2.modeling.postprocess import PostprocessSettings, to_instances
 from glipv2_d2.structures import Prompt
 
 GOLDENS = [load_golden(directory) for directory in golden_directories()]
@@ -28,7 +30,7 @@ def settings_cases() -> list:
 
 
 def settings_of(prefix: str, default: PostprocessSettings) -> PostprocessSettings:
-    """Read ``aggMAX_``, ``mdetrPOWER_`` or ``th0.2_k1000_nms0.3_`` into settings."""
+    """Parse ``aggMAX_``, ``mdetrPOWER_`` or ``th0.2_k1000_nms0.3_``."""
     if aggregation := re.search(r"(?:agg|mdetr)([A-Z]+)_", prefix):
         return dataclasses.replace(default, aggregation=aggregation[1].lower())
     threshold, kept, nms = re.search(r"th([\d.]+)_k(\d+)_nms([\d.]+)_", prefix).groups()
@@ -63,20 +65,16 @@ def assert_same_detections(
 
 
 def detect_prompt(golden: Golden, prompt: Prompt, images: str = "one"):
-    """The detections of every image for one prompt, in the network's pixels."""
-    model = golden.model
+    """Detections of one prompt in every image, in pixels of the network input."""
+    inputs, head = golden.inputs(images), golden.model.proposal_generator
     with torch.no_grad():
-        batch = golden.stages(images)["images"]
-        tokens = golden.tokens([prompt] * len(batch))
-        features, language = model.fused_head(
-            golden.stages(images)["features"], model.language_backbone(tokens)
-        )
-        return model.proposal_generator(batch, features, language, tokens)[0]
+        fused = fuse(golden.model, inputs, [prompt] * len(inputs))
+        return head.detect(head.score_labels(head.predict(fused), fused), fused)
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
 @pytest.mark.parametrize(("images", "index"), [("one", 0), ("two", 0), ("two", 1)])
-def test_class_names_give_the_references_detections(
+def test_detections_of_class_names_are_the_references(
     golden: Golden, images: str, index: int
 ) -> None:
     found = detect_prompt(golden, golden.class_prompt, images)[index]
@@ -84,28 +82,23 @@ def test_class_names_give_the_references_detections(
 
 
 @pytest.mark.parametrize(("golden", "prefix"), settings_cases())
-def test_other_settings_give_the_references_detections(golden: Golden, prefix: str) -> None:
-    stages = golden.stages("one")
-    head = golden.model.proposal_generator
-    found = detect(
-        stages["predictions"],
-        stages["tokens"].positive_maps,
-        stages["images"].image_sizes,
-        settings_of(prefix, head.postprocess),
-        head.box_coder,
-    )[0]
+def test_detections_with_other_settings_are_the_references(golden: Golden, prefix: str) -> None:
+    stages, head = golden.stages("one"), copy.copy(golden.model.proposal_generator)
+    head.postprocess = settings_of(prefix, head.postprocess)
+    scores = head.score_labels(stages["predictions"], stages["fused"])
+    (found,) = head.detect(scores, stages["fused"])
     assert_same_detections(golden, f"{prefix}det0", found.boxes, found.scores, found.labels)
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
 @pytest.mark.parametrize("name", ["free", "list"])
-def test_the_demos_prompts_give_the_references_detections(golden: Golden, name: str) -> None:
+def test_detections_of_the_demos_prompts_are_the_references(golden: Golden, name: str) -> None:
     found = detect_prompt(golden, golden.demo_prompt(name))[0]
     assert_same_detections(golden, f"demo/{name}_det0", found.boxes, found.scores, found.labels)
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
-def test_boxes_return_to_the_original_image_in_the_references_order(golden: Golden) -> None:
+def test_rescaled_detections_are_the_references(golden: Golden) -> None:
     found = detect_prompt(golden, golden.class_prompt)[0]
     width, height = golden.arrays["one/resized_det0/size_wh"].tolist()
     size = golden.stages("one")["images"].image_sizes[0]
@@ -118,7 +111,7 @@ def test_boxes_return_to_the_original_image_in_the_references_order(golden: Gold
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
-def test_the_model_gives_the_references_detections_from_an_input_dict(golden: Golden) -> None:
+def test_detections_of_an_input_dict_are_the_references(golden: Golden) -> None:
     width, height = golden.arrays["one/resized_det0/size_wh"].tolist()
     x = golden.inputs("one")[0] | {
         "height": height,

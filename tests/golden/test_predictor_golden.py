@@ -1,4 +1,4 @@
-"""From a picture's file to boxes in its own pixels, through GLIP's own weights."""
+"""From an image file to boxes in its own pixels, with weights in GLIP's layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_photo_gives_the_references_scores_and_boxes(golden, predictor):
     )
 
 
-def test_two_images_with_two_lists_are_labelled_from_their_own(predictor):
+def test_images_of_a_batch_have_labels_of_their_own_lists(predictor):
     lists = [["cat", "dog"], ["traffic light", "cat", "cell phone"]]
     together = predictor.predict([PHOTO, PHOTO], classes=lists, batch_size=2)
     for prediction, names in zip(together, lists, strict=True):
@@ -52,7 +52,7 @@ def test_two_images_with_two_lists_are_labelled_from_their_own(predictor):
         assert prediction.labels[:20] == alone.labels[:20]
 
 
-def test_a_caption_is_asked_for_its_noun_phrases(predictor):
+def test_the_noun_phrases_of_a_caption_are_grounded(predictor):
     prediction = predictor.predict(PHOTO, caption="A cat runs from the dog.")
     assert prediction.names == ["A cat", "the dog"]
     assert set(prediction.labels) <= set(prediction.names)
@@ -69,12 +69,12 @@ def test_a_caption_is_asked_for_its_noun_phrases(predictor):
         ({"caption": "quickly and slowly"}, "no noun phrase .*'quickly and slowly'"),
     ],
 )
-def test_a_prompt_that_cannot_be_asked_is_an_error_with_its_value(predictor, prompt, message):
+def test_an_invalid_prompt_is_an_error_with_its_value(predictor, prompt, message):
     with pytest.raises(ValueError, match=message):
         predictor.predict(PHOTO, **prompt)
 
 
-def test_a_weights_file_that_is_none_is_named(cfg, tmp_path):
+def test_an_invalid_or_missing_weights_file_is_named(cfg, tmp_path):
     page = tmp_path / "model.pth"
     page.write_text("<!DOCTYPE html><html>404</html>")
     with pytest.raises(ValueError, match="model.pth"):
@@ -84,7 +84,7 @@ def test_a_weights_file_that_is_none_is_named(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1)])
-def test_the_thinnest_pictures_are_seen(predictor, size):
+def test_images_of_one_row_or_column_are_accepted(predictor, size):
     image = np.zeros((*size, 3), dtype=np.uint8)
     prediction = predictor.predict(image, classes=["cat"], channel_order="RGB")
     # Adding one pixel after scaling, as the reference does, may reach a pixel past the edge.

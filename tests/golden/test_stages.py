@@ -27,7 +27,7 @@ def assert_close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float) 
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
-def test_images_are_normalised_as_by_the_reference(golden: Golden) -> None:
+def test_preprocessed_images_are_the_references(golden: Golden) -> None:
     batch = golden.stages("one")["images"]
     height, width = golden.arrays["in/chelsea_tensor"].shape[1:]
     assert list(batch.tensor.shape) == golden.meta["one_batch_shape"]
@@ -35,8 +35,8 @@ def test_images_are_normalised_as_by_the_reference(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=repr)
-def test_class_names_become_the_references_tokens(golden: Golden) -> None:
-    tokens = golden.stages("one")["tokens"]
+def test_tokens_of_class_names_are_the_references(golden: Golden) -> None:
+    tokens = golden.stages("one")["fused"].tokens
     length = tokens.input_ids.shape[1]
     assert tokens.prompts[0].text == golden.meta["caption"]
     assert tokens.input_ids[0].tolist() == golden.arrays["txt/input_ids"][0, :length].tolist()
@@ -55,23 +55,25 @@ def test_swin_output(golden: Golden, key: str) -> None:
 @pytest.mark.parametrize(("golden", "key"), cases("(one|two)/fpn/p."))
 def test_fpn_output(golden: Golden, key: str) -> None:
     images, _, level = key.split("/")
-    assert_close(golden.stages(images)["features"][level], golden.tensor(key), tolerances.FEATURES)
+    assert_close(
+        golden.stages(images)["fused"].features[level], golden.tensor(key), tolerances.FEATURES
+    )
 
 
 @pytest.mark.parametrize(("golden", "key"), cases("(one|two)/lang/hidden"))
 def test_language_output(golden: Golden, key: str) -> None:
-    hidden = golden.stages(key.split("/")[0])["language"].hidden
+    hidden = golden.stages(key.split("/")[0])["fused"].text.hidden
     assert_close(hidden, golden.tensor(key)[:, : hidden.shape[1]], tolerances.FEATURES)
 
 
 @pytest.mark.parametrize(("golden", "key"), cases(r"(one|two)/tower\d+_\w+/(p.|hidden)"))
-def test_tower_module(golden: Golden, key: str) -> None:
+def test_fused_head_module_output(golden: Golden, key: str) -> None:
     images, module, what = key.split("/")
     index = int(re.search(r"\d+", module).group())
-    features, language = golden.stages(images)["head_states"][index]
+    features, text = golden.stages(images)["head_states"][index]
     if what == "hidden":
-        length = language.hidden.shape[1]
-        assert_close(language.hidden, golden.tensor(key)[:, :length], tolerances.FEATURES)
+        length = text.hidden.shape[1]
+        assert_close(text.hidden, golden.tensor(key)[:, :length], tolerances.FEATURES)
     else:
         assert_close(features[LEVELS.index(what)], golden.tensor(key), tolerances.FEATURES)
 

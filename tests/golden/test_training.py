@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ LOSS_NAMES = {
     "mlm_loss": "loss_mlm",
     "loss_shallow_contrastive": "loss_inter_image",
 }
-# What the reference's masked-word and inter-image parts are called beneath "module.rpn.".
+# Names of the reference's masked language and inter-image heads after "module.rpn.".
 MASKED_LANGUAGE_NAMES = {
     "head.mlm_head.transform.dense.weight": "dense.weight",
     "head.mlm_head.transform.dense.bias": "dense.bias",
@@ -43,7 +42,7 @@ INTER_IMAGE_PREFIX = "loss_evaluator."
 
 
 def has_files(golden: Golden, name: str) -> bool:
-    """The cases with masked words and the inter-image loss need those parts' weights."""
+    """Whether the weights of the masked language and inter-image heads exist, if needed."""
     return not is_extra(golden, name) or (golden.directory / "model_extra.pth").is_file()
 
 
@@ -66,7 +65,7 @@ ASSIGNED_IMAGES = [
 
 
 def training_inputs(golden: Golden, case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The images of a case with prompts whose labels are the ground truths, in order."""
+    """The images of a case, with prompts whose labels are the ground truths in order."""
     images = golden.inputs("two")
     inputs = []
     for i, (image, caption) in enumerate(zip(case["images"], case["captions"], strict=True)):
@@ -85,36 +84,35 @@ def training_inputs(golden: Golden, case: dict[str, Any]) -> list[dict[str, Any]
     return inputs
 
 
-class StoredWords:
-    """Masks the words that the reference masked, and asks for those that counted there."""
+class StoredMasking:
+    """Masks the tokens that the reference masked, with the targets that its loss uses."""
 
     def __init__(self, golden: Golden, name: str) -> None:
         arrays, self.case = golden.train_arrays, golden.meta["train"][name]
         self.input_ids = torch.from_numpy(arrays[f"{name}/lang/in_ids"])
         self.greenlight = torch.from_numpy(arrays[f"{name}/greenlight_map"])
 
-    def __call__(self, tokens: TokenBatch, _gt_instances: Any) -> tuple[TokenBatch, torch.Tensor]:
+    def __call__(self, tokens: TokenBatch, _gt_instances: Any) -> tuple[torch.Tensor, torch.Tensor]:
         length = tokens.input_ids.shape[1]
-        hidden_ids = self.input_ids[:, :length]
-        # Of the chosen words only two were left as they are, both where nothing counts.
-        counts = hidden_ids != tokens.input_ids
+        masked_ids = self.input_ids[:, :length]
+        # Only two of the chosen tokens are unchanged, both outside the loss.
+        is_target = masked_ids != tokens.input_ids
         if self.case["greenlight_passed"]:
-            counts &= self.greenlight[:, :length] == 1
-        targets = tokens.input_ids.masked_fill(~counts, NO_TARGET)
-        return replace(tokens, input_ids=hidden_ids), targets
+            is_target &= self.greenlight[:, :length] == 1
+        targets = tokens.input_ids.masked_fill(~is_target, NO_TARGET)
+        return masked_ids, targets
 
 
 def build_model(golden: Golden, name: str) -> GLIPv2:
-    """In training mode without dropout; with the parts of the case's losses."""
+    """In training mode without dropout, with the loss heads of the case."""
     model = golden.build_model().train()
-    model.language_backbone.eval()  # BERT's dropout was off, too
+    model.language_backbone.eval()  # the reference had no dropout in BERT either
     if not is_extra(golden, name):
         return model
     case = golden.meta["train"][name]
     extra = torch.load(golden.directory / "model_extra.pth", weights_only=True)
     extra = {key.removeprefix("module.rpn."): value for key, value in extra["model"].items()}
-    model.inter_image = ReferenceInterImage(
-        model,
+    model.loss_heads["inter_image"] = ReferenceInterImage(
         {
             key.removeprefix(INTER_IMAGE_PREFIX): value
             for key, value in extra.items()
@@ -124,22 +122,23 @@ def build_model(golden: Golden, name: str) -> GLIPv2:
         padding_anchors=case["random_sample_calls"] or None,
     )
     vocab_size, language_dim = extra["head.mlm_head.decoder.weight"].shape
-    model.masked_language = MaskedLanguageHead(
+    masked_language = MaskedLanguageHead(
         language_dim=language_dim,
         masker=WordMasker(mask_token_id=103, vocab_size=vocab_size, prob=0.15),
         decoder=torch.nn.Linear(language_dim, vocab_size),
         weight=1.0,
     )
-    model.masked_language.load_state_dict(
+    masked_language.load_state_dict(
         {ours: extra[theirs] for theirs, ours in MASKED_LANGUAGE_NAMES.items()}
     )
-    model.masked_language.mask = StoredWords(golden, name)
+    masked_language.mask = StoredMasking(golden, name)
+    model.loss_heads["masked_language"] = masked_language
     return model
 
 
 @functools.cache
 def train_step(golden: Golden, name: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Losses, and gradients under the reference's names."""
+    """Losses, and gradients by the reference's names."""
     model = build_model(golden, name)
     losses = model(training_inputs(golden, golden.meta["train"][name]))
     sum(losses.values()).backward()
@@ -148,21 +147,20 @@ def train_step(golden: Golden, name: str) -> tuple[dict[str, float], dict[str, t
         for key, p in model.named_parameters()
     }
     buffers = {key: value for key, value in model.state_dict().items() if key not in gradients}
-    of_parts = {
+    of_loss_heads = {
         f"module.rpn.{theirs}": gradients.pop(ours) for ours, theirs in extra_names(model).items()
     }
-    by_glip_name = to_glip({**buffers, **gradients}) | of_parts
+    by_glip_name = to_glip({**buffers, **gradients}) | of_loss_heads
     return {k: v.item() for k, v in losses.items()}, by_glip_name
 
 
 def extra_names(model: GLIPv2) -> dict[str, str]:
     """Names of the parameters that GLIP's released layout lacks -> the reference's."""
-    names = {}
-    if model.masked_language is not None:
-        names = {f"masked_language.{ours}": k for k, ours in MASKED_LANGUAGE_NAMES.items()}
-    if model.inter_image is not None:
-        for name, _ in model.inter_image.named_parameters():
-            names[f"inter_image.{name}"] = INTER_IMAGE_PREFIX + name
+    if not model.loss_heads:
+        return {}
+    names = {f"loss_heads.masked_language.{x}": k for k, x in MASKED_LANGUAGE_NAMES.items()}
+    for name, _ in model.loss_heads["inter_image"].named_parameters():
+        names[f"loss_heads.inter_image.{name}"] = INTER_IMAGE_PREFIX + name
     return names
 
 
@@ -172,7 +170,7 @@ def label_anchors(golden: Golden, name: str) -> DenseTargets:
     inputs = training_inputs(golden, case)
     tokens = golden.tokens([x["prompt"] for x in inputs])
     anchors = golden.stages("one")["predictions"].anchors_per_level
-    return model.proposal_generator.label_anchors(anchors, tokens, [x["instances"] for x in inputs])
+    return model.proposal_generator.match_anchors(anchors, tokens, [x["instances"] for x in inputs])
 
 
 @pytest.mark.parametrize(("golden", "name"), TRAINING_CASES)
@@ -191,9 +189,14 @@ def test_gradient_norm_of_every_parameter(golden: Golden, name: str) -> None:
     _, gradients = train_step(golden, name)
     reference = golden.meta["train"][name]["grad_norm"]
     ours = {key: gradients[f"module.{key}"].norm().item() for key in reference}
-    assert ours == pytest.approx(
-        reference, rel=tolerances.GRAD_NORMS_RELATIVE, abs=tolerances.GRAD_NORMS_FLOOR
-    )
+    for key, norm in reference.items():
+        floor = tolerances.GRAD_NORMS_FLOOR
+        if key.endswith(".key.bias"):
+            # Zero by algebra: a softmax is invariant to a shift of all its logits.
+            weight = key.removesuffix("bias") + "weight"
+            floor = max(floor, tolerances.KEY_BIAS_RELATIVE * reference[weight])
+        expected = pytest.approx(norm, rel=tolerances.GRAD_NORMS_RELATIVE, abs=floor)
+        assert ours[key] == expected, key
 
 
 @pytest.mark.parametrize(("golden", "name"), TRAINING_CASES)
@@ -209,14 +212,14 @@ def test_stored_gradients(golden: Golden, name: str) -> None:
 
 
 @pytest.mark.parametrize(("golden", "name", "image"), ASSIGNED_IMAGES)
-def test_the_references_anchors_are_positive(golden: Golden, name: str, image: int) -> None:
+def test_positive_anchors_are_the_references(golden: Golden, name: str, image: int) -> None:
     ours = label_anchors(golden, name).matched_idxs[image] >= 0
     reference = golden.train_arrays[f"{name}/assign{image}/labels"] > 0
     np.testing.assert_array_equal(ours.numpy(), reference)
 
 
 @pytest.mark.parametrize(("golden", "name", "image"), ASSIGNED_IMAGES)
-def test_positive_anchors_get_the_references_boxes(golden: Golden, name: str, image: int) -> None:
+def test_box_targets_are_the_references(golden: Golden, name: str, image: int) -> None:
     targets = label_anchors(golden, name)
     ours = targets.box_deltas[image][targets.matched_idxs[image] >= 0]
     reference = golden.train_arrays[f"{name}/assign{image}/reg_targets_pos"]
@@ -224,11 +227,11 @@ def test_positive_anchors_get_the_references_boxes(golden: Golden, name: str, im
 
 
 @pytest.mark.parametrize(("golden", "name", "image"), ASSIGNED_IMAGES)
-def test_anchors_get_the_references_tokens(golden: Golden, name: str, image: int) -> None:
+def test_token_targets_are_the_references(golden: Golden, name: str, image: int) -> None:
     token_targets = label_anchors(golden, name).token_targets[image]
     length = token_targets.shape[1]
     reference = golden.train_arrays[f"{name}/assign{image}/token_labels_argwhere"]
-    # The reference marks "no object" on its last token, which is padding here.
+    # The reference marks background on its last token, which is padding here.
     reference = reference[reference[:, 1] < length]
     assert token_targets.nonzero().tolist() == reference.tolist()
 
@@ -240,7 +243,7 @@ EXTRA_CASES = [case for case in TRAINING_CASES if is_extra(*case.values)]
 def test_the_reference_drops_the_anchors_of_the_first_ground_truth(
     golden: Golden, name: str
 ) -> None:
-    """Its defect, which the check of its inter-image loss needs and ours has not."""
+    """A defect of its inter-image loss that ours does not have; the comparison reproduces it."""
     matched_idxs = label_anchors(golden, name).matched_idxs
     positive = [matched.gt(0).nonzero().squeeze(1).tolist() for matched in matched_idxs]
     assert positive == golden.meta["train"][name]["positive_index"]

@@ -1,7 +1,8 @@
-"""Average precision in its plainest form, to hold the packages' results against.
+"""A direct implementation of average precision, as a reference for the packages' results.
 
-Definitions are COCO's: detections of an image take, best first, the box of their class that they
-overlap most; precision is the best at a recall or above, averaged over 101 recalls and 10 IoUs.
+As in COCO, detections of an image are matched in descending order of score with the free box of
+their class with the highest IoU; the precision is the highest at a recall or above, averaged over
+101 recalls and 10 IoU thresholds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Box = Sequence[float]
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     image: int
     category: int
     box: Box
@@ -27,62 +28,65 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Thing:
+class GroundTruth:
     image: int
     category: int
     box: Box
     is_crowd: bool = False
 
 
-def iou(box: Box, thing: Thing) -> float:
+def iou(box: Box, obj: GroundTruth) -> float:
     """Intersection over union; over the area of the box for a crowd."""
     x, y, w, h = box
-    u, v, p, q = thing.box
+    u, v, p, q = obj.box
     width = min(x + w, u + p) - max(x, u)
     height = min(y + h, v + q) - max(y, v)
     intersection = max(width, 0) * max(height, 0)
-    return intersection / (w * h if thing.is_crowd else w * h + p * q - intersection)
+    return intersection / (w * h if obj.is_crowd else w * h + p * q - intersection)
 
 
 def average_precision(
-    found: Sequence[Found],
-    things: Sequence[Thing],
+    detections: Sequence[Detection],
+    objects: Sequence[GroundTruth],
     thresholds: Sequence[float] = IOU_THRESHOLDS,
-    not_counted: frozenset[int] = frozenset(),
+    ignored_images: frozenset[int] = frozenset(),
 ) -> float:
-    """AP in percent of one category; nan without things.
+    """AP in percent of one category; nan without ground truth.
 
     Args:
-        found, things: of the category; of equal scores the first ones come first.
-        not_counted: images in which a detection without a thing is no mistake.
+        detections, objects: of the category; equal scores keep their order.
+        ignored_images: images in which unmatched detections are ignored.
     """
-    return float(np.mean([_at_iou(found, things, t, not_counted) for t in thresholds]))
+    return float(np.mean([_at_iou(detections, objects, t, ignored_images) for t in thresholds]))
 
 
 def _at_iou(
-    found: Sequence[Found], things: Sequence[Thing], threshold: float, not_counted: frozenset[int]
+    detections: Sequence[Detection],
+    objects: Sequence[GroundTruth],
+    threshold: float,
+    ignored_images: frozenset[int],
 ) -> float:
-    num_things = sum(not thing.is_crowd for thing in things)
-    if num_things == 0:
+    num_objects = sum(not obj.is_crowd for obj in objects)
+    if num_objects == 0:
         return float("nan")
     taken: set[int] = set()
-    is_right = []
+    is_correct = []
     # Images are evaluated one by one in the order of their ids.
-    for one in sorted(found, key=lambda one: (-one.score, one.image)):
+    for one in sorted(detections, key=lambda one: (-one.score, one.image)):
         overlaps = {
-            i: iou(one.box, thing)
-            for i, thing in enumerate(things)
-            if thing.image == one.image and iou(one.box, thing) >= threshold
+            i: iou(one.box, obj)
+            for i, obj in enumerate(objects)
+            if obj.image == one.image and iou(one.box, obj) >= threshold
         }
-        free = [i for i in overlaps if not things[i].is_crowd and i not in taken]
+        free = [i for i in overlaps if not objects[i].is_crowd and i not in taken]
         if free:
-            # Of equal overlaps the packages take the last.
+            # Of equal IoUs the packages select the last.
             taken.add(max(free, key=lambda i: (overlaps[i], i)))
-            is_right.append(True)
-        elif not any(things[i].is_crowd for i in overlaps) and one.image not in not_counted:
-            is_right.append(False)
-    num_right = np.cumsum(is_right)
-    recalls = num_right / num_things
-    precisions = num_right / np.arange(1, len(is_right) + 1)
+            is_correct.append(True)
+        elif not any(objects[i].is_crowd for i in overlaps) and one.image not in ignored_images:
+            is_correct.append(False)
+    num_correct = np.cumsum(is_correct)
+    recalls = num_correct / num_objects
+    precisions = num_correct / np.arange(1, len(is_correct) + 1)
     best = [max(precisions[recalls >= recall], default=0.0) for recall in RECALLS]
     return 100 * float(np.mean(best))

@@ -1,4 +1,4 @@
-"""Captions of a few noise images, and a tagger without spaCy."""
+"""Image-caption pairs of noise images, and a part-of-speech tagger without spaCy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_coco import write_coco
 
-from glipv2_d2.engine import teacher
+from glipv2_d2.engine.pseudo_label import pseudo_labeler
 from glipv2_d2.text import noun_phrases
 from glipv2_d2.text.noun_phrases import TaggedWord
 
@@ -20,7 +20,7 @@ TAGS = {"a": "DT", "on": "IN", "runs": "VBZ"}
 
 
 def use_plain_tagger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words part at blanks; each is a noun, but for those of ``TAGS``."""
+    """Replace spaCy's tagger by one that splits at spaces and tags words outside TAGS as nouns."""
 
     def tag(caption: str) -> list[TaggedWord]:
         return [
@@ -28,12 +28,12 @@ def use_plain_tagger(monkeypatch: pytest.MonkeyPatch) -> None:
             for word in re.finditer(r"\S+", caption)
         ]
 
-    for module in (noun_phrases, teacher):
+    for module in (noun_phrases, pseudo_labeler):
         monkeypatch.setattr(module, "load_tagger", lambda: tag)
 
 
 def write_images(folder: Path, num_images: int) -> Path:
-    """``0.png``, ``1.png`` ..., 48 pixels high, 48, 49 ... wide."""
+    """Write ``0.png``, ``1.png`` ..., 48 pixels high and 48, 49 ... pixels wide."""
     return write_coco(folder, num_images=num_images)[1]
 
 

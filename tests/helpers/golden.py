@@ -1,4 +1,4 @@
-"""Directories of numbers that the reference computed, and the models that should reproduce them.
+"""Directories of the reference's numbers, and the models that reproduce them.
 
 A directory holds a checkpoint in the released layout with its inputs and outputs. The project ships
 one; the environment variable GLIP_GOLDEN names more (separated by ``:``). Config and sizes are read
@@ -17,12 +17,13 @@ import numpy as np
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from helpers.models import glip_cfg
+from helpers.queries import fuse
 
 import glipv2_d2  # noqa: F401 - registers the model
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
-from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
@@ -67,13 +68,11 @@ class Golden:
     @functools.cached_property
     def cfg(self) -> CfgNode:
         """This project's config of the directory's model, on the CPU, without stochastic parts."""
-        cfg = get_cfg()
-        add_glipv2_config(cfg)
+        cfg = glip_cfg()
         ref, model = self.reference, self.reference["MODEL"]
         bert = json.loads((self.directory / "bert-base-uncased" / "config.json").read_text())
         fused = model["DYHEAD"]["FUSE_CONFIG"]["EARLY_FUSE_ON"]
         values = {
-            "MODEL.DEVICE": "cpu",
             "MODEL.PIXEL_MEAN": ref["INPUT"]["PIXEL_MEAN"],
             "MODEL.PIXEL_STD": ref["INPUT"]["PIXEL_STD"],
             "MODEL.SWIN.EMBED_DIM": model["SWINT"]["EMBED_DIM"],
@@ -141,7 +140,7 @@ class Golden:
         ]
 
     def tokens(self, prompts: list[Prompt]) -> TokenBatch:
-        return self.model.tokenizer(prompts)
+        return self.model.query_builder.tokenizer(prompts)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the test session
     def stages(self, images: str) -> dict[str, Any]:
@@ -149,39 +148,30 @@ class Golden:
         model, inputs = self.model, self.inputs(images)
         with torch.no_grad():
             batch = model.preprocess_image(inputs)
-            tokens = self.tokens([self.class_prompt] * len(inputs))
-            language = model.language_backbone(tokens)
-            features = model.backbone(batch.tensor)
-            states = trace_head(model, features, language)
-            fused_features, fused_language = states[-1]
-            predictions = model.proposal_generator.predict(
-                dict(zip(features, fused_features, strict=True)), fused_language
-            )
-        return {
-            "images": batch,
-            "tokens": tokens,
-            "language": language,
-            "bottom_up": model.backbone.bottom_up(batch.tensor),
-            "features": features,
-            "head_states": states,
-            "predictions": predictions,
-        }
+            fused = fuse(model, inputs, [self.class_prompt] * len(inputs))
+            return {
+                "images": batch,
+                "fused": fused,
+                "bottom_up": model.backbone.bottom_up(batch.tensor),
+                "head_states": trace_head(model, fused.features, fused.text),
+                "predictions": model.proposal_generator.predict(fused),
+            }
 
 
 def trace_head(
-    model: GLIPv2, features: dict[str, torch.Tensor], language: TextFeatures
+    model: GLIPv2, features: dict[str, torch.Tensor], text: TextFeatures
 ) -> list[tuple[list[torch.Tensor], TextFeatures]]:
     """The state after every module of the reference's tower, in its order."""
-    state = list(features.values()), language
+    state = list(features.values()), text
     states = []
     for block in model.fused_head.blocks:
-        per_level, words = state
+        per_level, text = state
         if hasattr(block, "fusion"):
-            per_level, words = block.fusion(per_level, words)
-            states.append((per_level, words))
-            words = block.language_layer(words)
-            states.append((per_level, words))
-        state = block.dynamic_conv(per_level), words
+            per_level, text = block.fusion(per_level, text)
+            states.append((per_level, text))
+            text = block.language_layer(text)
+            states.append((per_level, text))
+        state = block.dynamic_conv(per_level), text
         states.append(state)
     return states
 

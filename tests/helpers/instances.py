@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
-from helpers.average_precision import Found
+from helpers.average_precision import Detection
 
 
 def process_all(
     evaluator: DatasetEvaluator,
-    found: Sequence[Found],
+    detections: Sequence[Detection],
     image_ids: Iterable[int],
     size: tuple[int, int] = (48, 48),
 ) -> None:
     """Reset, then one call per image with its detections in their order."""
     evaluator.reset()
     for image_id in image_ids:
-        here = [one for one in found if one.image == image_id]
+        here = [one for one in detections if one.image == image_id]
         boxes = torch.tensor([one.box for one in here], dtype=torch.float32).reshape(-1, 4)
         instances = Instances(
             size,

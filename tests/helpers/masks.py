@@ -1,4 +1,4 @@
-"""Inputs with masks, and a proposal generator that finds given boxes."""
+"""Inputs with masks, and detections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
 from helpers.models import tiny_model, training_input
-from torch import Tensor, nn
+from torch import Tensor
 
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.postprocess import DetectionsPerImage
@@ -19,10 +19,10 @@ MASKS = (
     *("MODEL.ROI_MASK_HEAD.NUM_HOURGLASSES", 1),
 )
 
-# In a 64 x 64 image: the left half and the lower half of a box, which show half of it.
+# In a 64 x 64 image: triangles that fill half of their boxes.
 LOWER_LEFT = [8.0, 8.0, 36.0, 36.0, 8.0, 36.0]
 UPPER_RIGHT = [24.0, 16.0, 52.0, 16.0, 52.0, 44.0]
-# Its corners fall on a grid of 28 x 28 in its box.
+# Its corners are on a grid of 28 x 28 in its box.
 ELL = [4.0, 8.0, 18.0, 8.0, 18.0, 22.0, 32.0, 22.0, 32.0, 36.0, 4.0, 36.0]
 
 
@@ -40,7 +40,7 @@ def masked_input(
     as_bitmasks: bool = False,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A training input of shapes with the boxes around them."""
+    """A training input of polygons and their boxes."""
     x = training_input([box_of(polygon) for polygon in polygons], gt_classes, **fields)
     masks = PolygonMasks([[torch.tensor(polygon).numpy()] for polygon in polygons])
     if as_bitmasks:
@@ -64,17 +64,6 @@ def found(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Detections
         torch.tensor(labels, dtype=torch.int64),
         torch.arange(len(labels)),
     )
-
-
-class Finds(nn.Module):
-    """A proposal generator that finds in each image what it was told; it has no losses."""
-
-    def __init__(self, detections: Sequence[DetectionsPerImage]) -> None:
-        super().__init__()
-        self.detections = list(detections)
-
-    def forward(self, *_: Any) -> tuple[list[DetectionsPerImage], dict[str, Tensor]]:
-        return self.detections, {}
 
 
 def iou(masks: Tensor, others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A GLIPv2 of a few thousand parameters, with the real vocabulary and random weights."""
+"""A GLIPv2 of a few thousand parameters, with BERT's vocabulary and random weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-import glipv2_d2  # noqa: F401 - registers the model
-from glipv2_d2.config import add_glipv2_config
+from glipv2_d2 import add_glipv2_config, get_config
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.text.tokenizer import resolve_model
+
+OPTIMIZER_KEYS = (
+    *("OPTIMIZER", "BASE_LR", "BIAS_LR_FACTOR", "CLIP_GRADIENTS"),
+    *("WEIGHT_DECAY", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM"),
+)
 
 
 @functools.cache
@@ -36,25 +40,35 @@ def tiny_bert_directory() -> str:
     return str(directory)
 
 
-def tiny_cfg(*opts: Any) -> CfgNode:
-    """A config of the tiny model, on the CPU; ``opts`` are keys and values in turn."""
+def glip_cfg(*opts: Any) -> CfgNode:
+    """GLIP-T's model and optimizer with Detectron2's schedule, data and precision, on the CPU.
+
+    ``opts`` alternate between keys and values.
+    """
     cfg = get_cfg()
     add_glipv2_config(cfg)
-    cfg.merge_from_list(
-        [
-            *("MODEL.DEVICE", "cpu"),
-            *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
-            *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
-            *("MODEL.FPN.OUT_CHANNELS", 16),
-            *("MODEL.LANGUAGE_BACKBONE.MODEL", tiny_bert_directory()),
-            *("MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4),
-            *("MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2),
-            *("MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32),
-            *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
-            *opts,
-        ]
-    )
+    glip = get_config("glip-t")
+    cfg.MODEL = glip.MODEL
+    cfg.MODEL.DEVICE = "cpu"
+    for key in OPTIMIZER_KEYS:
+        cfg.SOLVER[key] = glip.SOLVER[key]
+    cfg.merge_from_list(list(opts))
     return cfg
+
+
+def tiny_cfg(*opts: Any) -> CfgNode:
+    """A config of the tiny model, on the CPU; ``opts`` alternate between keys and values."""
+    return glip_cfg(
+        *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
+        *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
+        *("MODEL.FPN.OUT_CHANNELS", 16),
+        *("MODEL.LANGUAGE_BACKBONE.MODEL", tiny_bert_directory()),
+        *("MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4),
+        *("MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2),
+        *("MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32),
+        *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
+        *opts,
+    )
 
 
 def tiny_model(*opts: Any) -> GLIPv2:

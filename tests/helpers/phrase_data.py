@@ -1,4 +1,4 @@
-"""Captions with boxes, and answers of a model to them."""
+"""Grounding records, and outputs of a model for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
 SIZE = (24, 32)
-"""(height, width) of every image here."""
+"""(height, width) of every image."""
 
 Box = Sequence[float]
 
@@ -23,12 +23,12 @@ def record(
     kinds: dict[str, Sequence[str]] | None = None,
     is_crowd: bool = False,
 ) -> dict[str, Any]:
-    """A record whose caption is its phrases in a row.
+    """A record whose caption is the sequence of its phrases.
 
     Args:
         truth: phrase -> boxes, XYXY.
         masks: phrase -> COCO's segmentation of each box.
-        kinds: phrase -> kinds of thing.
+        kinds: phrase -> its phrase types.
     """
     caption, phrases, annotations = "", [], []
     for label, (phrase, boxes) in enumerate(truth.items()):
@@ -58,13 +58,13 @@ def record(
     return made
 
 
-def answer(
+def model_output(
     boxes: Sequence[Box],
     scores: Sequence[float],
     labels: Sequence[int],
     masks: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """A model's output for a caption. ``masks``: (K, H, W) bool."""
+    """The output of a model for a caption. ``masks``: (K, H, W) bool."""
     instances = Instances(
         SIZE,
         pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
@@ -73,18 +73,18 @@ def answer(
     )
     if masks is not None:
         instances.pred_masks = torch.from_numpy(masks)
-    return {"instances": instances, "phrases": ["texts of the phrases"]}
+    return {"instances": instances, "phrases": ["the phrases"]}
 
 
 def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
-    """(number, 4) XYXY on a coarse grid, some of them equal."""
+    """(number, 4) XYXY boxes on a coarse grid, some of them equal."""
     corners = rng.integers(0, [5, 4], (number, 2))
     sizes = rng.integers(2, [8, 6], (number, 2))
     return np.concatenate([corners * 2.5, (corners + sizes) * 2.5], axis=1)
 
 
 def random_masks(rng: np.random.Generator, number: int) -> np.ndarray:
-    """(number, H, W) bool; each a rectangle with holes."""
+    """(number, H, W) bool masks, each a rectangle with holes."""
     masks = np.zeros((number, *SIZE), dtype=bool)
     for mask, (x1, y1, x2, y2) in zip(masks, random_boxes(rng, number).astype(int), strict=True):
         mask[y1:y2, x1:x2] = True

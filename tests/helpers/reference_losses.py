@@ -1,29 +1,26 @@
-"""The reference's inter-image loss with its defects, to be held against its stored numbers.
+"""The reference's inter-image loss with its defects, compared with its stored numbers.
 
-It leaves out anchors of the first ground truth, takes the words after fusion and pads with random
-negative anchors or masked zeros; see GLIP spec 15. The library's own loss does none of it.
+It drops anchors of the first ground truth, uses fused tokens and pads with random negative anchors
+or masked zeros (glip_reference.md 15). The library's own loss does none of this.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.structures import DenseTargets, TextFeatures, TokenBatch
+from glipv2_d2.modeling.heads.base import LossHead
+from glipv2_d2.structures import DenseTargets, FusedFeatures, TokenBatch
 
 MASKED_LOGIT = -1e6
 
 
-class ReferenceInterImage(nn.Module):
-    """Takes the place of the model's ``inter_image``; weights come from model_extra.pth."""
+class ReferenceInterImage(LossHead):
+    """Replaces the model's ``inter_image`` loss head; weights come from model_extra.pth."""
 
     def __init__(
         self,
-        model: GLIPv2,
         weights: dict[str, Tensor],
         classes: list[list[int]],
         padding_anchors: list[list[int]] | None,
@@ -43,21 +40,9 @@ class ReferenceInterImage(nn.Module):
         self.load_state_dict(weights)
         self.classes = classes
         self.padding_anchors = padding_anchors
-        self._fused_words: list[Tensor] = []
-        model.fused_head.register_forward_hook(self._keep_fused_words)
 
-    def _keep_fused_words(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._fused_words = [output[1].hidden]
-
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        _language: TextFeatures,
-        tokens: TokenBatch,
-        _gt_instances: Any,
-        targets: DenseTargets,
-    ) -> dict[str, Tensor]:
-        (fused_words,) = self._fused_words
+    def losses(self, fused: FusedFeatures, targets: DenseTargets) -> dict[str, Tensor]:
+        features, tokens = fused.features, fused.tokens
         locations = torch.cat([level.flatten(2).transpose(1, 2) for level in features.values()], 1)
         # Anchors of the first ground truth are left out, as if they were background.
         anchors_per_image = [(matched > 0).nonzero().squeeze(1) for matched in targets.matched_idxs]
@@ -78,7 +63,7 @@ class ReferenceInterImage(nn.Module):
         is_right = torch.where(is_own_block, torch.block_diag(*own_words), is_right)
         image_vectors = self.shallow_contrastive_projection_image(torch.cat(regions))
         text_vectors = self.shallow_contrastive_projection_text(
-            F.normalize(fused_words, dim=-1).flatten(0, 1)
+            F.normalize(fused.fused_text.hidden, dim=-1).flatten(0, 1)
         )
         logits = F.normalize(image_vectors, dim=-1) @ F.normalize(text_vectors, dim=-1).T
         logits = logits / self.shallow_log_scale.exp()

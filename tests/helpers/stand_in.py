@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @META_ARCH_REGISTRY.register()
 class MeanColour(nn.Module):
-    """The smallest model of the kind that a trainer meets: parts, dropout, a frozen weight."""
+    """A minimal model with submodules, dropout and a frozen weight."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class MeanColour(nn.Module):
     def forward(self, inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         means = torch.stack([x["image"].float().mean(dim=(1, 2)) / 255 for x in inputs])
         if not self.training:
-            return [{"instances": self.guess(x["height"], x["width"])} for x in inputs]
+            return [{"instances": self.predict(x["height"], x["width"])} for x in inputs]
         lengths = torch.tensor([len(x["prompt"].text) % 32 for x in inputs])
         features = self.dropout(self.norm(self.backbone(means)))
         boxes = torch.stack([x["instances"].gt_boxes.tensor.mean() for x in inputs]) / 100
@@ -32,7 +32,7 @@ class MeanColour(nn.Module):
         return {"loss_score": (scores - boxes).square().mean()}
 
     @staticmethod
-    def guess(height: int, width: int) -> Instances:
+    def predict(height: int, width: int) -> Instances:
         return Instances(
             (height, width),
             pred_boxes=Boxes([[4.0, 6.0, 24.0, 22.0]]),
@@ -42,7 +42,7 @@ class MeanColour(nn.Module):
 
 
 def configure(cfg: CfgNode, dataset: str, output: str) -> None:
-    """A run of eight iterations with a checkpoint after every third, on a data set of files."""
+    """Configure eight iterations with a checkpoint after every third, on a dataset of files."""
     cfg.SEED = 3
     cfg.OUTPUT_DIR = output
     cfg.MODEL.META_ARCHITECTURE = "MeanColour"

@@ -1,4 +1,4 @@
-"""A tiny model that also answers and describes, and inputs that ask it to."""
+"""Inputs of a model that also answers questions and captions images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from helpers.models import random_image, training_input
 
 ANSWERS = ["yes", "no", "2", "dog"]
 ANSWERING = ("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ANSWERS)
-DESCRIBING = (
+CAPTIONING = (
     *("MODEL.CAPTION.WEIGHT", 1.0, "MODEL.CAPTION.BEAM_SIZE", 2, "MODEL.CAPTION.MAX_LENGTH", 6),
 )
-TEXT_TASKS = (*ANSWERING, *DESCRIBING)
-REGIONS = (
-    *("MODEL.REGION_READER.NAME", "RegionReader", "MODEL.REGION_READER.NUM_REGIONS", 4),
-    *("MODEL.REGION_READER.HEADS", 2, "MODEL.REGION_READER.FFN_DIM", 32),
-    *("MODEL.REGION_READER.DROPOUT", 0.0),
-)
+TEXT_TASKS = (*ANSWERING, *CAPTIONING)
 
 GROUNDED = "what is on the mat?"
 

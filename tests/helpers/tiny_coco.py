@@ -1,4 +1,4 @@
-"""A COCO data set of a few noise images, written to a folder."""
+"""A dataset of a few noise images in COCO's format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ NAMES = ("cat", "traffic light", "hot_dog_(food)")
 def write_coco(
     folder: Path, *, num_images: int = 4, names: Sequence[str] = NAMES, size: int = 48
 ) -> tuple[Path, Path]:
-    """Image i, ``size`` + i pixels wide and ``size`` high, shows one box of class i (modulo).
+    """Write noise images with one box each; image i has class i modulo the number of names.
+
+    Image i is ``size`` + i pixels wide and ``size`` pixels high.
 
     Returns:
         The annotation file and the image folder.

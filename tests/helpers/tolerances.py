@@ -1,4 +1,4 @@
-"""How far a number may be from the reference's: absolute unless named relative.
+"""Tolerances against the reference's numbers: absolute unless named relative.
 
 The reference's own noise between 1 and 2 threads is 3e-6 on features, 5e-6 on logits, 3e-5 px on
 boxes, 5e-7 on scores, 1e-6 (relative) on losses and 1e-3 (relative) on gradient norms.
@@ -13,3 +13,5 @@ SCORES = 1e-5
 LOSSES_RELATIVE = 1e-5
 GRAD_NORMS_RELATIVE = 2e-3
 GRAD_NORMS_FLOOR = 1e-5
+# Of the gradient norm of the same layer's key.weight.
+KEY_BIAS_RELATIVE = 1e-6

@@ -14,7 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 # Where processes are forks of one that has done nothing but import these.
-PRELOADED = ["torch", "detectron2.engine", "glipv2_d2.engine.trainer", "glipv2_d2.evaluation"]
+PRELOADED = ["torch", "detectron2.engine", "glipv2_d2.engine.train.trainer", "glipv2_d2.evaluation"]
 
 
 def torchrun(

@@ -14,8 +14,8 @@ from detectron2.engine import HookBase, default_argument_parser
 # Known to the child, which imports this module: the stand-in model of some configs.
 from helpers import stand_in  # noqa: F401
 
-from glipv2_d2.engine.processes import launch
-from glipv2_d2.engine.trainer import Trainer
+from glipv2_d2.engine.train.distributed import launch
+from glipv2_d2.engine.train.trainer import Trainer
 
 
 class KillBefore(HookBase):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 ALL_LOSSES = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, *MASKS, *TEXT_TASKS)
-NOTHING_RANDOM = (
+DETERMINISTIC = (
     *("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.0, "MODEL.FUSED_HEAD.LANGUAGE_DROPOUT", 0.0),
     *("MODEL.FPN.DROP_BLOCK_PROB", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
 )
@@ -28,21 +28,21 @@ Step = dict[str, dict[str, Tensor]]
 def batches() -> dict[str, list[dict[str, Any]]]:
     """Four images each; the second process gets the last two."""
     shapes = [[5.0, 5, 50, 5, 50, 60], [20.0, 10, 40, 10, 20, 30]]
-    to_say = {"question": "is it red?", "answers": {"yes": 0.6}, "target_captions": ["two cats"]}
-    detection = masked_input(shapes, [0, 2], classes=["cat", "traffic light", "dog"], **to_say)
+    text = {"question": "is it red?", "answers": {"yes": 0.6}, "target_captions": ["two cats"]}
+    detection = masked_input(shapes, [0, 2], classes=["cat", "traffic light", "dog"], **text)
     # Without masks.
     caption = training_input(
         [[8, 20, 60, 60]], [0], caption="a dog on a mat", phrases=[[[0, 5]], [[9, 14]]]
     )
-    # Asks for names of the first image, one of them as a negative.
-    elsewhere = masked_input(
+    # Class names of the first image, one of them as a negative.
+    same_names = masked_input(
         [[10.0, 2, 58, 2, 10, 40]], [1], classes=["Traffic_Light", "dog", "red car", "person"]
     )
     empty = training_input([], [], classes=["dog", "cow"])
     return {
-        "all kinds": [detection, caption, elsewhere, empty],
-        "the second process has nothing": [detection, elsewhere, empty, empty],
-        "the second process has words only": [
+        "all kinds": [detection, caption, same_names, empty],
+        "no ground truth in the second process": [detection, same_names, empty, empty],
+        "text only in the second process": [
             *(detection, grounded_question_input()),
             *(question_input(answers={"no": 1.0}), caption_input()),
         ],
@@ -56,9 +56,9 @@ def mask_every_third_word(input_ids: Tensor, is_word: Tensor) -> tuple[Tensor, T
 
 def train_step(inputs: Sequence[dict[str, Any]]) -> Step:
     """Losses and gradients in float64, averaged over the processes where there are several."""
-    model = tiny_model(*ALL_LOSSES, *NOTHING_RANDOM).double().train()
+    model = tiny_model(*ALL_LOSSES, *DETERMINISTIC).double().train()
     model.language_backbone.eval()  # BERT's dropout
-    model.masked_language.masker = mask_every_third_word
+    model.loss_heads["masked_language"].masker = mask_every_third_word
     wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
     losses = wrapped(inputs)
     sum(losses.values()).backward()
@@ -71,7 +71,7 @@ def train_step(inputs: Sequence[dict[str, Any]]) -> Step:
 
 
 def run_process(rank: int, folder: str) -> None:
-    """What each of two processes does; the first one writes the steps of all batches."""
+    """Run one of two processes; the first one saves the steps of all batches."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     steps = {

@@ -1,4 +1,4 @@
-"""A two-stage detector with text classes of a few thousand parameters."""
+"""A two-stage open-vocabulary detector of a few thousand parameters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from glipv2_d2.modeling.two_stage import OpenVocabularyRCNN
 
 LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 CASCADE = ("MODEL.ROI_HEADS.NAME", "OpenVocabularyCascadeROIHeads")
-# Names are read one by one: which else are asked, and in which order, changes nothing.
+# Class names are encoded separately: neither the other names nor their order matter.
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
 
 
 def two_stage_cfg(*opts: Any) -> CfgNode:
-    """A config of the tiny detector with masks, on the CPU; ``opts`` are keys and values."""
+    """A config of the tiny detector with masks, on the CPU; ``opts`` alternate keys and values."""
     return tiny_cfg(
         *("MODEL.META_ARCHITECTURE", "OpenVocabularyRCNN", "MODEL.MASK_ON", True),
         *("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "MODEL.RPN.IN_FEATURES", LEVELS),
@@ -34,7 +34,7 @@ def two_stage_cfg(*opts: Any) -> CfgNode:
         *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
         *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 4),
         *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
-        *("MODEL.GROUNDING.REGION_WORD", "CosineScore"),
+        *("MODEL.GROUNDING.REGION_WORD_SCORE", "CosineScore"),
         *("MODEL.GROUNDING.LOG_SCALE", -2.0),
         *opts,
     )

@@ -1,14 +1,13 @@
-"""A GLIPv2 whose scores are known: each token's is a function of its id and of the image.
+"""A GLIPv2 with known scores: the score of a token is a function of its id and of the image.
 
-Prompting, tokenizer, caches, rounds, label scores and post-processing are the real ones. Of the
-network nothing is left: there is one location, and what it says of a word can be computed by hand.
+Prompts, tokenizer, caches, chunks, label scores and post-processing are the real ones. The network
+is replaced by a single location with these token scores.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from detectron2.structures import Instances
@@ -17,16 +16,18 @@ from torch import Tensor, nn
 from glipv2_d2.layers.box_coder import BoxCoder
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.assigner import ATSSAssigner
+from glipv2_d2.modeling.fusion import FusedHead
 from glipv2_d2.modeling.heads import GroundingRPN
-from glipv2_d2.modeling.postprocess import PostprocessSettings
-from glipv2_d2.modeling.prompting import InputPrompts
-from glipv2_d2.structures import DensePredictions, TextFeatures, TokenBatch
+from glipv2_d2.modeling.language import LanguageBackbone
+from glipv2_d2.modeling.prompt_builder import PromptBuilder
+from glipv2_d2.modeling.queries import QueryBuilder
+from glipv2_d2.structures import DensePredictions, FusedFeatures, TextFeatures, TokenBatch
 from glipv2_d2.text import Tokenizer
 from glipv2_d2.text.prompts import clean_name, normalized_name
 
 CENTERNESS = 0.5
 NUM_VALUES = 9973
-"""Different scores of words: a prime, so that ids spread over all of them."""
+"""The number of different scores: a prime, so that ids are spread over all of them."""
 
 ScoreOfToken = Callable[[Tensor, int], Tensor]
 """(T,) token ids of a prompt and the number of the image -> (T,) scores between 0 and 1."""
@@ -38,7 +39,7 @@ def word_scores(ids: Tensor, image: int) -> Tensor:
 
 
 class ImageNumber(nn.Module):
-    """A pyramid of one location that tells the number of the image: its first pixel."""
+    """A pyramid of one location with the number of the image: its first pixel."""
 
     size_divisibility = 0
     padding_constraints: dict[str, int] = {}  # noqa: RUF012 - as Detectron2's backbones have it
@@ -47,38 +48,40 @@ class ImageNumber(nn.Module):
         return {"p3": images[:, :1, :1, :1]}
 
 
-class TokenIds(nn.Module):
-    """Features that are the ids themselves; counts the prompts that it was asked."""
+class TokenIds(LanguageBackbone):
+    """Text features that are the token ids; counts the encoded prompts."""
 
     width = 1
     vocab_size = 30522
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = 0
+        self.num_encoded = 0
 
     def forward(self, tokens: TokenBatch) -> TextFeatures:
-        self.asked += len(tokens)
+        self.num_encoded += len(tokens)
         return TextFeatures(tokens.input_ids[..., None].double(), tokens.mask)
 
 
-class PassBy(nn.Module):
-    """Image and words do not read each other."""
+class NoFusion(FusedHead):
+    """Image and text features stay as they are."""
 
-    def forward(self, features: Any, language: TextFeatures) -> tuple[Any, TextFeatures]:
-        return features, language
+    def forward(
+        self, features: dict[str, Tensor], text: TextFeatures
+    ) -> tuple[dict[str, Tensor], TextFeatures]:
+        return features, text
 
 
 class KnownScores(GroundingRPN):
-    """Says of every word of every image what a function says."""
+    """Region-word scores from a function of token ids and image."""
 
     score_of_token: ScoreOfToken
 
-    def predict(self, features: dict[str, Tensor], language: TextFeatures) -> DensePredictions:
-        numbers = features["p3"].flatten().round().long().tolist()
+    def predict(self, fused: FusedFeatures) -> DensePredictions:
+        numbers = fused.fused_features["p3"].flatten().round().long().tolist()
         scores = [
             self.score_of_token(ids.long(), number)
-            for ids, number in zip(language.hidden[..., 0], numbers, strict=True)
+            for ids, number in zip(fused.region_text.hidden[..., 0], numbers, strict=True)
         ]
         num_images = len(numbers)
         return DensePredictions(
@@ -98,7 +101,7 @@ def known_model(
     score_of_token: ScoreOfToken = word_scores,
     cache_size: int = 3,
 ) -> GLIPv2:
-    """The model in evaluation mode; every class is found once in every image, in one same box."""
+    """The model in evaluation mode; it detects every class once per image, in the same box."""
     head = KnownScores(
         visual_dim=1,
         strides=[8],
@@ -107,32 +110,31 @@ def known_model(
         anchor_generator=nn.Identity(),
         assigner=ATSSAssigner(topk=1),
         box_coder=BoxCoder(),
-        postprocess=PostprocessSettings(
-            score_thresh=0.0,
-            pre_nms_topk=10_000,
-            nms_thresh=0.5,
-            detections_per_prompt=10_000,
-            aggregation="mean",
-        ),
+        postprocess={
+            "score_thresh": 0.0,
+            "pre_nms_topk": 10_000,
+            "nms_thresh": 0.5,
+            "detections_per_prompt": 10_000,
+            "aggregation": "mean",
+        },
         loss_settings={},
     )
     head.score_of_token = score_of_token
-    prompts = InputPrompts(
+    prompts = PromptBuilder(
         tokenizer=tokenizer,
         separator=". ",
         max_tokens=max_tokens,
         max_classes=max_classes,
         default_classes=lambda training: [],
         num_orders=num_orders,
-        takes_negatives=True,
+        accepts_negatives=True,
     )
     return GLIPv2(
         backbone=ImageNumber(),
         language_backbone=TokenIds(),
-        fused_head=PassBy(),
+        fused_head=NoFusion(),
         proposal_generator=head,
-        tokenizer=tokenizer,
-        input_prompts=prompts,
+        query_builder=QueryBuilder(prompts=prompts, can_answer=False, can_caption=False),
         pixel_mean=[0.0],
         pixel_std=[1.0],
         language_cache_size=cache_size,
@@ -140,24 +142,24 @@ def known_model(
 
 
 def image_number(number: int) -> Tensor:
-    """An image (1, 8, 8) that the known model takes for that number."""
+    """An image (1, 8, 8) of which the known model reads the number."""
     return torch.full((1, 8, 8), float(number))
 
 
 def known_score(tokenizer: Tokenizer, name: str, image: int = 0) -> float:
-    """The score of a name: that of its tokens in the mean, and of the centerness.
+    """The score of a name: the geometric mean of its mean token score and of the centerness.
 
-    Of a last character that is several tokens (a Hangul syllable is), the first counts, as in GLIP.
+    Of a last character of several tokens, such as a Hangul syllable, the first is used, as in GLIP.
     """
-    encoding = tokenizer._encode([clean_name(name)], add_special_tokens=False)
+    encoding = tokenizer._tokenize([clean_name(name)], add_special_tokens=False)
     (ids,), (offsets,) = encoding["input_ids"], encoding["offset_mapping"]
-    counted = ids[: offsets.index(offsets[-1]) + 1]
-    mean = word_scores(torch.tensor(counted), image).mean().item()
+    used = ids[: offsets.index(offsets[-1]) + 1]
+    mean = word_scores(torch.tensor(used), image).mean().item()
     return math.sqrt(mean * CENTERNESS)
 
 
 def first_indices(names: Sequence[str]) -> list[int]:
-    """The index under which each different name is known."""
+    """The index of the first occurrence of each different name."""
     first: dict[str, int] = {}
     for i, name in enumerate(names):
         first.setdefault(normalized_name(name), i)
@@ -165,7 +167,7 @@ def first_indices(names: Sequence[str]) -> list[int]:
 
 
 def scores_of_classes(instances: Instances) -> dict[int, float]:
-    """The score of each class that was found; each is found once."""
+    """The score of each detected class; each must be detected once."""
     classes = instances.pred_classes.tolist()
     assert len(set(classes)) == len(classes), classes
     return dict(zip(classes, instances.scores.tolist(), strict=True))

@@ -51,7 +51,7 @@ def test_anchors_are_not_in_the_state_dict() -> None:
     assert not generator.state_dict()
 
 
-def test_anchors_made_in_inference_mode_serve_training() -> None:
+def test_anchors_cached_in_inference_mode_are_usable_in_training() -> None:
     generator = AnchorGenerator([8], 8.0)
     with torch.inference_mode():
         generator([torch.zeros(1, 1, 5, 7)])
@@ -62,14 +62,14 @@ def test_anchors_made_in_inference_mode_serve_training() -> None:
     assert deltas.grad.equal(anchors)
 
 
-def test_the_memory_for_anchors_is_bounded() -> None:
+def test_the_number_of_cached_anchors_is_bounded() -> None:
     generator = AnchorGenerator([8], 8.0)
     for width in range(1, MAX_CACHED_LEVELS + 20):
         generator([torch.zeros(1, 1, 1, width)])
     assert len(generator._anchors) == MAX_CACHED_LEVELS
 
 
-def test_a_tracers_stand_ins_are_not_kept_for_others() -> None:
+def test_fake_tensors_of_a_tracer_are_not_cached() -> None:
     generator = AnchorGenerator([8], 8.0)
     with FakeTensorMode():
         generator([torch.zeros(1, 1, 3, 3)])
@@ -77,7 +77,7 @@ def test_a_tracers_stand_ins_are_not_kept_for_others() -> None:
     assert anchors[0].tolist() == [-28, -28, 35, 35]
 
 
-def test_a_copied_generator_has_anchors_of_its_own() -> None:
+def test_a_copied_generator_has_a_cache_of_its_own() -> None:
     generator = AnchorGenerator([8], 8.0)
     (anchors,) = generator([torch.zeros(1, 1, 3, 3)])
     (copied,) = copy.deepcopy(generator)([torch.zeros(1, 1, 3, 3)])

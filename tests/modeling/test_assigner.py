@@ -40,7 +40,7 @@ def test_assignment_is_the_references(case: str, image: int) -> None:
 
 
 def atss_with_loops(anchors_per_level: list[Tensor], gt_boxes: Tensor, topk: int) -> list[int]:
-    """The paper's algorithm 1 in plain numbers, one ground truth after the other."""
+    """The paper's algorithm 1 with loops over Python numbers."""
     levels = [anchors.tolist() for anchors in anchors_per_level]
     anchors = [anchor for level in levels for anchor in level]
 
@@ -77,7 +77,7 @@ def atss_with_loops(anchors_per_level: list[Tensor], gt_boxes: Tensor, topk: int
 @pytest.mark.parametrize("seed", range(4))
 def test_assignment_is_that_of_the_papers_algorithm(seed: int, topk: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    # Overlapping boxes of odd sizes: no ties in distance, several claims to one anchor.
+    # Overlapping boxes of random sizes: no ties in distance, several matches per anchor.
     top_left = torch.rand(12, 2, generator=generator) * 120
     size = torch.rand(12, 2, generator=generator) * 90 + 5
     gt_boxes = torch.cat([top_left, top_left + size], dim=1)
@@ -102,7 +102,7 @@ def test_an_image_without_ground_truth_is_all_background() -> None:
     assert matched_idxs.tolist() == [-1] * (64 + 16 + 4 + 1 + 1)
 
 
-def test_an_anchor_with_several_claims_goes_to_the_object_it_overlaps_most() -> None:
+def test_an_anchor_with_several_matches_is_assigned_to_the_box_of_highest_iou() -> None:
     anchors_per_level = anchors_for(128, 128)
     tight, loose = [20.3, 20.1, 84.2, 84.4], [10.3, 10.1, 94.2, 94.4]
     alone = ATSSAssigner(topk=9)(anchors_per_level, torch.tensor([loose]))
@@ -110,6 +110,6 @@ def test_an_anchor_with_several_claims_goes_to_the_object_it_overlaps_most() -> 
     assert ((alone == 0) & (both == 1)).any()
 
 
-def test_levels_with_fewer_anchors_than_candidates_are_used_whole() -> None:
+def test_all_anchors_of_a_level_with_fewer_than_topk_are_candidates() -> None:
     gt_boxes = torch.tensor([[3.3, 5.1, 40.7, 50.2]])
     assert (ATSSAssigner(topk=1000)(anchors_for(64, 64), gt_boxes) == 0).any()

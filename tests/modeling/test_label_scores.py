@@ -21,18 +21,18 @@ def random_predictions(seed: int = 0) -> DensePredictions:
 TWO_LABELS = torch.tensor([[False, True, True, False], [False, False, False, True]])
 
 
-def test_a_label_scores_as_its_tokens_do_in_the_mean() -> None:
+def test_the_score_of_a_label_is_the_mean_of_its_tokens() -> None:
     predictions = random_predictions()
-    found = LabelScores.of_image(predictions, 1, TWO_LABELS, "mean")
+    scores = LabelScores.of_image(predictions, 1, TWO_LABELS, "mean")
     probs = predictions.token_logits_per_level[0][1].sigmoid()
     expected = torch.stack([probs[:, 1:3].mean(dim=1), probs[:, 3]], dim=1)
-    torch.testing.assert_close(found.scores_per_level[0], expected)
+    torch.testing.assert_close(scores.scores_per_level[0], expected)
     torch.testing.assert_close(
-        found.centerness_per_level[1], predictions.centerness_per_level[1][1].sigmoid()
+        scores.centerness_per_level[1], predictions.centerness_per_level[1][1].sigmoid()
     )
 
 
-def test_a_running_mean_weighs_all_parts_alike() -> None:
+def test_a_running_mean_weights_all_parts_equally() -> None:
     parts = [
         LabelScores.of_image(random_predictions(seed), 0, TWO_LABELS, "mean") for seed in range(3)
     ]
@@ -44,13 +44,13 @@ def test_a_running_mean_weighs_all_parts_alike() -> None:
     assert mean.anchors_per_level is parts[0].anchors_per_level
 
 
-def test_the_best_score_is_the_best_product_with_centerness() -> None:
-    found = LabelScores.of_image(random_predictions(), 0, TWO_LABELS, "max")
+def test_the_best_score_is_the_maximal_product_with_centerness() -> None:
+    scores = LabelScores.of_image(random_predictions(), 0, TWO_LABELS, "max")
     products = [
-        (scores[a, 1] * centerness[a]).item()
-        for scores, centerness in zip(
-            found.scores_per_level, found.centerness_per_level, strict=True
+        (level[a, 1] * centerness[a]).item()
+        for level, centerness in zip(
+            scores.scores_per_level, scores.centerness_per_level, strict=True
         )
-        for a in range(len(scores))
+        for a in range(len(level))
     ]
-    assert abs(found.best_scores()[1].item() - max(products) ** 0.5) < 1e-6
+    assert abs(scores.best_scores()[1].item() - max(products) ** 0.5) < 1e-6

@@ -11,7 +11,6 @@ from helpers.masks import (
     LOWER_LEFT,
     MASKS,
     UPPER_RIGHT,
-    Finds,
     box_of,
     found,
     iou,
@@ -19,7 +18,7 @@ from helpers.masks import (
     masked_model,
 )
 from helpers.models import random_image, tiny_model, training_input
-from helpers.two_processes import NOTHING_RANDOM
+from helpers.two_processes import DETERMINISTIC
 
 from glipv2_d2.checkpoint.loading import load_weights
 from glipv2_d2.modeling import GLIPv2
@@ -27,7 +26,7 @@ from glipv2_d2.modeling import GLIPv2
 NAMES = ["cat", "traffic light", "bat_(animal)", "café", "dog"]
 # Every candidate passes, so that random weights give detections to compare.
 ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 40)
-# Neither words nor maps know what else is asked.
+# Neither text nor maps depend on the other class names.
 NO_CONTEXT = (
     *("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone"),
     *("MODEL.FUSED_HEAD.NAME", "DynamicHead"),
@@ -40,13 +39,13 @@ def detect(model: GLIPv2, *inputs: dict) -> list:
 
 
 def trainable(*opts: Any) -> GLIPv2:
-    """In training mode, with nothing random; no detections beside the true boxes."""
-    model = masked_model(*NOTHING_RANDOM, *opts).train()
+    """In training mode, without dropout."""
+    model = masked_model(*DETERMINISTIC, *opts).train()
     model.language_backbone.eval()  # BERT's dropout
     return model
 
 
-def test_a_model_without_masks_has_no_trace_of_them() -> None:
+def test_a_model_without_masks_has_no_mask_weights_results_or_loss() -> None:
     model = tiny_model(*ALL)
     assert [name for name in model.state_dict() if name.startswith("roi_heads.")] == []
     (instances,) = detect(model, {"image": random_image(), "classes": NAMES})
@@ -54,9 +53,9 @@ def test_a_model_without_masks_has_no_trace_of_them() -> None:
     assert "loss_mask" not in model.train()([masked_input([ELL], [0], classes=NAMES)])
 
 
-def test_masks_leave_boxes_and_other_losses_as_they_were() -> None:
-    plain, masked = tiny_model(*ALL, *NOTHING_RANDOM), masked_model(*ALL, *NOTHING_RANDOM)
-    # The mask head is built last, so that it draws its random weights behind all others.
+def test_masks_change_neither_boxes_nor_other_losses() -> None:
+    plain, masked = tiny_model(*ALL, *DETERMINISTIC), masked_model(*ALL, *DETERMINISTIC)
+    # The mask head is initialised last, so that all other random weights are the same.
     for name, value in plain.state_dict().items():
         assert torch.equal(value, masked.state_dict()[name])
     x = masked_input([ELL], [0], classes=NAMES)
@@ -70,7 +69,7 @@ def test_masks_leave_boxes_and_other_losses_as_they_were() -> None:
     assert all(torch.equal(loss, more_losses[name]) for name, loss in losses.items())
 
 
-def test_every_detection_has_a_mask_in_the_size_that_is_wanted() -> None:
+def test_every_detection_has_a_mask_of_the_requested_size() -> None:
     (instances,) = detect(
         masked_model(*ALL),
         {"image": random_image(48, 64), "classes": NAMES, "height": 96, "width": 160},
@@ -81,7 +80,7 @@ def test_every_detection_has_a_mask_in_the_size_that_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("max_classes", [0, 2])
-def test_nothing_found_is_no_mask(max_classes: int) -> None:
+def test_without_detections_there_are_no_masks(max_classes: int) -> None:
     model = masked_model(
         *("MODEL.GROUNDING.SCORE_THRESH", 1.0, "MODEL.PROMPT.MAX_CLASSES", max_classes)
     )
@@ -90,14 +89,14 @@ def test_nothing_found_is_no_mask(max_classes: int) -> None:
     assert instances.pred_masks.dtype == torch.bool
 
 
-def test_images_of_a_batch_have_the_masks_that_they_have_alone() -> None:
+def test_the_masks_of_an_image_do_not_depend_on_its_batch() -> None:
     model = masked_model(*ALL)
     first = {"image": random_image(seed=1), "classes": ["cat", "dog"]}
     second = {"image": random_image(seed=2), "classes": NAMES}
     together = detect(model, first, second)
     for batched, x in zip(together, (first, second), strict=True):
         (alone,) = detect(model, x)
-        # A pixel may fall on the other side of the threshold.
+        # Rounding may move a pixel across the threshold.
         assert (batched.pred_masks != alone.pred_masks).float().mean() < 1e-3
 
 
@@ -109,7 +108,7 @@ def sorted_masks(instances: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return instances.scores[order], instances.pred_masks[order]
 
 
-def test_a_list_asked_in_chunks_has_the_masks_of_one_prompt() -> None:
+def test_a_list_in_chunks_has_the_masks_of_one_prompt() -> None:
     opts = (*ALL, *NO_CONTEXT, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 2000)
     x = {"image": random_image(32, 32), "classes": NAMES}
     (whole,) = detect(masked_model(*opts), x)
@@ -121,7 +120,7 @@ def test_a_list_asked_in_chunks_has_the_masks_of_one_prompt() -> None:
     assert (masks != chunked_masks).float().mean() < 1e-3
 
 
-def test_chunks_give_masks_to_no_more_than_may_be_kept() -> None:
+def test_only_detections_that_may_be_kept_get_a_mask() -> None:
     opts = (*ALL, "MODEL.PROMPT.MAX_CLASSES", 2)
     x = {"image": random_image(), "classes": NAMES}
     (everything,) = detect(masked_model(*opts, "TEST.DETECTIONS_PER_IMAGE", -1), x)
@@ -137,8 +136,8 @@ def test_chunks_give_masks_to_no_more_than_may_be_kept() -> None:
 
 
 @pytest.mark.parametrize("as_bitmasks", [False, True], ids=["polygons", "bitmasks"])
-def test_a_batch_of_two_learns_what_two_batches_of_one_do(as_bitmasks: bool) -> None:
-    """The loss is a mean over masks: of one, and of two."""
+def test_the_loss_of_a_batch_is_the_mean_over_its_masks(as_bitmasks: bool) -> None:
+    """One image has one mask, the other two."""
     model = trainable()
     one = masked_input([ELL], [0], classes=NAMES, as_bitmasks=as_bitmasks)
     two = masked_input([LOWER_LEFT, UPPER_RIGHT], [1, 4], classes=NAMES, as_bitmasks=as_bitmasks)
@@ -146,7 +145,7 @@ def test_a_batch_of_two_learns_what_two_batches_of_one_do(as_bitmasks: bool) -> 
     torch.testing.assert_close(together, (first + 2 * second) / 3)
 
 
-def test_bitmasks_teach_what_polygons_of_the_same_shape_teach() -> None:
+def test_bitmasks_and_polygons_of_the_same_shape_have_the_same_loss() -> None:
     model = trainable()
     losses = [
         model([masked_input([ELL], [0], classes=NAMES, as_bitmasks=kind)])["loss_mask"]
@@ -155,14 +154,14 @@ def test_bitmasks_teach_what_polygons_of_the_same_shape_teach() -> None:
     assert torch.equal(*losses)
 
 
-def test_a_rectangle_that_stands_for_a_missing_mask_teaches_nothing() -> None:
+def test_the_placeholder_of_a_missing_mask_adds_no_loss() -> None:
     model = trainable()
     both = masked_input([ELL, UPPER_RIGHT], [0, 1], has_mask=[True, False], classes=NAMES)
     alone = masked_input([ELL], [0], classes=NAMES)
     assert torch.equal(model([both])["loss_mask"], model([alone])["loss_mask"])
 
 
-def test_a_phrase_and_a_class_are_learned_alike() -> None:
+def test_a_phrase_and_a_class_name_have_the_same_loss() -> None:
     model = trainable("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone", *NO_CONTEXT)
     as_class = masked_input([ELL], [0], classes=["dog"])
     as_phrase = masked_input([ELL], [0], caption="a dog on a mat", phrases=[[[2, 5]]])
@@ -179,9 +178,9 @@ def test_a_phrase_and_a_class_are_learned_alike() -> None:
         [masked_input([ELL], [0], has_mask=[False], classes=["cat"])],
         [training_input([], [], caption="an empty street", phrases=[])],
     ],
-    ids=["no boxes", "no masks at all", "a stand-in alone", "no phrases"],
+    ids=["no boxes", "no masks", "only a placeholder", "no phrases"],
 )
-def test_every_parameter_gets_a_finite_gradient_where_no_box_has_a_mask(batch: list) -> None:
+def test_every_parameter_gets_a_finite_gradient_without_any_mask(batch: list) -> None:
     """Distributed training waits for all of them."""
     model = masked_model().train()
     losses = model(batch)
@@ -191,27 +190,24 @@ def test_every_parameter_gets_a_finite_gradient_where_no_box_has_a_mask(batch: l
     assert [n for n, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
 
 
-def test_masks_reach_the_maps_and_the_words() -> None:
+def test_the_mask_loss_has_gradients_in_all_backbones_and_the_fused_head() -> None:
     model = trainable()
     model([masked_input([ELL], [0], classes=NAMES)])["loss_mask"].backward()
     for part in (model.backbone, model.language_backbone, model.fused_head):
         assert any(p.grad is not None and p.grad.any() for p in part.parameters())
 
 
-def test_found_boxes_are_learned_beside_the_true_ones() -> None:
+def test_detections_have_a_mask_loss_besides_the_ground_truth() -> None:
     model = trainable()
-    true_box = box_of(ELL)
+    gt_box = box_of(ELL)
     x = masked_input([ELL], [0], classes=NAMES)
     alone = model([x])["loss_mask"]
-    seen = []
-    model.roi_heads.pooler.register_forward_pre_hook(lambda _, args: seen.extend(args[1]))
-    generator = model.proposal_generator.forward
+    pooled = []
+    model.roi_heads.pooler.register_forward_pre_hook(lambda _, args: pooled.extend(args[1]))
     shifted = found([[6, 8, 33, 35], [40, 40, 60, 60]], [2, 0])
-    model.proposal_generator.forward = lambda *args: (
-        generator(*args) if len(args) == 5 else ([shifted], {})
-    )
+    model.proposal_generator.detect = lambda *_: [shifted]
     more = model([x])["loss_mask"]
-    assert seen[0].tensor.tolist() == [true_box, [6, 8, 34, 36]]
+    assert pooled[0].tensor.tolist() == [gt_box, [6, 8, 34, 36]]
     assert more != alone
 
 
@@ -222,16 +218,16 @@ def test_bfloat16_autocast_gives_a_finite_loss_in_float32() -> None:
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 
-def test_where_all_but_masks_is_frozen_nothing_else_is_scored() -> None:
+def test_if_all_but_the_masks_is_frozen_no_other_loss_is_computed() -> None:
     model = trainable()
     model.requires_grad_(False)
     model.roi_heads.requires_grad_(True)
-    model.proposal_generator.losses = None  # would fail when called
+    model.proposal_generator.losses = None  # calling it would fail
     losses = model([masked_input([ELL], [0], classes=NAMES)])
     assert set(losses) == {"loss_mask"}
 
 
-def test_masks_start_on_a_file_without_them_with_a_warning(
+def test_weights_without_masks_are_loaded_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     weights = tiny_model().state_dict()
@@ -241,27 +237,27 @@ def test_masks_start_on_a_file_without_them_with_a_warning(
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
 
 
-def test_a_model_without_masks_takes_a_file_with_them() -> None:
-    account = load_weights(tiny_model(), masked_model().state_dict(), source="'masks.pth'")
-    assert all(name.startswith("roi_heads.") for name in account.ignored)
-    assert account.ignored
+def test_weights_with_masks_are_loaded_into_a_model_without() -> None:
+    report = load_weights(tiny_model(), masked_model().state_dict(), source="'masks.pth'")
+    assert all(name.startswith("roi_heads.") for name in report.ignored)
+    assert report.ignored
 
 
-def painted(polygon: list[float]) -> dict[str, Any]:
-    """A training input in which the shape is brighter than the noise around it."""
+def draw(polygon: list[float]) -> dict[str, Any]:
+    """A training input with a shape that is brighter than the noise around it."""
     x = masked_input([polygon], [0], classes=["triangle", "dog"], as_bitmasks=True)
     shape = x["instances"].gt_masks.tensor[0]
     x["image"] = torch.where(shape, 200 + x["image"] // 8, x["image"] // 8)
     return x
 
 
-def test_two_images_are_learned_by_heart() -> None:
-    """Two triangles in the corners that the other leaves free: their boxes are half right."""
-    inputs = [painted(LOWER_LEFT), painted(UPPER_RIGHT)]
+def test_training_overfits_the_masks_of_two_images() -> None:
+    """Each is a triangle in the half of its box that the other leaves free."""
+    inputs = [draw(LOWER_LEFT), draw(UPPER_RIGHT)]
     model = trainable(*MASKS)
     model.requires_grad_(False)
     model.roi_heads.requires_grad_(True)
-    model.proposal_generator = Finds([found([], []), found([], [])])
+    model.proposal_generator.detect = lambda *_: [found([], []), found([], [])]
     optimizer = torch.optim.Adam(model.roi_heads.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
@@ -269,7 +265,7 @@ def test_two_images_are_learned_by_heart() -> None:
         optimizer.step()
 
     boxes = [[x1, y1, x2 - 1, y2 - 1] for x1, y1, x2, y2 in map(box_of, (LOWER_LEFT, UPPER_RIGHT))]
-    model.proposal_generator = Finds([found([box], [0]) for box in boxes])
+    model.proposal_generator.detect = lambda *_: [found([box], [0]) for box in boxes]
     outputs = detect(model.eval(), *({**x, "height": 128, "width": 128} for x in inputs))
     for x, instances, (x1, y1, x2, y2) in zip(inputs, outputs, boxes, strict=True):
         truth = x["instances"].gt_masks.tensor.repeat_interleave(2, 1).repeat_interleave(2, 2)

@@ -1,9 +1,12 @@
-"""One model that finds, answers and describes; a batch may ask for all of it."""
+"""Answers and captions through the whole model; a batch may mix them with detection.
+
+The tests that take the fixtures ``model`` and ``training_model`` also run on other models; see
+:mod:`helpers.shared_tests`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,61 +15,48 @@ from helpers.models import random_image, tiny_model, training_input
 from helpers.text_tasks import (
     ANSWERING,
     ANSWERS,
-    DESCRIBING,
+    CAPTIONING,
     GROUNDED,
-    REGIONS,
     TEXT_TASKS,
     caption_input,
     detection_input,
     grounded_question_input,
     question_input,
 )
+from helpers.two_processes import DETERMINISTIC
+from torch import Tensor
 
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.generation.beam_search import GenerationConfig
-from glipv2_d2.modeling.saying import caption_reader, find_regions, read_image, with_regions
-from glipv2_d2.modeling.tasks import Asked
-from glipv2_d2.structures import Prompt, Regions, TokenBatch
-from glipv2_d2.text.prompts import demo_prompt
+from glipv2_d2.modeling.generation.caption_decoder import CaptionDecoder
+from glipv2_d2.structures import GenerationConfig, Prompt, Query, QueryKind, TokenBatch
 
-NOTHING_RANDOM = (
-    *("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.0, "MODEL.FUSED_HEAD.LANGUAGE_DROPOUT", 0.0),
-    *("MODEL.FPN.DROP_BLOCK_PROB", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
-)
-ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
+KEEP_ALL = ("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 50)
 PRETRAINING = ("MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MASK_ON", True)
 PHRASES = ("MODEL.LANGUAGE_BACKBONE.NAME", "PhraseLanguageBackbone")
-WORDS_BEFORE_FUSION = (*PHRASES, "MODEL.GROUNDING.FUSED_WORDS", False)
-NAMED = (
-    *(*REGIONS, *WORDS_BEFORE_FUSION),
-    *("MODEL.REGION_READER.NAMES_FILE", "package:glipv2_d2/assets/mini_names.txt"),
-)
-NAMING = (
-    *(*NAMED, "MODEL.CAPTION.NAME", "NamingCaptionHead"),
-    *("MODEL.ANSWER.NAME", "PointingAnswerHead"),
-)
-GROUNDING = {"loss_token", "loss_box", "loss_centerness"}
+UNFUSED_TEXT = (*PHRASES, "MODEL.GROUNDING.SCORE_FUSED_TEXT", False)
+LOCALIZATION_LOSSES = {"loss_token", "loss_box", "loss_centerness"}
+REGION_PROMPT = "an object"
+"""The prompt of region proposals, which some models encode besides the queries."""
 
 
-@pytest.fixture(scope="module", params=[(), REGIONS, NAMING], ids=["maps", "regions", "naming"])
-def model(request: pytest.FixtureRequest) -> GLIPv2:
-    return tiny_model(*TEXT_TASKS, *ALL, *request.param)
+@pytest.fixture(scope="module")
+def model() -> GLIPv2:
+    return tiny_model(*TEXT_TASKS, *KEEP_ALL)
 
 
-@pytest.fixture(scope="module", params=[(), REGIONS, NAMING], ids=["maps", "regions", "naming"])
-def training_model(request: pytest.FixtureRequest) -> GLIPv2:
-    """Without anything random."""
-    built = tiny_model(*TEXT_TASKS, *NOTHING_RANDOM, *request.param).train()
+@pytest.fixture(scope="module")
+def training_model() -> GLIPv2:
+    """Without dropout."""
+    built = tiny_model(*TEXT_TASKS, *DETERMINISTIC).train()
     built.language_backbone.eval()
     return built
 
 
-def asked(**fields: Any) -> dict[str, Any]:
-    """An input of inference."""
+def inference_input(**fields: Any) -> dict[str, Any]:
     return {"image": random_image(), **fields}
 
 
-def answer(model: GLIPv2, *inputs: dict) -> list[dict]:
+def predict(model: GLIPv2, *inputs: dict) -> list[dict]:
     with torch.no_grad():
         return model(list(inputs))
 
@@ -86,83 +76,18 @@ def assert_same(ours: dict, expected: dict) -> None:
 # Training.
 
 
-def heeding_matches(*opts: Any) -> GLIPv2:
-    """A model whose questions have learned to heed how well regions match their words."""
-    built = tiny_model(*ANSWERING, *REGIONS, *opts)
-    for part in (built.region_reader.matches.score, built.region_reader.matches.region):
-        torch.nn.init.normal_(part.weight)
-    return built
-
-
-def test_questions_teach_the_region_word_score_where_they_read_regions() -> None:
-    for build, learns in ((heeding_matches, True), (lambda *o: tiny_model(*ANSWERING, *o), False)):
-        model = build(*NOTHING_RANDOM).train()
-        model([question_input()])["loss_answer"].backward()
-        gradient = model.proposal_generator.region_word.projection.weight.grad
-        assert (gradient is not None and bool(gradient.any())) == learns
-
-
-def test_a_question_with_matches_is_worth_the_same_in_every_batch() -> None:
-    model = heeding_matches(*NOTHING_RANDOM).train()
-    model.language_backbone.eval()
-    plain, grounded = question_input(), grounded_question_input()
-    with torch.no_grad():
-        losses = [float(model([x])["loss_answer"]) for x in (plain, grounded)]
-        both = float(model([plain, grounded, detection_input()])["loss_answer"])
-    assert both == pytest.approx(sum(losses) / 2, rel=1e-4)
-
-
-def test_regions_know_the_names_that_they_match(tmp_path: Path) -> None:
-    names = ["a dog", "traffic light", "sea"]
-    (tmp_path / "names.txt").write_text("\n".join(names))
-    naming = (
-        *("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt")),
-        *("MODEL.GROUNDING.FUSED_WORDS", False),
-    )
-    model = tiny_model(*ANSWERING, *REGIONS, *PHRASES, *naming)
-    images = model.preprocess_image([{"image": random_image()}])
-    features = model.backbone(images.tensor)
-    with torch.no_grad():
-        (regions,) = find_regions(model, images, features, [[0]])
-        tokens = model.tokenizer([demo_prompt(names)])
-        words = model.language_backbone(tokens)
-        logits = model.proposal_generator.match(regions.fused_features, words)[0]
-    first_tokens = [int(row.nonzero()[0]) for row in tokens.positive_maps[0]]
-    torch.testing.assert_close(regions.name_logits[0], logits[:, first_tokens])
-
-
-def test_names_of_regions_need_words_that_have_read_no_image(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("dog")
-    file = ("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt"))
-    with pytest.raises(ValueError, match=r"NAMES_FILE.*set MODEL\.GROUNDING\.FUSED_WORDS to False"):
-        tiny_model(*ANSWERING, *REGIONS, *file)
-
-
-def test_a_model_that_writes_names_takes_another_list_with_the_same_weights(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "names.txt").write_text("zebra\ntennis racket")
-    file = ("MODEL.REGION_READER.NAMES_FILE", str(tmp_path / "names.txt"))
-    model, other = tiny_model(*DESCRIBING, *NAMING), tiny_model(*DESCRIBING, *NAMING, *file)
-    other.load_state_dict(model.state_dict())
-    assert len(other.caption.pointer.pieces) == 2
-
-
-def test_a_head_that_writes_names_of_regions_needs_names() -> None:
-    with pytest.raises(ValueError, match=r"writes names of regions: set MODEL\.REGION_READER"):
-        tiny_model(*DESCRIBING, *REGIONS, "MODEL.CAPTION.NAME", "NamingCaptionHead")
-
-
-def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> None:
-    trunk = () if training_model.scores_fused_words else WORDS_BEFORE_FUSION
-    plain = tiny_model(*NOTHING_RANDOM, *trunk).train()
+def test_text_tasks_add_only_their_own_weights_and_losses(training_model: GLIPv2) -> None:
+    text = () if training_model.fused_head.score_fused_text else UNFUSED_TEXT
+    plain = tiny_model(*DETERMINISTIC, *text).train()
     plain.language_backbone.eval()
     added = training_model.state_dict().keys() - plain.state_dict().keys()
-    reader = {"region_reader"} if training_model.region_reader is not None else set()
-    assert {name.partition(".")[0] for name in added} == {"answer", "caption", *reader}
+    parts = dict(training_model.text_tasks.named_children())
+    assert {"answer", "caption"} <= parts.keys()
+    assert {name.split(".")[1] for name in added} == parts.keys()
+    assert all(name.startswith("text_tasks.") for name in added)
     losses, with_heads = plain([detection_input()]), training_model([detection_input()])
-    assert losses.keys() == GROUNDING
-    for name in GROUNDING:
+    assert losses.keys() == LOCALIZATION_LOSSES
+    for name in LOCALIZATION_LOSSES:
         assert torch.equal(losses[name], with_heads[name])
     assert with_heads["loss_answer"] == with_heads["loss_caption"] == 0
 
@@ -171,29 +96,25 @@ def test_a_task_that_is_not_configured_costs_nothing(training_model: GLIPv2) -> 
     ("opts", "x", "added"),
     [
         (ANSWERING, question_input(), "loss_answer"),
-        (DESCRIBING, caption_input(), "loss_caption"),
+        (CAPTIONING, caption_input(), "loss_caption"),
     ],
     ids=["answers", "captions"],
 )
-def test_each_task_comes_alone_and_finds_nothing(opts: tuple, x: dict, added: str) -> None:
+def test_each_task_can_be_trained_alone_without_boxes(opts: tuple, x: dict, added: str) -> None:
     losses = tiny_model(*opts).train()([x])
-    assert losses.keys() == {*GROUNDING, added}
+    assert losses.keys() == {*LOCALIZATION_LOSSES, added}
     assert losses[added] > 0
-    assert all(losses[name] == 0 for name in GROUNDING)
+    assert all(losses[name] == 0 for name in LOCALIZATION_LOSSES)
 
 
 @pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
-@pytest.mark.parametrize(
-    "text",
-    [(), PHRASES, REGIONS, NAMING],
-    ids=["bert", "phrases", "bert and regions", "named regions"],
-)
+@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
 @pytest.mark.parametrize(
     "x",
     [detection_input(), question_input(), caption_input()],
     ids=["boxes", "question", "caption"],
 )
-def test_every_parameter_gets_a_gradient_whatever_is_asked(
+def test_every_parameter_gets_a_gradient_from_every_task(
     x: dict, text: tuple, pretraining: tuple
 ) -> None:
     """Distributed training waits for all of them."""
@@ -201,12 +122,14 @@ def test_every_parameter_gets_a_gradient_whatever_is_asked(
     assert without_gradient(model, x) == []
 
 
-@pytest.mark.parametrize("x", [detection_input(), caption_input()], ids=["boxes", "caption"])
-def test_every_parameter_of_a_model_that_only_describes_gets_a_gradient(x: dict) -> None:
-    assert without_gradient(tiny_model(*DESCRIBING, *REGIONS).train(), x) == []
+def test_fused_text_without_a_loss_gets_gradients_of_zero() -> None:
+    """Where regions are scored against the text before fusion, and no text task reads the other."""
+    model = tiny_model("MODEL.GROUNDING.SCORE_FUSED_TEXT", False).train()
+    assert without_gradient(model, detection_input()) == []
 
 
 def without_gradient(model: GLIPv2, x: dict) -> list[str]:
+    """The trained parameters without a finite gradient of the losses of an input."""
     losses = model([x])
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -214,7 +137,7 @@ def without_gradient(model: GLIPv2, x: dict) -> list[str]:
     return [n for n, grad in trained.items() if grad is None or not grad.isfinite().all()]
 
 
-def test_the_losses_of_a_mixed_batch_are_those_of_separate_ones(training_model: GLIPv2) -> None:
+def test_the_losses_of_a_mixed_batch_are_those_of_separate_batches(training_model: GLIPv2) -> None:
     inputs = [
         detection_input(),
         question_input(),
@@ -224,30 +147,32 @@ def test_the_losses_of_a_mixed_batch_are_those_of_separate_ones(training_model: 
     ]
     mixed = training_model(inputs)
     detections, questions, captions = inputs[:1], [inputs[1], inputs[3]], [inputs[2], inputs[4]]
-    for name in GROUNDING:
+    for name in LOCALIZATION_LOSSES:
         torch.testing.assert_close(mixed[name], training_model(detections)[name])
     torch.testing.assert_close(mixed["loss_answer"], training_model(questions)["loss_answer"])
     torch.testing.assert_close(mixed["loss_caption"], training_model(captions)["loss_caption"])
 
 
-def test_one_image_may_be_asked_everything(training_model: GLIPv2) -> None:
-    """A list of names, a question and two captions to learn, of the same image."""
-    everything = {
+def test_one_image_may_have_all_tasks(training_model: GLIPv2) -> None:
+    """Class names, a question and two target captions of the same image."""
+    x = {
         **detection_input(),
         "question": "is there a dog?",
         "answers": {"yes": 1.0},
         "target_captions": ["a dog", "two dogs on a mat"],
     }
-    image = everything["image"]
-    losses = training_model([everything])
+    image = x["image"]
+    losses = training_model([x])
     question = question_input(answers={"yes": 1.0}, image=image)
-    captions = [caption_input(c, image=image) for c in everything["target_captions"]]
+    captions = [caption_input(c, image=image) for c in x["target_captions"]]
     expected = training_model([detection_input(), question, *captions])
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name])
 
 
-def test_further_texts_of_an_image_are_worth_what_they_are_alone(training_model: GLIPv2) -> None:
+def test_further_texts_of_an_image_have_the_losses_of_separate_inputs(
+    training_model: GLIPv2,
+) -> None:
     image, another = random_image(seed=5), random_image(seed=6)
     questions = [
         question_input(image=image),
@@ -262,54 +187,37 @@ def test_further_texts_of_an_image_are_worth_what_they_are_alone(training_model:
         torch.testing.assert_close(loss, expected[name])
 
 
-def test_what_is_wrong_with_a_further_text_is_named(training_model: GLIPv2) -> None:
+def test_an_error_in_a_further_text_names_it(training_model: GLIPv2) -> None:
     further = {"question": " ", "question_id": 8, "file_name": "8.jpg"}
-    with pytest.raises(ValueError, match=r"question 8 of image '8\.jpg'.*no words"):
+    with pytest.raises(ValueError, match=r"question 8 of image '8\.jpg'.*is empty"):
         training_model([question_input(more=[further])])
 
 
-def test_regions_need_a_detector_that_can_be_asked_for_them() -> None:
-    model = tiny_model(*ANSWERING, *REGIONS)
-    parts = {name: getattr(model, name) for name in ("backbone", "language_backbone", "fused_head")}
-    with pytest.raises(ValueError, match=r"REGION_READER.*Identity has no judge\(\) and match\(\)"):
-        GLIPv2(
-            **parts,
-            proposal_generator=torch.nn.Identity(),
-            tokenizer=model.tokenizer,
-            input_prompts=model.input_prompts,
-            pixel_mean=[0.0] * 3,
-            pixel_std=[1.0] * 3,
-            answer=model.answer,
-            region_reader=model.region_reader,
-        )
-
-
-def test_a_grounded_question_is_read_once_with_its_answer_hidden(
+def test_a_grounded_question_is_encoded_once_with_its_answer_masked(
     training_model: GLIPv2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = []
-    tokenize = training_model.tokenizer.__call__
+    batches: list[list[str]] = []
+    tokenizer = training_model.query_builder.tokenizer
+    tokenize = tokenizer.__call__
     monkeypatch.setattr(
-        type(training_model.tokenizer),
+        type(tokenizer),
         "__call__",
-        lambda _, prompts: texts.append([p.text for p in prompts]) or tokenize(prompts),
+        lambda _, prompts: batches.append([p.text for p in prompts]) or tokenize(prompts),
     )
     losses = training_model([grounded_question_input()])
-    # And once the model looks for any thing, where it reads regions.
-    search = [["an object"]] if training_model.region_reader is not None else []
-    assert texts == [[f"{GROUNDED} [MASK]"], *search]
-    assert all(losses[name] > 0 for name in (*GROUNDING, "loss_answer"))
+    assert [texts for texts in batches if texts != [REGION_PROMPT]] == [[f"{GROUNDED} [MASK]"]]
+    assert all(losses[name] > 0 for name in (*LOCALIZATION_LOSSES, "loss_answer"))
 
 
-def test_the_answers_box_belongs_to_the_hidden_word(training_model: GLIPv2) -> None:
-    tasks = training_model.tasks.for_training([grounded_question_input()])
-    (text,) = tasks.to_find
-    assert text.prompt.phrases == ["the mat", "[MASK]"]
-    assert tasks.gt_instances[0].gt_classes.tolist() == list(text.prompt.classes)
-    assert tasks.grounded_questions == [0] and tasks.answers == [{"dog": 1.0}]
+def test_the_box_of_an_answer_belongs_to_the_mask_token(training_model: GLIPv2) -> None:
+    (query,) = training_model.query_builder.for_training([grounded_question_input()])
+    assert query.kind is QueryKind.ANSWER
+    assert query.prompt.phrases == ["the mat", "[MASK]"]
+    assert query.gt_instances.gt_classes.tolist() == list(query.prompt.classes)
+    assert query.answers == {"dog": 1.0}
 
 
-def test_finding_its_phrases_does_not_change_what_a_question_is_worth(
+def test_localizing_its_phrases_does_not_change_the_loss_of_a_question(
     training_model: GLIPv2,
 ) -> None:
     x = grounded_question_input()
@@ -319,15 +227,13 @@ def test_finding_its_phrases_does_not_change_what_a_question_is_worth(
     )
 
 
-def test_words_of_questions_are_not_hidden() -> None:
+def test_words_of_questions_are_not_masked() -> None:
     model = tiny_model(*TEXT_TASKS, "MODEL.MLM.WEIGHT", 1.0, "MODEL.MLM.PROB", 1.0).train()
     losses = model([grounded_question_input(), question_input()])
     assert losses["loss_mlm"] == 0
 
 
-@pytest.mark.parametrize("regions", [(), REGIONS], ids=["maps", "regions"])
-def test_both_losses_learn_from_the_image(regions: tuple) -> None:
-    model = tiny_model(*TEXT_TASKS, *regions).train()
+def assert_text_losses_reach_the_image(model: GLIPv2) -> None:
     losses = model([question_input(), caption_input()])
     for name in ("loss_answer", "loss_caption"):
         part = next(p for n, p in model.backbone.named_parameters() if "fpn_lateral3.weight" in n)
@@ -335,289 +241,322 @@ def test_both_losses_learn_from_the_image(regions: tuple) -> None:
         assert gradient.any()
 
 
-@pytest.mark.parametrize("regions", [(), REGIONS, NAMED], ids=["maps", "regions", "named"])
-def test_bfloat16_autocast_gives_finite_losses_in_float32(regions: tuple) -> None:
-    model = tiny_model(*TEXT_TASKS, *regions).train()
+def test_both_losses_have_gradients_in_the_image_backbone() -> None:
+    assert_text_losses_reach_the_image(tiny_model(*TEXT_TASKS).train())
+
+
+def assert_losses_are_finite_float32_under_autocast(model: GLIPv2) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model([question_input(), caption_input(), grounded_question_input()])
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_answer"].dtype == losses["loss_caption"].dtype == torch.float32
 
 
+def test_bfloat16_autocast_gives_finite_losses_in_float32() -> None:
+    assert_losses_are_finite_float32_under_autocast(tiny_model(*TEXT_TASKS).train())
+
+
 # Inference.
 
 
-def test_results_of_a_mixed_batch_are_those_of_separate_ones(model: GLIPv2) -> None:
+def test_the_results_of_a_mixed_batch_are_those_of_separate_batches(model: GLIPv2) -> None:
     inputs = [
-        asked(classes=["cat", "dog"]),
-        asked(question="is there a dog?"),
-        asked(describe=True),
-        asked(question="how many dogs are there?", classes=["cat"], describe=True),
+        inference_input(classes=["cat", "dog"]),
+        inference_input(question="is there a dog?"),
+        inference_input(describe=True),
+        inference_input(question="how many dogs are there?", classes=["cat"], describe=True),
     ]
-    for ours, x in zip(answer(model, *inputs), inputs, strict=True):
-        assert_same(ours, answer(model, x)[0])
+    for ours, x in zip(predict(model, *inputs), inputs, strict=True):
+        assert_same(ours, predict(model, x)[0])
 
 
-def test_inputs_of_one_image_tensor_get_what_they_would_get_alone(model: GLIPv2) -> None:
+def test_inputs_that_share_an_image_tensor_have_the_results_of_separate_batches(
+    model: GLIPv2,
+) -> None:
     image, another = random_image(), random_image(seed=1)
     inputs = [
-        asked(image=image, question="is there a dog?"),
-        asked(image=another, classes=["cat", "dog"]),
-        asked(image=image, classes=["cat", "dog"]),
-        asked(image=another, describe=True),
-        asked(image=image, describe=True),
-        asked(image=image, question="how many dogs are there?"),
+        inference_input(image=image, question="is there a dog?"),
+        inference_input(image=another, classes=["cat", "dog"]),
+        inference_input(image=image, classes=["cat", "dog"]),
+        inference_input(image=another, describe=True),
+        inference_input(image=image, describe=True),
+        inference_input(image=image, question="how many dogs are there?"),
     ]
-    for ours, x in zip(answer(model, *inputs), inputs, strict=True):
-        assert_same(ours, answer(model, x)[0])
+    for ours, x in zip(predict(model, *inputs), inputs, strict=True):
+        assert_same(ours, predict(model, x)[0])
 
 
-def test_one_image_tensor_is_read_once(model: GLIPv2) -> None:
+def test_a_shared_image_tensor_is_encoded_once(model: GLIPv2) -> None:
     sizes = []
     handle = model.backbone.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     image = random_image()
-    answer(model, asked(image=image, question="is there a dog?"), asked(image=image, describe=True))
+    predict(
+        model,
+        inference_input(image=image, question="is there a dog?"),
+        inference_input(image=image, describe=True),
+    )
     handle.remove()
     assert sizes == [1]
 
 
-def test_what_is_not_asked_is_not_done(model: GLIPv2) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("boxes were looked for")
+def test_only_requested_results_are_computed(
+    model: GLIPv2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("boxes were detected")
 
-    handle = model.proposal_generator.register_forward_pre_hook(refuse)
-    said = answer(model, asked(question="is there a dog?"), asked(describe=True))
-    handle.remove()
-    assert [x.keys() for x in said] == [{"answer", "answer_score"}, {"caption"}]
-    assert answer(model, asked(classes=["cat"]))[0].keys() == {"instances"}
+    with monkeypatch.context() as patch:
+        patch.setattr(model.proposal_generator, "detect", fail)
+        outputs = predict(
+            model, inference_input(question="is there a dog?"), inference_input(describe=True)
+        )
+    assert [output.keys() for output in outputs] == [{"answer", "answer_score"}, {"caption"}]
+    assert predict(model, inference_input(classes=["cat"]))[0].keys() == {"instances"}
 
 
-def test_the_backbone_runs_once_whatever_is_asked(model: GLIPv2) -> None:
+def test_the_backbone_runs_once_for_all_tasks(model: GLIPv2) -> None:
     calls = []
     handle = model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    answer(model, asked(question="what is on the mat?", ground=True), asked(describe=True))
+    predict(
+        model,
+        inference_input(question="what is on the mat?", ground=True),
+        inference_input(describe=True),
+    )
     handle.remove()
     assert len(calls) == 1
 
 
-def test_the_answer_is_one_of_the_list_and_its_score_a_probability(model: GLIPv2) -> None:
-    (said,) = answer(model, asked(question="is there a dog?"))
-    assert said["answer"] in ANSWERS and 0 < said["answer_score"] < 1
+def test_the_answer_is_in_the_vocabulary_and_its_score_a_probability(model: GLIPv2) -> None:
+    (output,) = predict(model, inference_input(question="is there a dog?"))
+    assert output["answer"] in ANSWERS and 0 < output["answer_score"] < 1
 
 
-def test_an_image_is_searched_once_for_all_that_is_said_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = tiny_model(*TEXT_TASKS, *REGIONS)
-    finder, found = model.region_reader.finder, []
-    monkeypatch.setattr(
-        model.region_reader, "finder", lambda *args: found.append(1) or finder(*args)
-    )
-    shared = random_image(seed=0)
-    both = asked(question="is there a dog?", describe=GenerationConfig(beam_size=1), image=shared)
-    answer(model, both, asked(describe=GenerationConfig(beam_size=2), image=shared))
-    assert len(found) == 1
-
-
-def test_answers_to_choose_from_that_were_never_learned() -> None:
-    model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.SCORE", "words")
+def test_choices_may_be_outside_the_vocabulary_of_a_text_classifier() -> None:
+    model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.CLASSIFIER", "text")
     choices = ["a purple elephant", "nothing"]
-    (said,) = answer(model, asked(question="what is it?", choices=choices))
-    assert said["answer"] in choices
+    (output,) = predict(model, inference_input(question="what is it?", choices=choices))
+    assert output["answer"] in choices
 
 
-def test_another_image_gets_another_score_and_caption_scores(model: GLIPv2) -> None:
+def test_the_score_of_an_answer_depends_on_the_image(model: GLIPv2) -> None:
     scores = [
-        answer(model, asked(question="is there a dog?", image=random_image(seed=seed)))[0]
+        predict(model, inference_input(question="is there a dog?", image=random_image(seed=seed)))[
+            0
+        ]["answer_score"]
         for seed in (0, 1)
     ]
-    assert scores[0]["answer_score"] != scores[1]["answer_score"]
+    assert scores[0] != scores[1]
 
 
-def caption_hidden(model: GLIPv2, x: dict, caption: str) -> torch.Tensor:
-    """(1, T, D), the whole caption read at once."""
-    return read_at_once(model, x, caption)[0]
+# Captions.
 
 
-def read_at_once(
-    model: GLIPv2, x: dict, caption: str
-) -> tuple[torch.Tensor, torch.Tensor, Regions | None]:
-    """(1, T, D) and (1, T) ids of a caption, and the regions of its image."""
-    images = model.preprocess_image([x])
-    features = model.backbone(images.tensor)
-    reading = read_image(model, features, [Asked(0, Prompt(caption, (), ()))], causal=True)
-    (regions,) = find_regions(model, images, features, [[0]])
-    return with_regions(model, reading.language, regions).hidden, reading.tokens.input_ids, regions
+def caption_queries(num_images: int, text: str = "") -> list[Query]:
+    return [Query(i, QueryKind.CAPTION, Prompt(text, (), ())) for i in range(num_images)]
 
 
-@pytest.mark.parametrize(
-    "text", [(), PHRASES, REGIONS], ids=["bert", "phrases", "bert and regions"]
-)
+def build_decoder(model: GLIPv2, inputs: Sequence[dict]) -> CaptionDecoder:
+    """A decoder of one caption per input."""
+    features, queries = model.encode_images(list(inputs)), caption_queries(len(inputs))
+    context = model.text_tasks.encode_context(model, features, queries)
+    return model.text_tasks.build_decoder(model, features, queries, context)
+
+
+def caption_hidden(model: GLIPv2, x: dict, caption: str) -> Tensor:
+    """(1, T, D) features of a whole caption, as in training."""
+    features, queries = model.encode_images([x]), caption_queries(1, caption)
+    tokens = model.tokenize(queries, causal=True)
+    fused = model.fuse_text(features, queries, tokens, model.encode_text(tokens))
+    context = model.text_tasks.encode_context(model, features, queries)
+    return model.text_tasks.encode_captions(features, fused, context).text.hidden
+
+
+def uncached_log_probs(model: GLIPv2, x: dict, token_ids: Sequence[int]) -> Tensor:
+    """(1, vocabulary) log-probabilities of the token after [CLS] and some tokens."""
+    features, queries = model.encode_images([x]), caption_queries(1)
+    ids = torch.tensor([[101, *token_ids]])
+    no_spans = (torch.zeros(0, ids.shape[1], dtype=torch.bool),)
+    prompts = tuple(query.prompt for query in queries)
+    tokens = TokenBatch(ids, torch.ones_like(ids).bool(), no_spans, no_spans, prompts, causal=True)
+    fused = model.fuse(features, queries, tokens, model.encode_text(tokens))
+    context = model.text_tasks.encode_context(model, features, queries)
+    hidden = model.text_tasks.encode_captions(features, fused, context).text.hidden
+    decoder = model.text_tasks.build_decoder(model, features, queries, context)
+    decoder.begin(captions_per_image=1)
+    decoder.input_ids = ids
+    return model.text_tasks.caption.next_log_probs(decoder.output(hidden[:, -1]))
+
+
 @torch.no_grad()
-def test_cached_states_equal_the_computation_without_a_cache(text: tuple) -> None:
-    model = tiny_model(*TEXT_TASKS, *text, "MODEL.FUSED_HEAD.NUM_BLOCKS", 3)
+def assert_decoding_in_steps_equals_the_whole_caption(model: GLIPv2) -> None:
     caption = "a small dog on a mat"
-    whole = caption_hidden(model, asked(), caption)
-    ids = torch.tensor([[101, *model.tokenizer.pieces([caption])[0], 102]])
-    images = model.preprocess_image([asked()])
-    features = model.backbone(images.tensor)
-    (regions,) = find_regions(model, images, features, [[0]])
-    reader = caption_reader(model, features, [0], regions)
-    in_steps = torch.cat([reader.read(column) for column in ids.split(1, dim=1)], dim=1)
+    whole = caption_hidden(model, inference_input(), caption)
+    ids = torch.tensor([[101, *model.query_builder.tokenizer.encode([caption])[0], 102]])
+    decoder = build_decoder(model, [inference_input()])
+    in_steps = torch.stack([decoder.decode(column).hidden for column in ids.split(1, dim=1)], dim=1)
     torch.testing.assert_close(in_steps, whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("text", [(), PHRASES], ids=["bert", "phrases"])
+def test_decoding_with_a_cache_equals_encoding_the_whole_caption(text: tuple) -> None:
+    assert_decoding_in_steps_equals_the_whole_caption(
+        tiny_model(*TEXT_TASKS, *text, "MODEL.FUSED_HEAD.NUM_BLOCKS", 3)
+    )
+
+
 @torch.no_grad()
-def test_beams_that_changed_places_go_on_as_if_all_were_read_anew(model: GLIPv2) -> None:
-    inputs = [asked(image=random_image(seed=seed)) for seed in (0, 1)]
-    images = model.preprocess_image(inputs)
-    features = model.backbone(images.tensor)
-    (regions,) = find_regions(model, images, features, [[0, 1]])
-    reader = caption_reader(model, features, [0, 1], regions)
-    begun = ["a dog on", "the cat is", "a small mat", "red is a", "the dog is", "no cat on"]
-    reader.read(torch.tensor([[101, *ids] for ids in model.tokenizer.pieces(begun)]))
+def test_reordered_captions_continue_as_without_a_cache(model: GLIPv2) -> None:
+    inputs = [inference_input(image=random_image(seed=seed)) for seed in (0, 1)]
+    encode = model.query_builder.tokenizer.encode
+    decoder = build_decoder(model, inputs)
+    begun = encode(["a dog on", "the cat is", "a small mat", "red is a", "the dog is", "no cat on"])
+    decoder.decode(torch.tensor([[101, *ids] for ids in begun]))
     rows = [2, 0, 0, 5, 3, 5]
-    reader.reorder(torch.tensor(rows))
-    following = ["red", "mat", "dog", "a", "red", "cat"]
-    last = reader.read(torch.tensor(model.tokenizer.pieces(following)))[:, -1]
-    ours = model.caption.log_probs(last, reader.written, reader.regions)
-    for i, (row, word) in enumerate(zip(rows, following, strict=True)):
-        hidden, ids, regions = read_at_once(model, inputs[i // 3], f"{begun[row]} {word}")
-        # The last is [SEP].
-        expected = model.caption.log_probs(hidden[:, -2], ids[:, :-1], regions)
+    decoder.reorder(torch.tensor(rows))
+    following = encode(["red", "mat", "dog", "a", "red", "cat"])
+    ours = model.text_tasks.caption.next_log_probs(decoder.decode(torch.tensor(following)))
+    for i, (row, ids) in enumerate(zip(rows, following, strict=True)):
+        expected = uncached_log_probs(model, inputs[i // 3], [*begun[row], *ids])
         torch.testing.assert_close(ours[i : i + 1], expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_later_word_changes_nothing_before_it_and_the_image_everything(model: GLIPv2) -> None:
-    image, another = (asked(image=random_image(seed=seed)) for seed in (0, 1))
+def test_tokens_depend_on_earlier_tokens_and_on_the_image_only(model: GLIPv2) -> None:
+    image, another = (inference_input(image=random_image(seed=seed)) for seed in (0, 1))
     hidden = caption_hidden(model, image, "a dog on a mat")
-    ends_otherwise = caption_hidden(model, image, "a dog on a car")
-    assert torch.equal(hidden[:, :5], ends_otherwise[:, :5])
-    assert not torch.allclose(hidden[:, 5:], ends_otherwise[:, 5:])
-    elsewhere = caption_hidden(model, another, "a dog on a mat")
-    assert (hidden - elsewhere).abs().amax(dim=-1).min() > 1e-6
+    other_end = caption_hidden(model, image, "a dog on a car")
+    assert torch.equal(hidden[:, :5], other_end[:, :5])
+    assert not torch.allclose(hidden[:, 5:], other_end[:, 5:])
+    other_image = caption_hidden(model, another, "a dog on a mat")
+    assert (hidden - other_image).abs().amax(dim=-1).min() > 1e-6
 
 
 @torch.no_grad()
-def test_a_beam_of_one_writes_what_reading_everything_anew_writes(model: GLIPv2) -> None:
-    x = asked(describe=GenerationConfig(beam_size=1, max_length=6, prefix="a dog"))
-    images = model.preprocess_image([x])
-    features = model.backbone(images.tensor)
-    (regions,) = find_regions(model, images, features, [[0]])
-    written = model.tokenizer.pieces(["a dog"])[0]
-    while len(written) < 6:
-        ids = torch.tensor([[101, *written]])
-        tokens = TokenBatch(ids, torch.ones_like(ids).bool(), (), (), (), causal=True)
-        _, words = model.fused_head(features, model.language_backbone(tokens))
-        words = with_regions(model, words, regions)
-        logits = model.caption.log_probs(words.hidden[:, -1], ids, regions)[0]
-        logits[[i for i in model.tokenizer.special_ids if i != 102]] = -torch.inf
-        if logits.argmax() == 102:
+def test_one_beam_generates_the_likeliest_token_of_every_step(model: GLIPv2) -> None:
+    x = inference_input(describe=GenerationConfig(beam_size=1, max_length=6, prefix="a dog"))
+    tokenizer = model.query_builder.tokenizer
+    generated = tokenizer.encode(["a dog"])[0]
+    while len(generated) < 6:
+        log_probs = uncached_log_probs(model, x, generated)[0]
+        log_probs[[i for i in tokenizer.special_ids if i != 102]] = -torch.inf
+        if log_probs.argmax() == 102:
             break
-        written.append(int(logits.argmax()))
-    assert answer(model, x)[0]["caption"] == model.tokenizer.text_of(written)
+        generated.append(int(log_probs.argmax()))
+    assert predict(model, x)[0]["caption"] == tokenizer.decode(generated)
 
 
 @pytest.mark.parametrize("prefix", ["🐱", "a [SEP] cat"])
-def test_a_prefix_that_is_no_text_is_refused(prefix: str, model: GLIPv2) -> None:
-    with pytest.raises(ValueError, match="is no word to the tokenizer"):
-        answer(model, asked(describe=GenerationConfig(beam_size=1, prefix=prefix)))
+def test_a_prefix_outside_the_vocabulary_is_an_error(prefix: str, model: GLIPv2) -> None:
+    with pytest.raises(ValueError, match="words outside the tokenizer's"):
+        predict(model, inference_input(describe=GenerationConfig(beam_size=1, prefix=prefix)))
 
 
-def test_captions_keep_their_lengths_and_prefix(model: GLIPv2) -> None:
-    how = GenerationConfig(beam_size=3, min_length=4, max_length=5, prefix="a dog")
-    (said,) = answer(model, asked(describe=how))
-    assert said["caption"].startswith("a dog")
+def test_captions_have_the_configured_lengths_and_prefix(model: GLIPv2) -> None:
+    generation = GenerationConfig(beam_size=3, min_length=4, max_length=5, prefix="a dog")
+    (output,) = predict(model, inference_input(describe=generation))
+    assert output["caption"].startswith("a dog")
 
 
-@pytest.mark.parametrize("ground_by", ["mask", "words"])
-def test_the_answer_and_the_phrases_of_a_question_are_found(
-    ground_by: str, monkeypatch: pytest.MonkeyPatch
+def test_an_input_with_target_captions_gets_a_caption() -> None:
+    """Records of a captioning dataset contain the references."""
+    model = tiny_model(*TEXT_TASKS)
+    (output,) = predict(model, caption_input())
+    assert output.keys() == {"caption"}
+
+
+# Grounding of answers and captions.
+
+
+@pytest.mark.parametrize("grounding", ["mask", "text"])
+def test_the_answer_and_the_phrases_of_a_question_are_localized(
+    grounding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(*TEXT_TASKS, *ALL, "MODEL.ANSWER.GROUND_BY", ground_by)
-    asked_texts = []
-    read = model.read
+    model = tiny_model(*TEXT_TASKS, *KEEP_ALL, "MODEL.ANSWER.GROUNDING", grounding)
+    encoded: list[str] = []
+    fuse = model.fuse
     monkeypatch.setattr(
-        model, "read", lambda f, prompts: asked_texts.extend(prompts) or read(f, prompts)
+        model,
+        "fuse",
+        lambda features, queries, tokens: (
+            encoded.extend(query.prompt.text for query in queries)
+            or fuse(features, queries, tokens)
+        ),
     )
-    (said,) = answer(model, asked(question=f"{GROUNDED} ", ground=True, choices=["dog"]))
-    assert said["phrases"] == ["the mat", "dog"]
-    assert said["prompt"].text == f"{GROUNDED} {said['answer']}"
-    assert set(said["instances"].pred_classes.tolist()) == {0, 1}
-    shown = "[MASK]" if ground_by == "mask" else said["answer"]
-    assert [prompt.text for prompt in asked_texts] == [f"{GROUNDED} {shown}"]
+    (output,) = predict(
+        model, inference_input(question=f"{GROUNDED} ", ground=True, choices=["dog"])
+    )
+    assert output["phrases"] == ["the mat", "dog"]
+    assert output["prompt"].text == f"{GROUNDED} {output['answer']}"
+    assert set(output["instances"].pred_classes.tolist()) == {0, 1}
+    answer = "[MASK]" if grounding == "mask" else output["answer"]
+    assert encoded == [f"{GROUNDED} {answer}"]
 
 
-@pytest.mark.parametrize("answer_text", ["no", "2"])
+@pytest.mark.parametrize("answer", ["no", "2"])
 @pytest.mark.parametrize(
-    ("ground_by", "question", "phrases"),
+    ("grounding", "question", "phrases"),
     [
-        ("words", "is the dog here?", ["the dog"]),
-        # With nothing else to find, and by the place of the answer, the answer is found.
-        ("words", "is it here?", ["{answer}"]),
+        ("text", "is the dog here?", ["the dog"]),
+        # Without another phrase, or as a mask token, the answer is localized.
+        ("text", "is it here?", ["{answer}"]),
         ("mask", "is the dog here?", ["the dog", "{answer}"]),
     ],
 )
-def test_a_yes_no_or_number_is_not_found_by_its_words(
-    ground_by: str, question: str, phrases: list[str], answer_text: str
+def test_a_yes_no_or_number_is_not_localized_by_its_text(
+    grounding: str, question: str, phrases: list[str], answer: str
 ) -> None:
-    model = tiny_model(*TEXT_TASKS, *ALL, "MODEL.ANSWER.GROUND_BY", ground_by)
-    said = {"answer": answer_text}
-    prompt = model.tasks.said_with_phrases(asked(question=question, ground=True), said)
-    assert prompt.text == f"{question} {answer_text}"
-    assert prompt.phrases == [text.format(answer=answer_text) for text in phrases]
+    model = tiny_model(*TEXT_TASKS, *KEEP_ALL, "MODEL.ANSWER.GROUNDING", grounding)
+    x = inference_input(question=question, ground=True)
+    prompt = model.query_builder.text_prompt(x, {"answer": answer})
+    assert prompt.text == f"{question} {answer}"
+    assert prompt.phrases == [text.format(answer=answer) for text in phrases]
 
 
-def test_an_answer_that_a_prompt_has_no_room_for_is_found_by_its_place(model: GLIPv2) -> None:
+def test_an_answer_that_exceeds_the_token_limit_is_localized_by_a_mask_token(
+    model: GLIPv2,
+) -> None:
     question = " ".join(["dog"] * 253)
-    (said,) = answer(model, asked(question=question, ground=True, choices=["dog"]))
-    assert said["phrases"][-1] == said["answer"]
+    (output,) = predict(model, inference_input(question=question, ground=True, choices=["dog"]))
+    assert output["phrases"][-1] == output["answer"]
 
 
-def test_finding_does_not_change_the_answer(model: GLIPv2) -> None:
+def test_grounding_does_not_change_the_answer(model: GLIPv2) -> None:
     plain, grounded = (
-        answer(model, asked(question=GROUNDED, ground=ground))[0] for ground in (False, True)
+        predict(model, inference_input(question=GROUNDED, ground=ground))[0]
+        for ground in (False, True)
     )
     assert_same(plain, {key: grounded[key] for key in plain})
 
 
-def test_the_phrases_of_a_description_are_found(model: GLIPv2) -> None:
-    how = GenerationConfig(beam_size=1, max_length=6, prefix="a dog on the mat")
-    (said,) = answer(model, asked(describe=how, ground=True))
-    assert said["prompt"].text == said["caption"]
-    assert said["phrases"][0] == "a dog"
-    assert set(said["instances"].pred_classes.tolist()) == set(range(len(said["phrases"])))
+def test_the_phrases_of_a_generated_caption_are_localized(model: GLIPv2) -> None:
+    generation = GenerationConfig(beam_size=1, max_length=6, prefix="a dog on the mat")
+    (output,) = predict(model, inference_input(describe=generation, ground=True))
+    assert output["prompt"].text == output["caption"]
+    assert output["phrases"][0] == "a dog"
+    assert set(output["instances"].pred_classes.tolist()) == set(range(len(output["phrases"])))
 
 
-def test_bfloat16_autocast_answers_and_describes(model: GLIPv2) -> None:
+def test_bfloat16_autocast_answers_and_captions(model: GLIPv2) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (said,) = answer(
-            model, asked(question=GROUNDED, describe=GenerationConfig(3, max_length=4))
+        (output,) = predict(
+            model, inference_input(question=GROUNDED, describe=GenerationConfig(3, max_length=4))
         )
-    assert 0 < said["answer_score"] < 1 and said["caption"]
+    assert 0 < output["answer_score"] < 1 and output["caption"]
 
 
-def test_evaluation_inputs_are_described() -> None:
-    """Those of a data set of captions, which have the captions of people."""
-    model = tiny_model(*TEXT_TASKS)
-    (said,) = answer(model, caption_input())
-    assert said.keys() == {"caption"}
-
-
-# Bad input.
+# Invalid inputs.
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, r"question 7 of image '7.jpg': the question ' ' has no words"),
-        ({"question": None}, "the question None has no words"),
+        ({"question": " "}, r"question 7 of image '7.jpg': the question ' ' is empty"),
+        ({"question": None}, "the question None is empty"),
         ({"question": "why " * 260}, "question 7 of image '7.jpg'.*263 tokens.*limit is 256"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_a_question_that_cannot_be_asked_is_named(
+def test_an_invalid_question_is_an_error_with_its_id(
     change: dict, message: str, training: bool, model: GLIPv2
 ) -> None:
     model = tiny_model(*TEXT_TASKS).train() if training else model
@@ -626,26 +565,24 @@ def test_a_question_that_cannot_be_asked_is_named(
 
 
 @pytest.mark.parametrize("choices", [[], "yes", ["yes", "Yes."], ["yes", " "]])
-def test_choices_that_are_no_list_of_answers_are_named_with_their_question(
-    choices: object, model: GLIPv2
-) -> None:
+def test_invalid_choices_are_an_error_with_their_question(choices: object, model: GLIPv2) -> None:
     with pytest.raises(ValueError, match=r"question 7 of image '7.jpg': the choices: "):
-        answer(model, asked(question="is it?"), question_input(choices=choices))
+        predict(model, inference_input(question="is it?"), question_input(choices=choices))
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
         ({"answers": {"yes": 1.0}, "file_name": "3.jpg"}, "'3.jpg' has answers, but no 'question'"),
-        ({"file_name": "3.jpg"}, "'3.jpg' has nothing to learn"),
+        ({"file_name": "3.jpg"}, "'3.jpg' has no training target"),
         ({"question": "is it?", "file_name": "3.jpg"}, "'3.jpg' has no 'answers'"),
-        ({"target_captions": [], "file_name": "3.jpg"}, r"'3.jpg'.*\[\] is no list of captions"),
-        ({"target_captions": "a dog"}, "'a dog' is no list of captions"),
-        ({"target_captions": ["a dog", " "]}, "the caption ' ' has no words"),
-        ({"target_captions": ["a dog", None]}, "the caption None has no words"),
+        ({"target_captions": [], "file_name": "3.jpg"}, r"'3.jpg'.*\[\] is not a list of captions"),
+        ({"target_captions": "a dog"}, "'a dog' is not a list of captions"),
+        ({"target_captions": ["a dog", " "]}, "the caption ' ' is empty"),
+        ({"target_captions": ["a dog", None]}, "the caption None is empty"),
     ],
 )
-def test_a_record_without_something_to_learn_is_named(x: dict, message: str) -> None:
+def test_a_record_without_a_valid_target_is_an_error_with_its_file(x: dict, message: str) -> None:
     model = tiny_model(*TEXT_TASKS).train()
     with pytest.raises(ValueError, match=message):
         model([question_input(), {"image": random_image(), **x}])
@@ -656,7 +593,9 @@ def test_a_record_without_something_to_learn_is_named(x: dict, message: str) -> 
     ("x", "message"),
     [(question_input(), "MODEL.ANSWER.WEIGHT"), (caption_input(), "MODEL.CAPTION.WEIGHT")],
 )
-def test_a_model_without_the_head_says_what_to_set(x: dict, message: str, training: bool) -> None:
+def test_a_task_without_its_head_is_an_error_with_a_remedy(
+    x: dict, message: str, training: bool
+) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model().train(training)([x])
 
@@ -669,37 +608,42 @@ def test_a_model_without_the_head_says_what_to_set(x: dict, message: str, traini
         {"classes": ["cat"]},
     ],
 )
-def test_only_one_text_that_is_said_can_be_found(fields: dict, model: GLIPv2) -> None:
-    with pytest.raises(ValueError, match="'ground' finds the phrases of one"):
-        answer(model, asked(ground=True, **fields))
+def test_only_one_generated_text_can_be_grounded(fields: dict, model: GLIPv2) -> None:
+    with pytest.raises(ValueError, match="'ground' localizes the phrases of one"):
+        predict(model, inference_input(ground=True, **fields))
 
 
-@pytest.mark.parametrize("name", ["DynamicHead", "ImageFusedDynamicHead"])
-@pytest.mark.parametrize("opts", [ANSWERING, DESCRIBING], ids=["answers", "captions"])
-def test_words_that_do_not_read_the_image_have_nothing_to_say(name: str, opts: tuple) -> None:
-    with pytest.raises(ValueError, match=f"{name} have not"):
-        tiny_model(*opts, "MODEL.FUSED_HEAD.NAME", name)
+@pytest.mark.parametrize("opts", [ANSWERING, CAPTIONING], ids=["answers", "captions"])
+def test_text_tasks_need_a_head_that_fuses_text(opts: tuple) -> None:
+    with pytest.raises(ValueError, match="DynamicHead does not fuse text"):
+        tiny_model(*opts, "MODEL.FUSED_HEAD.NAME", "DynamicHead")
 
 
-def test_more_beams_than_words_are_refused_when_the_model_is_built() -> None:
-    with pytest.raises(ValueError, match="BEAM_SIZE.*30522 words"):
+def test_more_beams_than_tokens_are_an_error_when_the_model_is_built() -> None:
+    with pytest.raises(ValueError, match=r"beam_size is 30523.*30522 tokens.*CAPTION.BEAM_SIZE"):
         tiny_model(*TEXT_TASKS, "MODEL.CAPTION.BEAM_SIZE", 30523)
 
 
-def test_an_unknown_way_to_ground_is_refused() -> None:
-    with pytest.raises(ValueError, match="MODEL.ANSWER.GROUND_BY is 'guess'"):
-        tiny_model("MODEL.ANSWER.GROUND_BY", "guess")
+def test_an_unknown_answer_grounding_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"answer_grounding is 'guess'.*\(config: MODEL.ANSWER.GROUNDING\)"
+    ):
+        tiny_model("MODEL.ANSWER.GROUNDING", "guess")
 
 
-def test_a_caption_longer_than_a_prompt_is_cut_in_training() -> None:
+def test_a_caption_beyond_the_token_limit_is_truncated_in_training() -> None:
     model = tiny_model(*TEXT_TASKS).train()
-    tasks = model.tasks.for_training([caption_input("dog " * 300)])
-    assert model.tokenizer([tasks.captions[0].prompt]).input_ids.shape == (1, 256)
+    queries = model.query_builder.for_training([caption_input("dog " * 300)])
+    captions = [query for query in queries if query.kind is QueryKind.CAPTION]
+    assert model.tokenize(captions).input_ids.shape == (1, 256)
 
 
-def test_a_stand_in_has_no_boxes(model: GLIPv2) -> None:
-    tasks = model.tasks.for_training([question_input()])
-    assert tasks.finds_nothing and len(tasks.gt_instances[0]) == 0
-    with_boxes = model.tasks.for_training([question_input(), training_input([], [], classes=["a"])])
-    assert not with_boxes.finds_nothing
-    assert replace(with_boxes.to_find[0], prompt=None).image == 1
+def test_a_batch_without_boxes_gets_an_empty_placeholder(model: GLIPv2) -> None:
+    *_, placeholder = model.query_builder.for_training([question_input()])
+    assert placeholder.is_placeholder and len(placeholder.gt_instances) == 0
+    with_boxes = model.query_builder.for_training(
+        [question_input(), training_input([], [], classes=["a"])]
+    )
+    (localized,) = [query for query in with_boxes if query.gt_instances is not None]
+    assert not localized.is_placeholder
+    assert localized.image == 1

@@ -1,6 +1,6 @@
-"""Regions and words before fusion, projected to be compared across images: L_inter (training only).
+"""L_inter: regions and tokens before fusion, projected and compared across images (training only).
 
-N: images and their prompts. A: anchors of all levels. T: tokens. R: regions and W: words that take
+N: images and their prompts. A: anchors of all levels. T: tokens. R: regions and W: tokens that take
 part, of all images of the process.
 """
 
@@ -9,31 +9,41 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from glipv2_d2.config import configurable
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.heads.base import LossHead
 from glipv2_d2.modeling.losses.inter_image import NO_NAME, NamedVectors, inter_image_loss
-from glipv2_d2.structures import DenseTargets, Prompt, TextFeatures, TokenBatch
+from glipv2_d2.structures import (
+    DenseTargets,
+    FusedFeatures,
+    Prompt,
+    TokenBatch,
+    gt_instances_of,
+)
 from glipv2_d2.text.prompts import normalized_name
 
 # As in CLIP (arXiv:2103.00020, section 2.5): logits are at most 100.
 MIN_TEMPERATURE = 0.01
 
 
-class InterImageHead(nn.Module):
-    """Feature vectors at positive anchors against words of all images.
+class InterImageHead(LossHead):
+    """Contrasts features at positive anchors with the tokens of all images.
 
-    Both are taken before fusion: afterwards they know their partner (GLIPv2 paper, section 3.2; the
-    released code takes fused words). Words are what prompts say: the tokens of captions and of
-    class names, not separators and special tokens (our choice).
+    Both come from before fusion: afterwards they depend on each other (GLIPv2 paper, section 3.2;
+    the released code takes fused tokens). Only tokens of captions and class names take part, not
+    separators and special tokens (our choice).
     """
+
+    config_keys: ClassVar[dict[str, str]] = {"temperature": "MODEL.INTER_IMAGE.TEMPERATURE"}
 
     @configurable
     def __init__(
@@ -49,20 +59,18 @@ class InterImageHead(nn.Module):
         """
         Args:
             visual_dim: C, channels of every level.
-            language_dim: D, width of the words.
+            language_dim: D, width of the text features.
             dim: E, width of the space in which they are compared.
-            max_regions_per_image: positive anchors, a random choice where there are more.
-            temperature: of the softmax, to start from (our choice: CLIP's).
+            max_regions_per_image: limit of positive anchors; a random subset beyond it.
+            temperature: initial temperature of the softmax (our choice: CLIP's).
             weight: factor of the loss.
 
         Raises:
-            ValueError: the temperature is lower than it may become.
+            ValueError: the temperature is below its minimum.
         """
         super().__init__()
         if temperature < MIN_TEMPERATURE:
-            raise ValueError(
-                f"MODEL.INTER_IMAGE.TEMPERATURE is {temperature}; give at least {MIN_TEMPERATURE}"
-            )
+            raise ValueError(f"temperature is {temperature}; it must be at least {MIN_TEMPERATURE}")
         self.max_regions_per_image = max_regions_per_image
         self.weight = weight
         self.region_projection = nn.Linear(visual_dim, dim)
@@ -83,24 +91,12 @@ class InterImageHead(nn.Module):
             "weight": settings.WEIGHT,
         }
 
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        language: TextFeatures,
-        tokens: TokenBatch,
-        gt_instances: Sequence[Instances],
-        targets: DenseTargets,
-    ) -> dict[str, Tensor]:
-        """``loss_inter_image``, in float32 also under autocast.
-
-        Args:
-            features, language: before fusion.
-            gt_instances: per image, with ``gt_classes``, classes of its prompt.
-            targets: which ground truth every location of ``features`` answers for.
-        """
-        image, anchor = self.choose_regions(targets.matched_idxs)
-        word_image, word_token = words_of(tokens).nonzero(as_tuple=True)
-        gt_names, token_names = name_ids(tokens, gt_instances)
+    def losses(self, fused: FusedFeatures, targets: DenseTargets) -> dict[str, Tensor]:
+        """``loss_inter_image``, in float32 also under autocast."""
+        features, tokens, text = fused.features, fused.tokens, fused.text
+        image, anchor = self.sample_regions(targets.matched_idxs)
+        word_image, word_token = contrasted_tokens(tokens).nonzero(as_tuple=True)
+        gt_names, token_names = name_ids(tokens, gt_instances_of(fused.queries))
         region_names = [
             names[matched[anchor[image == i]]]
             for i, (names, matched) in enumerate(zip(gt_names, targets.matched_idxs, strict=True))
@@ -114,18 +110,18 @@ class InterImageHead(nn.Module):
                     torch.cat(region_names),
                 ),
                 NamedVectors(
-                    self._project(self.word_projection, language.hidden[word_image, word_token]),
+                    self._project(self.word_projection, text.hidden[word_image, word_token]),
                     word_image,
                     token_names[word_image, word_token],
                 ),
-                # For pairs of one image, the others are not read.
+                # Only pairs within an image are used.
                 targets.token_targets[image, anchor][:, word_token] > 0,
                 self.log_temperature.exp().clamp(min=MIN_TEMPERATURE),
             )
         return {"loss_inter_image": self.weight * loss}
 
-    def choose_regions(self, matched_idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive anchors of (N, A): their images (R,), in order, and their numbers (R,)."""
+    def sample_regions(self, matched_idxs: Tensor) -> tuple[Tensor, Tensor]:
+        """Positive anchors of (N, A): the image (R,), ascending, and the anchor (R,) of each."""
         anchors_per_image = []
         for matched in matched_idxs:
             anchors = (matched >= 0).nonzero().squeeze(1)
@@ -147,7 +143,7 @@ def build_inter_image_head(
     """The head of ``cfg.MODEL.INTER_IMAGE``; None where its weight is 0.
 
     Args:
-        input_shape: of the pyramid, all levels of one width.
+        input_shape: shapes of the pyramid, all levels of one width.
         language_dim: D.
     """
     if cfg.MODEL.INTER_IMAGE.WEIGHT == 0:
@@ -155,8 +151,8 @@ def build_inter_image_head(
     return InterImageHead(cfg, input_shape, language_dim)
 
 
-def words_of(tokens: TokenBatch) -> Tensor:
-    """(N, T) bool: in lists of class names the tokens of names, in other texts all words."""
+def contrasted_tokens(tokens: TokenBatch) -> Tensor:
+    """(N, T) bool: the tokens of class names in a list of them, all words in other prompts."""
     is_word = tokens.is_word
     for i, (prompt, positive_map) in enumerate(
         zip(tokens.prompts, tokens.positive_maps, strict=True)
@@ -167,11 +163,11 @@ def words_of(tokens: TokenBatch) -> Tensor:
 
 
 def name_ids(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> tuple[list[Tensor], Tensor]:
-    """The names that ground truths and tokens carry into other images.
+    """Ids of the class names of ground truths and tokens, comparable between images.
 
     Returns:
-        for each image the name of each ground truth (G,), and that of each token (N, T); int64,
-        NO_NAME where a caption, or no label, is behind it.
+        per image the id of each ground truth (G,), and the id of each token (N, T); int64, NO_NAME
+        for captions and for tokens without a label.
     """
     token_names = torch.full_like(tokens.input_ids, NO_NAME)
     gt_names = [torch.full_like(instances.gt_classes, NO_NAME) for instances in gt_instances]
@@ -187,7 +183,7 @@ def name_ids(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> tuple[lis
 
 
 def label_name_ids(prompt: Prompt) -> list[int]:
-    """A number per label that is the same for the same class name in every process and run."""
+    """An id per label, the same for the same class name in every process and run."""
     digests = (
         hashlib.blake2b(normalized_name(phrase).encode(), digest_size=8).digest()
         for phrase in prompt.phrases

@@ -1,24 +1,24 @@
-"""From the vector of a place in a text to the word there: for masked words and for captions."""
+"""Language-modeling head: predicts the token at a position, for masked tokens and captions."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+
+from glipv2_d2.modeling.language import LanguageBackbone
 
 BERT_STD = 0.02
 """Standard deviation of BERT's initial weights."""
 
 
 class LMPredictionHead(nn.Module):
-    """BERT's prediction head (GLIP spec 14)."""
+    """BERT's prediction head: dense layer, GELU, layer norm, decoder (glip_reference.md 14)."""
 
     def __init__(self, *, language_dim: int, decoder: nn.Module) -> None:
         """
         Args:
             language_dim: D.
-            decoder: (..., D) -> (..., vocabulary) logits, see :func:`build_word_decoder`.
+            decoder: (..., D) -> (..., vocabulary) logits, see :func:`build_token_decoder`.
         """
         super().__init__()
         self.dense = nn.Linear(language_dim, language_dim)
@@ -28,20 +28,21 @@ class LMPredictionHead(nn.Module):
         nn.init.normal_(self.dense.weight, std=BERT_STD)
         nn.init.zeros_(self.dense.bias)
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        """(..., D) fused words -> (..., vocabulary) logits."""
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) fused text -> (..., vocabulary) logits."""
         return self.decoder(self.norm(self.activation(self.dense(hidden))))
 
 
 class TiedDecoder(nn.Module):
-    """Logits against the word embeddings of a text encoder, which keeps them; only a bias is new.
+    """Logits against the word embeddings of a text encoder, with a bias of its own.
 
-    As BERT ties them, and GLIP does not. In state dicts there is the bias alone.
+    As in BERT, and unlike in GLIP. The state dict has the bias alone: the embeddings belong to the
+    encoder.
     """
 
     def __init__(self, embeddings: nn.Embedding) -> None:
         super().__init__()
-        # In a tuple, so that the encoder's weights do not get a second name here.
+        # In a tuple, so that the encoder's weights are not registered here a second time.
         self._embeddings = (embeddings,)
         self.bias = nn.Parameter(torch.zeros(embeddings.num_embeddings))
 
@@ -50,17 +51,15 @@ class TiedDecoder(nn.Module):
         return nn.functional.linear(hidden, self._embeddings[0].weight, self.bias)
 
 
-def build_word_decoder(kind: str, language_backbone: Any, *, key: str) -> nn.Module:
-    """What turns D wide vectors into logits of all words.
+def build_token_decoder(kind: str, language_backbone: LanguageBackbone, *, key: str) -> nn.Module:
+    """Build the layer that maps D-wide vectors to logits of the vocabulary.
 
     Args:
-        kind: "own" (a new linear layer) or "tied" (:class:`TiedDecoder`).
-        language_backbone: says the width of its features and the size of its vocabulary; one with
-            ``word_embeddings`` can lend them.
-        key: of the config, which has the kind.
+        kind: "own" (a linear layer, as in GLIP) or "tied" (:class:`TiedDecoder`).
+        key: the config key that holds ``kind``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: ``kind`` is neither.
     """
     if kind == "tied":
         return TiedDecoder(language_backbone.word_embeddings)

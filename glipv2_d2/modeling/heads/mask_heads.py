@@ -1,6 +1,7 @@
-"""From the features of a box to the pixels that its words mean.
+"""Mask head: from the pooled features of a box to a mask of its label.
 
-K: boxes. M: channels of a region. R: side of a region, S = 2 R: of its mask. D: width of the words.
+K: boxes. M: channels of a region. R: side of a region, S = 2 R: of its mask. D: width of the text
+features.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from glipv2_d2.config import configurable
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.modeling.heads.grounding_rpn import LANGUAGE
+from glipv2_d2.modeling.heads.base import TEXT
 
 REGION = "region"
 """The key of ``input_shape`` under which a mask head finds the shape of a pooled region."""
@@ -24,15 +26,15 @@ REGION = "region"
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class HourglassMaskHead(nn.Module):
-    """Hourglasses, a deconvolution, and the product of every pixel with the words of its box.
+    """Hourglasses, a deconvolution, and dot products of every pixel with the text of its box.
 
-    The product is that of region-word scores: the words are L2-normalised, halved and projected, a
-    learned temperature divides, every word brings a bias (GLIPv2 paper, section 3.1, and the
-    released code's VLMaskRCNNC4Predictor). There each token has a mask and the logits of a label's
-    tokens are averaged; as the product is linear, it is taken once, with the mean of the words.
+    The product is that of the region-word score: text is L2-normalised, halved and projected, a
+    learned temperature divides, every token has a bias (GLIPv2 paper, section 3.1, and the released
+    code's VLMaskRCNNC4Predictor). There each token has a mask and the logits of a label's tokens
+    are averaged; as the product is linear, we take it once, with the mean of the tokens.
 
-    Another mask head may take its place by name: it is built with the shapes of a region and, under
-    "language", of the words, and called as :meth:`forward` is.
+    Built by Detectron2's ROI_MASK_HEAD_REGISTRY with the shapes of a region and, under "text", of
+    the text features.
     """
 
     @configurable
@@ -41,8 +43,8 @@ class HourglassMaskHead(nn.Module):
         Args:
             dim: M.
             language_dim: D.
-            num_hourglasses: in a row; the released code has four.
-            norm: of the convolutions, as Detectron2 names it; "": none.
+            num_hourglasses: number of stacked hourglasses; four in the released code.
+            norm: Detectron2's name of the normalization of the convolutions; "": none.
         """
         super().__init__()
         self.hourglasses = nn.Sequential(*(Hourglass(dim, norm) for _ in range(num_hourglasses)))
@@ -57,34 +59,34 @@ class HourglassMaskHead(nn.Module):
         settings = cfg.MODEL.ROI_MASK_HEAD
         return {
             "dim": input_shape[REGION].channels,
-            "language_dim": input_shape[LANGUAGE].channels,
+            "language_dim": input_shape[TEXT].channels,
             "num_hourglasses": settings.NUM_HOURGLASSES,
             "norm": settings.NORM,
         }
 
-    def forward(self, regions: Tensor, words: Tensor) -> Tensor:
-        """Logits of the masks, in float32 also under autocast.
+    def forward(self, regions: Tensor, text: Tensor) -> Tensor:
+        """Mask logits, in float32 also under autocast.
 
         Args:
             regions: (K, M, R, R) features of the boxes.
-            words: (K, D), for each box the mean of the L2-normalised words of its label.
+            text: (K, D), for each box the mean of the L2-normalised tokens of its label.
 
         Returns:
-            (K, S, S), the pixels of each box on a grid.
+            (K, S, S), on a grid over each box.
         """
         pixels = F.relu(self.deconv(self.hourglasses(regions)))  # (K, M, S, S)
         with torch.autocast(pixels.device.type, enabled=False):
-            words = full_precision(words)
-            projected = self.projection(words / 2) / self.log_scale.exp()  # (K, M)
-            bias = words @ self.bias_language
+            text = full_precision(text)
+            projected = self.projection(text / 2) / self.log_scale.exp()  # (K, M)
+            bias = text @ self.bias_language
             products = torch.einsum("kmhw,km->khw", full_precision(pixels), projected)
             return products + bias[:, None, None]
 
 
 class Hourglass(nn.Module):
-    """A residual layer beside three of them at half the resolution (depth 1, the released code's).
+    """A bottleneck plus three bottlenecks at half the resolution (depth 1, the released code's).
 
-    (K, M, R, R) -> the same shape, not negative.
+    (K, M, R, R) -> the same shape, non-negative.
     """
 
     def __init__(self, dim: int, norm: str) -> None:
@@ -100,7 +102,7 @@ class Hourglass(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A residual of 1x1, 3x3 and 1x1 convolutions at half the width, each behind a ReLU."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions at half the width, with pre-activation."""
 
     def __init__(self, dim: int, norm: str) -> None:
         super().__init__()

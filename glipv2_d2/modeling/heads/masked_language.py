@@ -1,4 +1,4 @@
-"""Masked words and the head that guesses them from the fused text: L_mlm (training only).
+"""L_mlm: tokens are masked before the text encoder and predicted after fusion (training only).
 
 N: images and their prompts. T: tokens.
 """
@@ -7,30 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from glipv2_d2.config import configurable
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_word_decoder
-from glipv2_d2.modeling.losses.words import word_loss
-from glipv2_d2.structures import TextFeatures, TokenBatch
+from glipv2_d2.modeling.heads.base import LossHead
+from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_token_decoder
+from glipv2_d2.modeling.language import LanguageBackbone
+from glipv2_d2.modeling.losses.language_modeling import token_prediction_loss
+from glipv2_d2.structures import (
+    DenseTargets,
+    FusedFeatures,
+    Query,
+    TokenBatch,
+    gt_instances_of,
+)
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_d2.text.word_masking import WordMasker
 
-# Where no word has to be guessed.
+# Label of tokens that are not predicted.
 NO_TARGET = -100
 
 
-class MaskedLanguageHead(LMPredictionHead):
-    """BERT's prediction head on words that have read the image (GLIP spec 14).
+class MaskedLanguageHead(LossHead, LMPredictionHead):
+    """BERT's prediction head on fused text (glip_reference.md 14).
 
-    Unlike in the reference, the special tokens are never masked and nothing is at evaluation. Nor
-    are words of questions (our choice): without them the answer would be another.
+    Unlike in the reference, special tokens are never masked, and nothing is masked at evaluation.
+    Questions are not masked (our choice): a masked question has another answer.
     """
+
+    config_keys: ClassVar[dict[str, str]] = {"prob": "MODEL.MLM.PROB"}
 
     @configurable
     def __init__(
@@ -39,7 +50,7 @@ class MaskedLanguageHead(LMPredictionHead):
         """
         Args:
             language_dim: D, width of the fused text.
-            masker: hides the words.
+            masker: masks tokens.
             decoder: (M, D) -> (M, vocabulary) logits.
             weight: factor of the loss.
         """
@@ -49,7 +60,7 @@ class MaskedLanguageHead(LMPredictionHead):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+        cls, cfg: CfgNode, tokenizer: Tokenizer, language_backbone: LanguageBackbone
     ) -> dict[str, Any]:
         return {
             "language_dim": language_backbone.width,
@@ -58,63 +69,63 @@ class MaskedLanguageHead(LMPredictionHead):
                 vocab_size=language_backbone.vocab_size,
                 prob=cfg.MODEL.MLM.PROB,
             ),
-            "decoder": build_word_decoder(
+            "decoder": build_token_decoder(
                 cfg.MODEL.MLM.DECODER, language_backbone, key="MODEL.MLM.DECODER"
             ),
             "weight": cfg.MODEL.MLM.WEIGHT,
         }
 
-    @torch.no_grad()
-    def mask(
-        self, tokens: TokenBatch, gt_instances: Sequence[Instances]
-    ) -> tuple[TokenBatch, Tensor]:
-        """Hide some words of training prompts.
+    def corrupt_tokens(self, tokens: TokenBatch, queries: Sequence[Query]) -> TokenBatch:
+        """Tokens with some of their words masked, and the ids to predict in ``mlm_targets``."""
+        input_ids, targets = self.mask(tokens, gt_instances_of(queries))
+        return replace(tokens, input_ids=input_ids, mlm_targets=targets)
 
-        Any word may be hidden, whether or not it counts: were only names of what is in the image,
-        a [MASK] would tell that it is there.
+    @torch.no_grad()
+    def mask(self, tokens: TokenBatch, gt_instances: Sequence[Instances]) -> tuple[Tensor, Tensor]:
+        """Mask words of training prompts.
+
+        Every word may be masked, also where its prediction does not count: if only names of present
+        objects were masked, [MASK] would reveal that the object is present.
 
         Returns:
-            the tokens to read instead, and the (N, T) ids to guess, NO_TARGET elsewhere.
+            (N, T) ids with masked words, and (N, T) ids to predict, NO_TARGET elsewhere.
         """
         is_question = [prompt.is_question for prompt in tokens.prompts]
-        may_hide = tokens.is_word & ~tokens.mask.new_tensor(is_question)[:, None]
-        hidden_ids, is_chosen = self.masker(tokens.input_ids, may_hide)
-        counts = is_chosen & counted_words(tokens, gt_instances)
-        targets = tokens.input_ids.masked_fill(~counts, NO_TARGET)
-        return replace(tokens, input_ids=hidden_ids), targets
+        may_mask = tokens.is_word & ~tokens.mask.new_tensor(is_question)[:, None]
+        masked_ids, is_chosen = self.masker(tokens.input_ids, may_mask)
+        counts = is_chosen & predictable_words(tokens, gt_instances)
+        return masked_ids, tokens.input_ids.masked_fill(~counts, NO_TARGET)
 
-    def forward(self, language: TextFeatures, targets: Tensor) -> dict[str, Tensor]:
-        """``loss_mlm`` of the fused text, in float32 also under autocast.
-
-        Args:
-            targets: as :meth:`mask` gives them.
-        """
-        is_target = targets != NO_TARGET
-        with torch.autocast(language.hidden.device.type, enabled=False):
+    def losses(
+        self,
+        fused: FusedFeatures,
+        targets: DenseTargets,  # noqa: ARG002 - the interface of loss heads
+    ) -> dict[str, Tensor]:
+        """``loss_mlm`` of the fused text, in float32 also under autocast."""
+        ids = fused.tokens.mlm_targets
+        assert ids is not None, "the tokens come from corrupt_tokens"
+        hidden = fused.fused_text.hidden
+        is_target = ids != NO_TARGET
+        with torch.autocast(hidden.device.type, enabled=False):
             # Only these: logits of all tokens would be the largest tensor of the model.
-            logits = self.predict(full_precision(language.hidden[is_target]))
-            loss = word_loss(logits, targets[is_target])
+            logits = self(full_precision(hidden[is_target]))
+            loss = token_prediction_loss(logits, ids[is_target])
         return {"loss_mlm": self.weight * loss}
 
 
 def build_masked_language_head(
-    cfg: CfgNode, tokenizer: Tokenizer, language_backbone: Any
+    cfg: CfgNode, tokenizer: Tokenizer, language_backbone: LanguageBackbone
 ) -> MaskedLanguageHead | None:
-    """The head of ``cfg.MODEL.MLM``; None where its weight is 0.
-
-    Args:
-        language_backbone: says the width of its features and the size of its vocabulary; one with
-            ``word_embeddings`` can lend them.
-    """
+    """The head of ``cfg.MODEL.MLM``; None where its weight is 0."""
     if cfg.MODEL.MLM.WEIGHT == 0:
         return None
     return MaskedLanguageHead(cfg, tokenizer, language_backbone)
 
 
-def counted_words(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> Tensor:
-    """The words whose guess counts: of a caption all, of class names those in the image.
+def predictable_words(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> Tensor:
+    """The words whose prediction counts: all of a caption, and class names that are in the image.
 
-    A name that is not in the image could only be guessed from the other names.
+    The name of an absent class could only be predicted from the other names.
 
     Args:
         gt_instances: per image, with ``gt_classes``, classes of its prompt.
@@ -122,10 +133,10 @@ def counted_words(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> Tens
     Returns:
         (N, T) bool.
     """
-    counted = tokens.is_word
+    counts = tokens.is_word
     for i, (prompt, instances) in enumerate(zip(tokens.prompts, gt_instances, strict=True)):
         if prompt.is_class_list:
             classes = instances.gt_classes.new_tensor(prompt.classes)
             is_present = torch.isin(classes, instances.gt_classes)
-            counted[i] &= tokens.positive_maps[i][is_present].any(dim=0)
-    return counted
+            counts[i] &= tokens.positive_maps[i][is_present].any(dim=0)
+    return counts

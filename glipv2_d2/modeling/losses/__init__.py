@@ -1,12 +1,12 @@
-"""Losses: grounding (which words), localization (where), between images, of words and answers."""
+"""Losses: grounding (L_intra), localization (L_loc), L_inter, L_mlm, masks and answers."""
 
 from glipv2_d2.modeling.losses.answers import answer_loss
 from glipv2_d2.modeling.losses.dense import grounding_losses
 from glipv2_d2.modeling.losses.grounding import token_focal_loss, token_targets
 from glipv2_d2.modeling.losses.inter_image import NamedVectors, inter_image_loss
+from glipv2_d2.modeling.losses.language_modeling import token_prediction_loss
 from glipv2_d2.modeling.losses.localization import box_loss, centerness_targets, giou_loss
 from glipv2_d2.modeling.losses.mask import mask_loss
-from glipv2_d2.modeling.losses.words import word_loss
 
 __all__ = [
     "NamedVectors",
@@ -18,6 +18,6 @@ __all__ = [
     "inter_image_loss",
     "mask_loss",
     "token_focal_loss",
+    "token_prediction_loss",
     "token_targets",
-    "word_loss",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glipv2_d2.layers.box_coder import BoxCoder
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.modeling.losses.across_gpus import mean_over_gpus
+from glipv2_d2.modeling.losses.distributed import mean_over_gpus
 from glipv2_d2.modeling.losses.grounding import token_focal_loss
 from glipv2_d2.modeling.losses.localization import box_loss, centerness_targets
 from glipv2_d2.structures import DensePredictions, DenseTargets
@@ -42,9 +42,9 @@ def grounding_losses(
 
     Args:
         predictions: raw outputs of the head.
-        targets: what they should be.
+        targets: their training targets.
         token_mask: (N, T) bool, False on padding.
-        box_coder: the coder of the predicted and target deltas.
+        box_coder: codes the predicted and target deltas.
         alpha, gamma: of the token focal loss.
         token_weight, box_weight, centerness_weight: factors of the three losses.
 
@@ -87,7 +87,7 @@ def _token_loss(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """Sum over all levels, level by level: joining the logits would copy the largest tensor."""
+    """Sum over all levels, one by one: concatenating the logits would copy the largest tensor."""
     logits_per_level = predictions.token_logits_per_level
     targets_per_level = targets.token_targets.split([x.shape[1] for x in logits_per_level], dim=1)
     losses = [

@@ -1,4 +1,4 @@
-"""L_intra: which tokens of the prompt each anchor shows.
+"""L_intra: the alignment loss of anchors and the tokens of their own prompt.
 
 N: images. A: anchors of all levels. G: ground truths of one image. T: tokens.
 """
@@ -16,17 +16,16 @@ from glipv2_d2.layers.dtypes import full_precision
 
 
 def token_targets(matched_idxs: Tensor, positive_map_per_gt: Tensor, max_tokens: int) -> Tensor:
-    """The tokens that each anchor of one image should answer with.
+    """Token targets of the anchors of one image.
 
-    GLIP marks "no object" on the last token of the longest prompt that there may be (index 255 of
-    256; GLIP spec 13.2). Prompts are trimmed to their real length here, so the mark exists only
-    where a prompt fills the limit: there it enters GLIP's loss, too, and with shorter prompts its
-    mask hides it.
+    GLIP marks background on the last token of a prompt of maximal length (index 255 of 256;
+    glip_reference.md 13.2). Prompts are trimmed to their length here, so the mark exists only
+    where a prompt fills the limit: only there does GLIP's token mask let it enter the loss.
 
     Args:
-        matched_idxs: (A,) int64, the ground truth that an anchor answers for, or -1.
+        matched_idxs: (A,) int64, the ground truth that an anchor is matched to, or -1.
         positive_map_per_gt: (G, T), non-zero on the tokens that spell the ground truth.
-        max_tokens: the most tokens that a prompt may have.
+        max_tokens: the limit of tokens of a prompt.
 
     Returns:
         (A, T) float32, 0 or 1.
@@ -35,7 +34,7 @@ def token_targets(matched_idxs: Tensor, positive_map_per_gt: Tensor, max_tokens:
     background = torch.zeros(1, num_tokens, device=positive_map_per_gt.device)
     if num_tokens == max_tokens:
         background[:, -1] = 1
-    # Background is the last row, which is where index -1 points.
+    # Background is the last row: index -1.
     return torch.cat([(positive_map_per_gt > 0).float(), background])[matched_idxs]
 
 
@@ -46,10 +45,10 @@ def token_focal_loss(
 
     Args:
         logits: (N, A, T); computed in at least float32, also under autocast.
-        targets: (N, A, T), positive where non-zero. They get no gradient.
-        token_mask: (N, T) bool, False on padding, whose logits may be anything.
+        targets: (N, A, T), positive where non-zero; without gradient.
+        token_mask: (N, T) bool, False on padding, whose logits are ignored.
         alpha: weight of positives; negatives weigh 1 - alpha.
-        gamma: how strongly well answered tokens are discounted.
+        gamma: focusing parameter: discounts well classified tokens.
 
     Returns:
         Scalar, not normalised.
@@ -60,11 +59,11 @@ def token_focal_loss(
 
 
 class _MaskedFocalLoss(torch.autograd.Function):
-    """The focal loss with its derivative written out.
+    """The focal loss with a hand-written gradient.
 
-    The logits are the largest tensor of the head. Automatic differentiation would keep five tensors
-    of their size until the backward pass (``fvcore.nn.sigmoid_focal_loss``: eight); this keeps one,
-    the gradient, and is faster.
+    The logits are the largest tensor of the head. Autograd would keep five tensors of their size
+    for the backward pass (``fvcore.nn.sigmoid_focal_loss``: eight); this keeps one, the gradient,
+    and is faster.
     """
 
     @staticmethod

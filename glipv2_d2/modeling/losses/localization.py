@@ -1,4 +1,4 @@
-"""L_loc: where the boxes of positive anchors are.
+"""L_loc: the box loss of positive anchors and their centerness targets.
 
 K: positive anchors of the batch. Boxes and anchors are XYXY with inclusive corners in pixels of the
 network input.
@@ -17,7 +17,7 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """1 - generalised IoU (https://arxiv.org/abs/1902.09630) of box pairs.
 
     The corners are taken as they are, a box being x2 - x1 wide, although the anchors and the box
-    coder count inclusive pixels (GLIP's rule). A prediction that ends before it begins has no area.
+    coder count inclusive pixels (GLIP's rule). A prediction with x2 < x1 or y2 < y1 has no area.
 
     Args:
         pred: (K, 4).
@@ -32,7 +32,7 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """How central the anchors are in their boxes (FCOS, https://arxiv.org/abs/1904.01355, eqn. 3).
+    """Centerness of the anchors in their boxes (FCOS, https://arxiv.org/abs/1904.01355, eqn. 3).
 
     Args:
         anchors: (K, 4).
@@ -49,7 +49,7 @@ def centerness_targets(anchors: Tensor, boxes: Tensor) -> Tensor:
 
 
 def box_loss(pred: Tensor, target: Tensor, weights: Tensor, normalizer: Tensor | float) -> Tensor:
-    """GIoU losses of box pairs, each counted with its weight, over a normaliser.
+    """Weighted sum of the GIoU losses of box pairs, over a normaliser.
 
     Args:
         pred: (K, 4).

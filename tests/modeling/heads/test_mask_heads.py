@@ -10,7 +10,7 @@ from glipv2_d2.modeling.heads.mask_heads import Bottleneck, Hourglass, Hourglass
 
 @pytest.fixture
 def head() -> HourglassMaskHead:
-    """With random values also where learning starts at zero."""
+    """With random values also for weights that are initialised to zero."""
     torch.manual_seed(0)
     head = HourglassMaskHead(dim=8, language_dim=5, num_hourglasses=2, norm="")
     with torch.no_grad():
@@ -20,43 +20,45 @@ def head() -> HourglassMaskHead:
 
 
 def pixels(head: HourglassMaskHead, regions: Tensor) -> Tensor:
-    """What the words are compared with, (K, M, S, S)."""
+    """The pixels that are compared with the text, (K, M, S, S)."""
     return F.relu(head.deconv(head.hourglasses(regions)))
 
 
 def test_a_mask_has_twice_the_side_of_its_region(head: HourglassMaskHead) -> None:
-    regions, words = torch.randn(3, 8, 14, 14).double(), torch.randn(3, 5).double()
-    assert head(regions, words).shape == (3, 28, 28)
+    regions, text = torch.randn(3, 8, 14, 14).double(), torch.randn(3, 5).double()
+    assert head(regions, text).shape == (3, 28, 28)
 
 
-def test_the_mask_of_a_label_is_the_mean_of_its_tokens_masks(head: HourglassMaskHead) -> None:
-    """Each token's by the released code's formula: x . Linear(w / 2) / exp(s) + w . b."""
+def test_the_mask_of_a_label_is_the_mean_of_the_masks_of_its_tokens(
+    head: HourglassMaskHead,
+) -> None:
+    """The released code's formula for each token: x . Linear(w / 2) / exp(s) + w . b."""
     regions = torch.randn(1, 8, 4, 4).double()
-    words = F.normalize(torch.randn(3, 5).double(), dim=-1)
+    text = F.normalize(torch.randn(3, 5).double(), dim=-1)
     x = pixels(head, regions)[0]
     per_token = [
         torch.stack(
             [
-                torch.stack([x[:, i, j] @ head.projection(word / 2) for j in range(8)])
+                torch.stack([x[:, i, j] @ head.projection(token / 2) for j in range(8)])
                 for i in range(8)
             ]
         )
         / head.log_scale.exp()
-        + word @ head.bias_language
-        for word in words
+        + token @ head.bias_language
+        for token in text
     ]
-    found = head(regions, words.mean(dim=0, keepdim=True))
-    torch.testing.assert_close(found[0], torch.stack(per_token).mean(dim=0))
+    mask = head(regions, text.mean(dim=0, keepdim=True))
+    torch.testing.assert_close(mask[0], torch.stack(per_token).mean(dim=0))
 
 
-def test_every_box_is_matched_with_its_own_words(head: HourglassMaskHead) -> None:
-    regions, words = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 5).double()
-    together = head(regions, words)
-    alone = [head(regions[i : i + 1], words[i : i + 1]) for i in range(2)]
+def test_every_box_is_compared_with_its_own_text(head: HourglassMaskHead) -> None:
+    regions, text = torch.randn(2, 8, 4, 4).double(), torch.randn(2, 5).double()
+    together = head(regions, text)
+    alone = [head(regions[i : i + 1], text[i : i + 1]) for i in range(2)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_an_hourglass_is_what_its_picture_says() -> None:
+def test_an_hourglass_adds_a_branch_at_half_the_resolution() -> None:
     torch.manual_seed(0)
     hourglass = Hourglass(4, norm="").double()
     with torch.no_grad():
@@ -80,13 +82,13 @@ def test_a_region_of_an_odd_side_has_a_mask(head: HourglassMaskHead) -> None:
     assert head(torch.randn(1, 8, 7, 7).double(), torch.randn(1, 5).double()).shape == (1, 14, 14)
 
 
-def test_a_full_size_head_starts_unsure() -> None:
-    """Features of unit variance through four hourglasses: logits, and so the loss, stay small."""
+def test_initial_logits_of_a_full_size_head_are_small() -> None:
+    """For features of unit variance through four hourglasses."""
     torch.manual_seed(0)
     head = HourglassMaskHead(dim=256, language_dim=768, num_hourglasses=4, norm="")
-    words = F.normalize(torch.randn(2, 768), dim=-1)
+    text = F.normalize(torch.randn(2, 768), dim=-1)
     with torch.no_grad():
-        assert head(torch.randn(2, 256, 14, 14), words).abs().mean() < 5
+        assert head(torch.randn(2, 256, 14, 14), text).abs().mean() < 5
 
 
 def test_the_product_is_in_full_precision_under_autocast() -> None:

@@ -71,7 +71,7 @@ def outputs_of(predictions: DensePredictions) -> list[Tensor]:
     ]
 
 
-def test_losses_are_their_formulas() -> None:
+def test_losses_equal_their_formulas() -> None:
     predictions, targets = random_predictions(2), targets_for([GT_BOXES, GT_BOXES[:1]])
     losses = losses_of(predictions, targets)
 
@@ -96,7 +96,7 @@ def test_losses_are_their_formulas() -> None:
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_perfect_boxes_cost_nothing() -> None:
+def test_perfect_boxes_have_a_loss_of_0() -> None:
     targets = targets_for([GT_BOXES])
     sizes = [len(anchors) for anchors in ANCHORS_PER_LEVEL]
     random = random_predictions(1)
@@ -109,7 +109,7 @@ def test_perfect_boxes_cost_nothing() -> None:
     assert losses_of(perfect, targets)["loss_box"].item() == pytest.approx(0, abs=1e-5)
 
 
-def test_without_ground_truth_losses_are_finite_and_reach_every_output() -> None:
+def test_without_ground_truth_losses_are_finite_and_connected_to_every_output() -> None:
     predictions = random_predictions(2)
     losses = losses_of(predictions, targets_for([torch.zeros(0, 4)] * 2))
     assert losses["loss_box"] == losses["loss_centerness"] == 0
@@ -118,7 +118,7 @@ def test_without_ground_truth_losses_are_finite_and_reach_every_output() -> None
     assert all(x.grad is not None and x.grad.isfinite().all() for x in outputs_of(predictions))
 
 
-def test_an_image_without_ground_truth_adds_only_to_the_token_loss() -> None:
+def test_an_image_without_ground_truth_changes_only_the_token_loss() -> None:
     pair = random_predictions(2)
     alone = DensePredictions(
         *([x[:1] for x in outputs] for outputs in (

@@ -19,7 +19,7 @@ def focal() -> dict[str, Tensor]:
 
 
 def random_case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (2, 5, 6), targets, and a mask that hides a part of either prompt."""
+    """Logits (2, 5, 6), targets, and a mask with padding in both prompts."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 6, generator=generator, dtype=dtype) * 3
     targets = (torch.rand(2, 5, 6, generator=generator) < 0.3).to(dtype)
@@ -56,7 +56,7 @@ def test_gradient_is_that_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_padding_neither_costs_nor_learns(value: float) -> None:
+def test_padding_has_neither_a_loss_nor_a_gradient(value: float) -> None:
     logits, targets, mask = random_case()
     expected = token_focal_loss(logits, targets, mask, 0.25, 2.0)
     dirty = logits.masked_fill(~mask[:, None], value).requires_grad_()
@@ -90,7 +90,7 @@ def test_token_targets_are_the_references() -> None:
     golden = np.load(ASSETS / "tiny_T_s0" / "golden_train.npz")
     meta = json.loads((ASSETS / "tiny_T_s0" / "meta.json").read_text())
     gt_labels = meta["train"]["plain_one"]["gt"][0]["labels"]
-    # The stored assignment names classes, each of which is there once.
+    # The stored assignment contains classes; each occurs once.
     labels = golden["plain_one/assign0/labels"].tolist()
     matched_idxs = torch.tensor([gt_labels.index(label) if label else -1 for label in labels])
     targets = token_targets(matched_idxs, torch.from_numpy(golden["plain_one/positive_map"]), 256)
@@ -99,13 +99,13 @@ def test_token_targets_are_the_references() -> None:
     assert targets.unique().tolist() == [0, 1]
 
 
-def test_no_object_is_a_token_only_where_the_prompt_fills_the_limit() -> None:
+def test_background_has_a_token_only_if_the_prompt_fills_the_limit() -> None:
     matched_idxs, positive_map = torch.tensor([-1, 0]), torch.eye(8, dtype=torch.bool)[:1]
     assert token_targets(matched_idxs, positive_map, max_tokens=9).sum(1).tolist() == [0, 1]
     full = token_targets(matched_idxs, positive_map, max_tokens=8)
     assert full.nonzero().tolist() == [[0, 7], [1, 0]]
 
 
-def test_without_ground_truth_no_token_is_shown() -> None:
+def test_without_ground_truth_all_token_targets_are_0() -> None:
     targets = token_targets(torch.full((3,), -1), torch.zeros(0, 5, dtype=torch.bool), 256)
     assert targets.equal(torch.zeros(3, 5))

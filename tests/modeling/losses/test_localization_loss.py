@@ -46,7 +46,7 @@ def test_giou_loss_is_between_0_and_2() -> None:
     assert giou_loss(box, far).item() == pytest.approx(2, abs=1e-6)
 
 
-def test_a_box_that_ends_before_it_begins_counts_as_empty() -> None:
+def test_a_box_whose_end_precedes_its_start_is_empty() -> None:
     target = torch.tensor([[0.0, 0, 10, 10]])
     inside_out, empty = torch.tensor([[6.0, 6, 2, 3]]), torch.tensor([[6.0, 6, 6, 6]])
     assert giou_loss(inside_out, target).equal(giou_loss(empty, target))
@@ -70,13 +70,13 @@ def test_centerness_targets_are_the_references(misc: dict[str, Tensor]) -> None:
     torch.testing.assert_close(targets, misc["centerness/t"], atol=1e-6, rtol=0)
 
 
-def test_centerness_is_1_in_the_middle_and_0_from_the_edge_on() -> None:
+def test_centerness_is_1_at_the_centre_and_0_on_and_beyond_the_edge() -> None:
     anchors = torch.tensor([[4.0, 4, 6, 6], [-1, 4, 1, 6], [-9, 4, -7, 6], [20, 20, 22, 22]])
     boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 4)
     assert centerness_targets(anchors, boxes).tolist() == [1, 0, 0, 0]
 
 
-def test_centerness_takes_both_axes() -> None:
+def test_centerness_multiplies_both_axes() -> None:
     # Centre (2, 4) in a box of 10 x 8: ratios 2 / 8 and 4 / 4.
     targets = centerness_targets(torch.tensor([[1.0, 3, 3, 5]]), torch.tensor([[0.0, 0, 10, 8]]))
     torch.testing.assert_close(targets, torch.tensor([0.5]))

@@ -1,4 +1,4 @@
-"""Threads that share one model get what each would get alone."""
+"""Threads that share a model get the results of separate calls."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from glipv2_d2.text import Tokenizer
 
 @pytest.fixture(autouse=True)
 def eager_switching(monkeypatch) -> Iterator[None]:
-    """Threads take turns as often as they can, and the memory for lists of names is short."""
-    monkeypatch.setattr("glipv2_d2.modeling.prompting.MAX_CACHED_LISTS", 2)
+    """Threads switch as often as possible, and the prompt cache holds two lists of names."""
+    monkeypatch.setattr("glipv2_d2.modeling.prompt_builder.MAX_CACHED_LISTS", 2)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
 
 
-def test_every_thread_gets_the_scores_of_its_own_names() -> None:
+def test_every_thread_gets_the_scores_of_its_own_class_names() -> None:
     tokenizer = Tokenizer()
     model = known_model(tokenizer, max_classes=2, cache_size=2)
     words = ["cat", "hot dog", "red car", "sea lion", "bat", "bowl", "café"]
@@ -41,7 +41,7 @@ def test_every_thread_gets_the_scores_of_its_own_names() -> None:
 
 
 @pytest.mark.parametrize("language_backbone", ["BertLanguageBackbone", "PhraseLanguageBackbone"])
-def test_a_whole_model_answers_threads_as_it_answers_one(language_backbone: str) -> None:
+def test_a_model_gives_threads_the_same_detections_as_one_thread(language_backbone: str) -> None:
     model = tiny_model(
         *("MODEL.LANGUAGE_BACKBONE.NAME", language_backbone),
         *("MODEL.LANGUAGE_BACKBONE.FREEZE", True, "MODEL.LANGUAGE_BACKBONE.CACHE_SIZE", 1),
@@ -49,15 +49,15 @@ def test_a_whole_model_answers_threads_as_it_answers_one(language_backbone: str)
     )
     lists = [["cat", "dog"], ["hot dog", "cat", "bat"], ["red car"], ["bat", "red car", "dog"]]
 
-    def ask(turn: int) -> torch.Tensor:
+    def predict(turn: int) -> torch.Tensor:
         size = (64, 64) if turn % 2 else (64, 96)
         x = {"image": random_image(*size, seed=turn % 3), "classes": lists[turn % len(lists)]}
         with torch.no_grad():
             found = model([x])[0]["instances"]
         return torch.cat([found.pred_boxes.tensor, found.scores[:, None]], dim=1)
 
-    expected = [ask(turn) for turn in range(12)]
+    expected = [predict(turn) for turn in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(ask, range(24)))
-    for turn, answer in enumerate(answers):
-        torch.testing.assert_close(answer, expected[turn % 12], atol=1e-4, rtol=0)
+        results = list(pool.map(predict, range(24)))
+    for turn, result in enumerate(results):
+        torch.testing.assert_close(result, expected[turn % 12], atol=1e-4, rtol=0)

@@ -1,7 +1,7 @@
-"""What losses need to know of the other processes, so that they are those of one large batch.
+"""Counts and rows over all processes, so that losses equal those of one large batch.
 
 Distributed training averages the gradients of all processes. A sum over the images of a process
-therefore has to be divided by a count *per process*. Every process must make the same calls.
+is therefore divided by a count *per process*. Every process must make the same calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 def mean_over_gpus(values: Tensor) -> Tensor:
-    """The mean of ``values`` over all processes; they may be overwritten and get no gradient."""
+    """The mean of ``values`` over all processes, without gradient; may overwrite them."""
     if comm.get_world_size() > 1:
         dist.all_reduce(values)
         values = values / comm.get_world_size()
@@ -24,19 +24,19 @@ def mean_over_gpus(values: Tensor) -> Tensor:
 
 
 def count_per_gpu(count: int, like: Tensor) -> Tensor:
-    """The count of all processes, at least 1, over their number.
+    """The count of all processes, at least 1, divided by the number of processes.
 
     Args:
-        count: of this process.
-        like: gives the dtype and device of the result.
+        count: count of this process.
+        like: a tensor of the dtype and device of the result.
     """
     return mean_over_gpus(like.new_tensor(count)).clamp(min=1 / comm.get_world_size())
 
 
 def gather_rows(rows: Tensor) -> list[Tensor]:
-    """The rows of every process, with gradient to all of them.
+    """The rows of every process, with gradients to all of them.
 
-    ``torch.distributed.nn.functional.all_gather`` would do it, but is deprecated.
+    ``torch.distributed.nn.functional.all_gather`` does the same, but is deprecated.
 
     Args:
         rows: (K, ...); K may differ between processes, and be 0.
@@ -47,14 +47,14 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     if comm.get_world_size() == 1:
         return [rows]
     counts = _AllGather.apply(torch.tensor(len(rows), device=rows.device)).tolist()
-    # Collectives take tensors of one size, and not all backends take empty ones.
+    # Collectives need tensors of one size, and some backends refuse empty ones.
     padding = rows.new_zeros(max(1, *counts) - len(rows), *rows.shape[1:])
     gathered = _AllGather.apply(torch.cat([rows, padding]))
     return [padded[:count] for padded, count in zip(gathered, counts, strict=True)]
 
 
 class _AllGather(torch.autograd.Function):
-    """Equally large tensors of all processes, stacked; each gets the gradients from all."""
+    """Stacks the equally large tensors of all processes; sums their gradients backwards."""
 
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:

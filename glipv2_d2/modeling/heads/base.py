@@ -1,0 +1,120 @@
+"""Base classes of the heads: what GLIPv2 calls on them.
+
+Q: queries, each with the features of its image. A_i: anchors of level i. T: tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from glipv2_d2.modeling.label_scores import LabelScores
+from glipv2_d2.modeling.postprocess import DetectionsPerImage
+from glipv2_d2.structures import (
+    DensePredictions,
+    DenseTargets,
+    FusedFeatures,
+    Query,
+    TextFeatures,
+    TokenBatch,
+)
+
+TEXT = "text"
+"""The key of ``input_shape`` under which heads find the width of the text features."""
+
+
+class ProposalGenerator(nn.Module, ABC):
+    """Boxes with a score per token at every location of the fused maps.
+
+    Built by Detectron2's PROPOSAL_GENERATOR_REGISTRY with the config and the pyramid's shapes plus
+    ``ShapeSpec(channels=D)`` under :data:`TEXT`.
+    """
+
+    checkpoint_optional: tuple[str, ...] = ()
+    """Prefixes of parameter names that either a checkpoint or the model may lack."""
+
+    @abstractmethod
+    def predict(self, fused: FusedFeatures) -> DensePredictions:
+        """Raw outputs at every location, in training and at inference."""
+
+    @abstractmethod
+    def label_anchors(self, predictions: DensePredictions, fused: FusedFeatures) -> DenseTargets:
+        """Match the anchors to the ground truth of the queries.
+
+        Raises:
+            ValueError: the ground truth has a class that its prompt lacks.
+        """
+
+    @abstractmethod
+    def losses(
+        self, predictions: DensePredictions, targets: DenseTargets, fused: FusedFeatures
+    ) -> dict[str, Tensor]:
+        """L_loc + L_intra by name."""
+
+    @abstractmethod
+    def score_labels(
+        self, predictions: DensePredictions, fused: FusedFeatures
+    ) -> list[LabelScores]:
+        """Scores of every label of the prompt at every location, per query."""
+
+    @abstractmethod
+    def detect(
+        self, scores: Sequence[LabelScores], fused: FusedFeatures
+    ) -> list[DetectionsPerImage]:
+        """Detections per query, best first: thresholds, NMS, limit."""
+
+    @abstractmethod
+    def region_word_logits(self, regions: Tensor, text: TextFeatures) -> Tensor:
+        """Logits of some regions against text, as in training, (Q, K, T).
+
+        Args:
+            regions: (Q, K, C), features of the fused maps at some locations.
+            text: (Q, T, D), what regions are scored against.
+        """
+
+
+class RegionWordScore(nn.Module, ABC):
+    """Logits of regions against tokens: what replaces a detector's classifier.
+
+    Built by REGION_WORD_SCORE_REGISTRY with ``visual_dim``, ``language_dim``, ``prior_prob`` and
+    ``log_scale`` (see :class:`~glipv2_d2.modeling.heads.region_word_score.DotProductScore`).
+    """
+
+    @abstractmethod
+    def forward(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
+        """Logits of every region against every token.
+
+        Args:
+            regions_per_level: (N, A_i, C) each.
+            text: (N, T, D); the columns of padding are undefined.
+
+        Returns:
+            (N, A_i, T) each.
+        """
+
+    def training_logits(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
+        """The logits of training, for a score that differs at inference."""
+        return self(regions_per_level, text)
+
+
+class LossHead(nn.Module, ABC):
+    """A head that only contributes losses to training."""
+
+    def corrupt_tokens(
+        self,
+        tokens: TokenBatch,
+        queries: Sequence[Query],  # noqa: ARG002 - for heads that mask tokens
+    ) -> TokenBatch:
+        """Tokens to encode in place of the given ones; by default the same."""
+        return tokens
+
+    @abstractmethod
+    def losses(self, fused: FusedFeatures, targets: DenseTargets) -> dict[str, Tensor]:
+        """Losses by name, weighted.
+
+        Args:
+            fused: localized queries with their ground truth.
+            targets: of the proposal generator's anchors.
+        """
