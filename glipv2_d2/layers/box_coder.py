@@ -1,9 +1,9 @@
 """Boxes with inclusive corners, and boxes as deltas to anchors.
 
-K: number of boxes. Boxes are XYXY in pixels. *Inclusive* corners name the first and the last pixel
-that belong to a box, so width = x2 - x1 + 1 (GLIP's convention, inherited from the first
-Detectron); *exclusive* corners are Detectron2's, width = x2 - x1. All code that computes on
-inclusive corners stands on the functions of this file.
+K: number of boxes. Boxes are XYXY in pixels. *Inclusive* corners are the first and the last pixel
+of a box, so width = x2 - x1 + 1 (GLIP's convention, inherited from the first Detectron);
+*exclusive* corners are Detectron2's, width = x2 - x1. All code that computes with inclusive corners
+uses the functions of this file.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A box may grow at most from 16 to 1000 pixels, which also keeps exp() finite (GLIP's rule).
+# A box can grow at most from 16 to 1000 pixels, which also keeps exp() finite (as in GLIP).
 _MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
 def to_inclusive(boxes: Tensor) -> Tensor:
-    """Detectron2's corners -> inclusive corners, (..., 4). The inverse of :func:`to_exclusive`.
+    """Convert Detectron2's corners to inclusive ones, (..., 4). Inverse of :func:`to_exclusive`.
 
     >>> to_inclusive(torch.tensor([0, 0, 10, 5])).tolist()
     [0, 0, 9, 4]
@@ -28,7 +28,7 @@ def to_inclusive(boxes: Tensor) -> Tensor:
 
 
 def to_exclusive(boxes: Tensor) -> Tensor:
-    """Inclusive corners -> Detectron2's corners, (..., 4). The inverse of :func:`to_inclusive`.
+    """Convert inclusive corners to Detectron2's, (..., 4). Inverse of :func:`to_inclusive`.
 
     >>> to_exclusive(torch.tensor([0, 0, 9, 4])).tolist()
     [0, 0, 10, 5]
@@ -37,10 +37,9 @@ def to_exclusive(boxes: Tensor) -> Tensor:
 
 
 def box_centers(boxes: Tensor) -> Tensor:
-    """Middle between the inclusive corners, (..., 4) -> (..., 2) as (x, y), in pixels.
+    """Midpoint of the inclusive corners, (..., 4) -> (..., 2) as (x, y), in pixels.
 
-    This is the centre of the two corner pixels' coordinates, without the half pixel that exclusive
-    corners would add.
+    The mean of the coordinates of both corner pixels. Exclusive corners would add half a pixel.
     """
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
@@ -77,23 +76,22 @@ def pairwise_iou_inclusive(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """Boxes with inclusive corners <-> deltas (dx, dy, dw, dh) relative to anchors.
+    """Converts boxes with inclusive corners to deltas (dx, dy, dw, dh) to anchors, and back.
 
-    ``decode(encode(boxes, anchors), anchors)`` gives the boxes back as long as none is more than
-    62.5 times as wide or high as its anchor.
+    ``decode(encode(boxes, anchors), anchors)`` returns the boxes unless one is more than 62.5 times
+    as wide or high as its anchor.
 
-    Detectron2's ``Box2BoxTransform`` has the same form on exclusive corners; on inclusive ones its
+    Detectron2's ``Box2BoxTransform`` does the same for exclusive corners; with inclusive ones its
     sizes are one pixel too small.
 
     Attributes:
-        weights: factors of dx, dy, dw, dh, which bring the targets of a regression near unit
-            variance.
+        weights: factors of dx, dy, dw, dh, which scale regression targets to about unit variance.
     """
 
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
 
     def encode(self, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Deltas that turn anchors into boxes.
+        """Compute the deltas from anchors to boxes.
 
         Args:
             gt_boxes: (..., 4), inclusive corners.
@@ -108,7 +106,7 @@ class BoxCoder:
         return torch.cat([shift, growth], dim=-1) * shift.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes that the deltas make of the anchors.
+        """Apply deltas to anchors.
 
         Args:
             deltas: (..., 4).

@@ -1,10 +1,10 @@
-"""Modulated deformable convolution without a compiled Detectron2 operator.
+"""Modulated deformable convolution without Detectron2's compiled operator.
 
-On CUDA torchvision's kernel runs. On CPU the samples are gathered by ``embedding_bag`` (four
-weighted rows each) and multiplied by the weights in matrix products: several times faster than
-torchvision's CPU kernel, most of all in the backward pass, and equal to it. Samples, which are nine
-times the map, exist in bands only; backwards they are gathered again. Channels-last maps come in
-and go out without a copy.
+On CUDA torchvision's kernel is used. On CPU, ``embedding_bag`` gathers the samples (four weighted
+rows each), which are multiplied by the weights in matrix products. This is several times as fast as
+torchvision's CPU kernel, most of all in the backward pass, with equal results. The samples, nine
+times the size of the map, are processed in blocks of rows; the backward pass gathers them again.
+Channels-last maps are neither copied on input nor on output.
 
 Shapes: x (N, C, H, W); offsets (N, 2 K, Ho, Wo), for tap k the pair (dy, dx) at channels 2k, 2k+1;
 modulation (N, K, Ho, Wo); weight (Co, C, k, k); K = k * k taps, row-major.
@@ -23,11 +23,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-# Samples that are gathered at a time: at 256 channels 19 MB, which stay in the cache until they are
-# multiplied. Half as many make products that are too short to be fast.
-_BAND_SAMPLES = 18432
-# Backwards every band brings a gradient of the whole image, so there are fewer.
-_BACKWARD_BAND_SAMPLES = 2**16
+# Samples per block: 19 MB at 256 channels, which stay in the cache until they are multiplied. With
+# half as many the matrix products are too small to be fast.
+_BLOCK_SAMPLES = 18432
+# In the backward pass every block computes a gradient of the whole image, so blocks are larger.
+_BACKWARD_BLOCK_SAMPLES = 2**16
 
 
 def modulated_deform_conv(
@@ -38,19 +38,19 @@ def modulated_deform_conv(
     bias: Tensor,
     stride: int = 1,
 ) -> Tensor:
-    """Convolve samples taken at shifted places, each scaled by its modulation (DCNv2).
+    """Convolve samples at offset locations, each scaled by its modulation (DCNv2).
 
-    Samples are bilinear; what lies outside the image counts as zero. Padding is k // 2. Computed in
-    fp32, as in the reference, also under autocast; only bf16's on a CPU computes the product in
-    bf16, which is several times as fast there.
+    Samples are interpolated bilinearly, with zeros outside the image. Padding is k // 2. Computed
+    in fp32, as in the reference, including under autocast. Exception: bf16 autocast on a CPU
+    computes the products in bf16, which is several times as fast there.
 
     Returns:
-        (N, Co, Ho, Wo) in fp32 (fp64 for fp64 inputs), or the bf16 of the product.
+        (N, Co, Ho, Wo) in fp32 (fp64 for fp64 inputs), or bf16 as described above.
     """
     in_bf16 = x.device.type == "cpu" and _autocast_is_bf16()
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(x.dtype, torch.float32)
-        # Places are always precise.
+        # Sampling locations are never rounded.
         offsets, modulation = offsets.to(dtype), modulation.to(dtype)
         if in_bf16:
             dtype = torch.bfloat16
@@ -74,26 +74,26 @@ def _gather_and_multiply(
 ) -> Tensor:
     num_images, _, height, width = x.shape
     kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
-    pixels = _framed(x, x.dtype)
+    pixels = _pad(x, x.dtype)
     rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
     row_weights = row_weights.to(x)
 
     out = x.new_empty(num_images, *modulation.shape[-2:], len(bias))
-    for image, band in _bands(modulation, _BAND_SAMPLES):
+    for image, block in _blocks(modulation, _BLOCK_SAMPLES):
         table = pixels[image].flatten(0, 1)
-        samples = _gather(table, rows[image, band], row_weights[image, band])
-        products = out[image, band].flatten(0, 1)
+        samples = _gather(table, rows[image, block], row_weights[image, block])
+        products = out[image, block].flatten(0, 1)
         torch.addmm(bias, samples.view(-1, kernel.shape[0]), kernel, out=products)
     return out.permute(0, 3, 1, 2)
 
 
-def _bands(modulation: Tensor, most_samples: int) -> Iterator[tuple[int, slice]]:
-    """Rows of each image's output that have a limited number of samples together."""
+def _blocks(modulation: Tensor, max_samples: int) -> Iterator[tuple[int, slice]]:
+    """Pairs of image and rows of its output with a limited number of samples."""
     num_images, num_taps, height, width = modulation.shape
-    band_height = max(1, most_samples // (num_taps * width))
+    block_height = max(1, max_samples // (num_taps * width))
     for image in range(num_images):
-        for top in range(0, height, band_height):
-            yield image, slice(top, top + band_height)
+        for top in range(0, height, block_height):
+            yield image, slice(top, top + block_height)
 
 
 # A compiler would break its graph in many places of the backward pass.
@@ -103,7 +103,7 @@ def _with_gradients(*args: Any) -> Tensor:
 
 
 class _GatherAndMultiply(torch.autograd.Function):
-    """:func:`_gather_and_multiply` with a backward pass that gathers the samples again."""
+    """:func:`_gather_and_multiply` with a backward pass that recomputes the samples."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -117,30 +117,32 @@ class _GatherAndMultiply(torch.autograd.Function):
         x, offsets, modulation, weight = ctx.saved_tensors
         d_out = gradients[0].permute(0, 2, 3, 1).to(x.dtype)
         kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
-        # Sampled at full precision: the gradient of a pixel is a sum over many samples.
-        pixels = _framed(x, offsets.dtype)
+        # Sampled in full precision: the gradient of a pixel is a sum over many samples.
+        pixels = _pad(x, offsets.dtype)
         d_pixels = torch.zeros_like(pixels)
         d_offsets, d_modulation = torch.zeros_like(offsets), torch.zeros_like(modulation)
         d_kernel = torch.zeros_like(kernel, dtype=offsets.dtype)
-        for image, band in _bands(modulation, _BACKWARD_BAND_SAMPLES):
-            d_band = d_out[image, band].flatten(0, 1)
+        for image, block in _blocks(modulation, _BACKWARD_BLOCK_SAMPLES):
+            d_block = d_out[image, block].flatten(0, 1)
             with torch.enable_grad():
                 leaves = (
                     pixels[image].flatten(0, 1).detach().requires_grad_(),
-                    offsets[image : image + 1, :, band].detach().requires_grad_(),
-                    modulation[image : image + 1, :, band].detach().requires_grad_(),
+                    offsets[image : image + 1, :, block].detach().requires_grad_(),
+                    modulation[image : image + 1, :, block].detach().requires_grad_(),
                 )
                 rows, row_weights = _bilinear_rows(
-                    *leaves[1:], x.shape[-2:], ctx.stride, first_row=band.start
+                    *leaves[1:], x.shape[-2:], ctx.stride, first_row=block.start
                 )
                 samples = _gather(leaves[0], rows, row_weights)
-            d_samples = (d_band @ kernel).view(samples.shape).to(samples.dtype)
-            d_table, of_offsets, of_modulation = torch.autograd.grad(samples, leaves, d_samples)
+            d_samples = (d_block @ kernel).view(samples.shape).to(samples.dtype)
+            d_table, d_block_offsets, d_block_modulation = torch.autograd.grad(
+                samples, leaves, d_samples
+            )
             d_pixels[image].view_as(d_table).add_(d_table)
-            d_offsets[image : image + 1, :, band] = of_offsets
-            d_modulation[image : image + 1, :, band] = of_modulation
+            d_offsets[image : image + 1, :, block] = d_block_offsets
+            d_modulation[image : image + 1, :, block] = d_block_modulation
             if ctx.needs_input_grad[3]:
-                d_kernel += d_band.t() @ samples.detach().to(x.dtype).view(len(d_band), -1)
+                d_kernel += d_block.t() @ samples.detach().to(x.dtype).view(len(d_block), -1)
         d_weight = d_kernel.view_as(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return (
             d_pixels[:, 2:-2, 2:-2].permute(0, 3, 1, 2).to(x.dtype),
@@ -152,14 +154,14 @@ class _GatherAndMultiply(torch.autograd.Function):
         )
 
 
-def _framed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N, C, H, W) -> (N, H + 4, W + 4, C), two pixels of zeros around each map."""
+def _pad(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pad each map with two pixels of zeros, (N, C, H, W) -> (N, H + 4, W + 4, C)."""
     num_images, channels, height, width = x.shape
-    framed = x.new_empty(num_images, height + 4, width + 4, channels, dtype=dtype)
-    framed[:, 2:-2, 2:-2] = x.permute(0, 2, 3, 1)
-    for border in (framed[:, :2], framed[:, -2:], framed[:, :, :2], framed[:, :, -2:]):
+    padded = x.new_empty(num_images, height + 4, width + 4, channels, dtype=dtype)
+    padded[:, 2:-2, 2:-2] = x.permute(0, 2, 3, 1)
+    for border in (padded[:, :2], padded[:, -2:], padded[:, :, :2], padded[:, :, -2:]):
         border.zero_()
-    return framed
+    return padded
 
 
 def _gather(table: Tensor, rows: Tensor, row_weights: Tensor) -> Tensor:
@@ -176,24 +178,25 @@ def _bilinear_rows(
     stride: int,
     first_row: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around each sample and their weights.
+    """Compute the four pixels around each sample and their weights.
 
     Args:
-        offsets, modulation: of any rows of the output, ``first_row`` the first.
+        offsets, modulation: of consecutive rows of the output.
         size: (H, W) of the image.
+        first_row: index of the first of these rows.
 
     Returns:
-        rows: (N, Ho, Wo, K, 4) int32 indices of an image's (H + 4) (W + 4) rows, as
-            :func:`_framed` makes them.
-        weights: (N, Ho, Wo, K, 4), bilinear times modulation.
+        rows: (N, Ho, Wo, K, 4) int32, indices into the (H + 4) (W + 4) pixels of an image padded by
+            :func:`_pad`.
+        weights: (N, Ho, Wo, K, 4), bilinear weights times modulation.
     """
     num_taps, out_height, out_width = modulation.shape[-3:]
     kernel_size, device = math.isqrt(num_taps), offsets.device
-    # All in the type of the offsets: an operation on mixed types converts a whole copy first.
-    numbers = functools.partial(torch.arange, dtype=offsets.dtype, device=device)
-    tap = numbers(kernel_size) - kernel_size // 2
-    pixel_y = (numbers(out_height)[:, None, None] + first_row) * stride
-    pixel_x = numbers(out_width)[:, None] * stride
+    # All in the dtype of the offsets: operations on mixed dtypes first convert a whole copy.
+    arange = functools.partial(torch.arange, dtype=offsets.dtype, device=device)
+    tap = arange(kernel_size) - kernel_size // 2
+    pixel_y = (arange(out_height)[:, None, None] + first_row) * stride
+    pixel_x = arange(out_width)[:, None] * stride
     # (N, Ho, Wo, K) each, also in memory
     delta = offsets.permute(0, 2, 3, 1).contiguous().unflatten(3, (num_taps, 2))
     top, below = _pixel_before(
@@ -211,20 +214,20 @@ def _bilinear_rows(
     return rows, torch.stack(weights, dim=-1)
 
 
-def _pixel_before(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The framed pixels before places on one axis, int32, and how far behind them the places are.
+def _pixel_before(location: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Split locations on one axis into the int32 index of a padded pixel and a fraction.
 
-    Places further outside than the frame are moved into it, where all is zero. A place at -1 still
-    is between pixels: it has no value, but a gradient.
+    Locations beyond the padding are clamped to it, where all pixels are zero. A location of -1 is
+    within the padding: its value is zero, but not its gradient.
     """
-    place = place.clamp(-2, size)
-    before = place.detach().floor()
-    # Clamped again, as the integer of a place that is no number may be any.
-    return (before.int() + 2).clamp_(0, size + 2), place - before
+    location = location.clamp(-2, size)
+    before = location.detach().floor()
+    # Clamped again, because NaN may convert to any integer.
+    return (before.int() + 2).clamp_(0, size + 2), location - before
 
 
 class ModulatedDeformConv(nn.Module):
-    """A modulated deformable convolution whose offsets and modulation come from outside."""
+    """A modulated deformable convolution; offsets and modulation are inputs."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: int = 1
@@ -232,7 +235,7 @@ class ModulatedDeformConv(nn.Module):
         super().__init__()
         self.stride = stride
         weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
-        # In memory as the samples come, so that the CPU multiplies without a copy of the weights.
+        # In the memory order of the samples, so that a CPU multiplies without copying the weights.
         self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         bound = 1 / math.sqrt(in_channels * kernel_size**2)

@@ -1,4 +1,4 @@
-"""DropBlock: drop squares of a feature map, all channels together."""
+"""DropBlock: drop squares of a feature map in all channels."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from torch import Tensor, nn
 
 
 class DropBlock(nn.Module):
-    """Zero random squares of a map in training and scale up what is left (arXiv:1810.12890).
+    """Set random squares of a map to zero in training and scale up the rest (arXiv:1810.12890).
 
-    As in the released GLIP code, which differs from the paper in two points: a seed may lie at the
-    border, so that its square is cut there, and gamma is plainly ``prob / block_size**2``.
+    As in the released GLIP code, which differs from the paper in two points: seeds may lie at the
+    border, which cuts their squares, and gamma is ``prob / block_size**2``.
     """
 
     def __init__(self, *, prob: float, block_size: int) -> None:
         """
         Args:
-            prob: about the share of a map that is dropped, 0 <= prob < 1. 0 drops nothing.
+            prob: approximate fraction of a map that is dropped, 0 <= prob < 1.
             block_size: side of a square in cells of the map, odd.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
         super().__init__()
         if not 0 <= prob < 1:
-            raise ValueError(f"DropBlock needs a probability in [0, 1), got {prob}")
+            raise ValueError(f"prob is {prob}; DropBlock needs a probability in [0, 1)")
         if block_size < 1 or block_size % 2 == 0:
-            raise ValueError(f"DropBlock needs an odd block size, got {block_size}")
+            raise ValueError(f"block_size is {block_size}; DropBlock needs an odd, positive one")
         self.prob = prob
         self.block_size = block_size
 
@@ -38,7 +41,7 @@ class DropBlock(nn.Module):
         keep = 1 - F.max_pool2d(
             seeds.float(), kernel_size=self.block_size, stride=1, padding=self.block_size // 2
         )
-        # One scale for the batch. A batch that lost every cell stays zero instead of becoming NaN.
+        # One scale for the batch. The clamp avoids NaN if every cell is dropped.
         scale = keep.numel() / keep.sum().clamp(min=1)
         return x * (keep * scale).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The precision in which losses are computed."""
+"""Conversions of dtypes."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Half precision, as autocast leaves it, to float32; float32 and float64 as they are."""
+    """Convert half precision to float32; float32 and float64 tensors are returned unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""A memory of limited size that several threads may use at once."""
+"""A thread-safe least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ V = TypeVar("V")
 
 
 def stream_id(device: torch.device) -> int:
-    """The queue of a device in which this thread works; 0 where there is but one.
+    """The id of the current CUDA stream of this thread; 0 for other devices.
 
-    What one CUDA stream computed is not there yet for another, so keys of what is kept on a device
-    tell them apart.
+    Results of one stream may not be ready for another, so cache keys of CUDA tensors include it.
     """
     return torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0
 
 
 class LRUCache(Generic[K, V]):
-    """Keeps the values used last, as long as what they depend on stays the same.
+    """Keeps the most recently used values of one version.
 
-    Values are shared between callers, which must not write into them. While a caller computes what
-    is missing nobody waits: two threads that miss the same value both compute it, and the later one
-    stays. A copy, also a pickled one, starts empty.
+    Values are shared between callers, which must not modify them. No lock is held while a caller
+    computes a missing value: two threads that miss the same value both compute it, and the later
+    result stays. A copy, including an unpickled one, starts empty.
     """
 
     def __init__(self, size: int) -> None:
         """
         Args:
-            size: values to keep, the least recently used goes first.
+            size: maximum number of values; the least recently used is evicted first.
         """
         self.size = size
         self._version: Hashable = None
@@ -55,14 +54,14 @@ class LRUCache(Generic[K, V]):
             self._values.clear()
 
     def find(self, keys: Iterable[K], version: Hashable = None) -> dict[K, V]:
-        """The values that are known of some keys.
+        """Return the cached values of some keys.
 
         Args:
-            version: what the values depend on besides the key; another one than last time empties
-                the cache.
+            version: what all values depend on besides their keys, such as a counter of weight
+                updates. A change empties the cache.
         """
         with self._lock:
-            self._follow(version)
+            self._set_version(version)
             found = {}
             for key in keys:
                 if key in self._values:
@@ -71,7 +70,7 @@ class LRUCache(Generic[K, V]):
             return found
 
     def keep(self, values: Mapping[K, V], version: Hashable = None) -> None:
-        """Remember values that were computed for ``version``, unless another one came meanwhile."""
+        """Store values computed for ``version``, unless the version has changed since."""
         with self._lock:
             if version != self._version:
                 return
@@ -87,22 +86,22 @@ class LRUCache(Generic[K, V]):
         device: torch.device,
         compute: Callable[[], Tensor],
     ) -> Tensor:
-        """A tensor that depends on its key and device alone, computed where it is not known."""
-        # A compiler computes it once for each of its shapes.
+        """Return the tensor of a key on a device, computed if it is not cached."""
+        # A compiled graph computes it once per input shape.
         if torch.compiler.is_compiling():
             return compute()
         key = (key, device, stream_id(device))
-        known = self.find([key])
-        if not known:
-            # Tensors made in inference mode could not be used in a later training step.
+        cached = self.find([key])
+        if not cached:
+            # Tensors created in inference mode cannot be used in a later training step.
             with torch.inference_mode(mode=False):
-                known[key] = compute()
-            # A tracer's stand-ins (FakeTensor) are no numbers for others.
-            if type(known[key]) is Tensor:
-                self.keep(known)
-        return known[key]
+                cached[key] = compute()
+            # Fake tensors of a tracer must not be stored.
+            if type(cached[key]) is Tensor:
+                self.keep(cached)
+        return cached[key]
 
-    def _follow(self, version: Hashable) -> None:
+    def _set_version(self, version: Hashable) -> None:
         if version != self._version:
             self._values.clear()
             self._version = version

@@ -34,23 +34,23 @@ def boxes(draw: st.DrawFn) -> Tensor:
     return torch.tensor([[x, y, x + width - 1, y + height - 1]], dtype=torch.float64)
 
 
-def test_encoded_boxes_are_the_references(reference: dict[str, Tensor]) -> None:
+def test_encoded_boxes_equal_the_reference(reference: dict[str, Tensor]) -> None:
     encoded = BoxCoder().encode(reference["boxcoder/gt"], reference["boxcoder/anchors"])
     torch.testing.assert_close(encoded, reference["boxcoder/encoded"], atol=2e-5, rtol=0)
 
 
-def test_decoded_boxes_are_the_references(reference: dict[str, Tensor]) -> None:
+def test_decoded_boxes_equal_the_reference(reference: dict[str, Tensor]) -> None:
     decoded = BoxCoder().decode(reference["boxcoder/deltas"], reference["boxcoder/anchors"])
     torch.testing.assert_close(decoded, reference["boxcoder/decoded"], atol=1e-4, rtol=0)
 
 
-def test_ious_are_the_references(reference: dict[str, Tensor]) -> None:
+def test_ious_equal_the_reference(reference: dict[str, Tensor]) -> None:
     ious = pairwise_iou_inclusive(reference["boxcoder/anchors"], reference["boxcoder/gt"][:9])
     torch.testing.assert_close(ious, reference["iou"], atol=1e-6, rtol=0)
 
 
 @given(box=boxes(), anchor=boxes())
-def test_decode_undoes_encode(box: Tensor, anchor: Tensor) -> None:
+def test_decode_inverts_encode(box: Tensor, anchor: Tensor) -> None:
     coder = BoxCoder()
     smallest_side = (anchor[:, 2:] - anchor[:, :2] + 1).min().item()
     if (box[:, 2:] - box[:, :2] + 1).max().item() <= 62 * smallest_side:
@@ -59,23 +59,23 @@ def test_decode_undoes_encode(box: Tensor, anchor: Tensor) -> None:
 
 
 @given(box=boxes())
-def test_inclusive_and_exclusive_corners_are_inverse(box: Tensor) -> None:
+def test_conversions_of_corners_are_inverse(box: Tensor) -> None:
     torch.testing.assert_close(to_inclusive(to_exclusive(box)), box)
 
 
-def test_corners_are_moved_by_one_pixel_on_the_right_and_below_only() -> None:
+def test_only_right_and_bottom_corners_move_by_one_pixel() -> None:
     assert to_inclusive(torch.tensor([[3, 4, 10, 20]])).tolist() == [[3, 4, 9, 19]]
 
 
 @given(box=boxes(), anchor=boxes())
-def test_deltas_are_detectron2s_on_exclusive_corners(box: Tensor, anchor: Tensor) -> None:
-    # Sizes agree after the conversion and both centres move by the same half pixel.
+def test_deltas_equal_detectron2s_for_exclusive_corners(box: Tensor, anchor: Tensor) -> None:
+    # Sizes agree after the conversion, and both centres move by the same half pixel.
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     expected = transform.get_deltas(to_exclusive(anchor), to_exclusive(box))
     torch.testing.assert_close(BoxCoder().encode(box, anchor), expected, atol=1e-8, rtol=1e-8)
 
 
-def test_no_deltas_leave_the_anchor() -> None:
+def test_zero_deltas_return_the_anchor() -> None:
     anchors = torch.tensor([[-28.0, -28.0, 35.0, 35.0]])
     assert BoxCoder().decode(torch.zeros(1, 4), anchors).equal(anchors)
 
@@ -92,7 +92,7 @@ def test_decode_broadcasts_anchors_over_images() -> None:
     torch.testing.assert_close(decoded[1], BoxCoder().decode(deltas[1], anchors))
 
 
-def test_gradients_of_decode_are_right() -> None:
+def test_gradients_of_decode_equal_finite_differences() -> None:
     anchors = torch.tensor([[0.0, 0.0, 15.0, 31.0], [4.0, 8.0, 90.0, 10.0]], dtype=torch.float64)
     deltas = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: BoxCoder().decode(x, anchors), deltas)

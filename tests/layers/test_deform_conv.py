@@ -39,7 +39,7 @@ def torchvisions_conv(x, offsets, modulation, weight, bias, stride):
     stride=st.sampled_from([1, 2]),
     spread=st.sampled_from([0.5, 3.0, 30.0]),  # 30: most samples far outside
 )
-def test_cpu_path_equals_torchvisions_kernel(
+def test_cpu_results_equal_torchvisions_kernel(
     height: int, width: int, stride: int, spread: float
 ) -> None:
     inputs = random_inputs(size=(height, width), stride=stride, spread=spread)
@@ -50,16 +50,16 @@ def test_cpu_path_equals_torchvisions_kernel(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("band_samples", [1, 100, 10_000])
-def test_bands_of_rows_equal_the_whole(
-    stride: int, band_samples: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("block_samples", [1, 100, 10_000])
+def test_blocks_of_rows_equal_the_whole(
+    stride: int, block_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = random_inputs(size=(9, 7), stride=stride)
-    monkeypatch.setattr(deform_conv, "_BAND_SAMPLES", band_samples)
+    monkeypatch.setattr(deform_conv, "_BLOCK_SAMPLES", block_samples)
     whole = modulated_deform_conv(*inputs, stride=stride)
     with torch.no_grad():
-        in_bands = modulated_deform_conv(*inputs, stride=stride)
-    torch.testing.assert_close(in_bands, whole)
+        in_blocks = modulated_deform_conv(*inputs, stride=stride)
+    torch.testing.assert_close(in_blocks, whole)
 
 
 def test_channels_last_maps_stay_channels_last() -> None:
@@ -85,7 +85,7 @@ def test_gradients_equal_finite_differences(stride: int) -> None:
     )
 
 
-def test_offsets_beyond_the_range_of_integers_read_zero() -> None:
+def test_samples_at_offsets_beyond_the_range_of_integers_are_zero() -> None:
     x, offsets, modulation, weight, bias = random_inputs(size=(3, 3))
     out = modulated_deform_conv(x, torch.full_like(offsets, 1e30), modulation, weight, bias)
     torch.testing.assert_close(out, bias.view(1, -1, 1, 1).expand_as(out))
@@ -93,7 +93,7 @@ def test_offsets_beyond_the_range_of_integers_read_zero() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_at_whole_pixels_are_torchvisions(stride: int) -> None:
-    """With offsets of zero, as training may start with, samples lie on pixels and at -1 and H."""
+    """With zero offsets, as at initialisation, samples lie on pixels and at -1 and H."""
     inputs = random_inputs(size=(5, 4), stride=stride, spread=0.0, dtype=torch.float64)
     grads = []
     for conv in (modulated_deform_conv, torchvisions_conv):
@@ -104,7 +104,7 @@ def test_gradients_at_whole_pixels_are_torchvisions(stride: int) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_offsets_that_are_no_numbers_spoil_no_other_samples(value: float) -> None:
+def test_non_finite_offsets_do_not_affect_other_samples(value: float) -> None:
     x, offsets, modulation, weight, bias = random_inputs(size=(3, 4))
     expected = modulated_deform_conv(x, offsets, modulation, weight, bias)
     offsets[:, :, 0, 0] = value
@@ -121,8 +121,8 @@ def test_fp16_autocast_computes_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_bf16_autocast_rounds_samples_and_product_but_no_places(with_gradients: bool) -> None:
-    """Offsets of hundreds of pixels have no fractions in bf16."""
+def test_bf16_autocast_rounds_samples_and_products_but_not_locations(with_gradients: bool) -> None:
+    """In bf16, offsets of hundreds of pixels would lose their fractions."""
     x, offsets, *others = random_inputs(size=(5, 5))
     x = F.pad(x, (300, 0, 300, 0))
     offsets[:, 0::2] += 300
@@ -134,7 +134,7 @@ def test_bf16_autocast_rounds_samples_and_product_but_no_places(with_gradients: 
     torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.02)
 
 
-def test_bf16_autocast_has_much_the_same_gradients() -> None:
+def test_gradients_under_bf16_autocast_are_close_to_fp32() -> None:
     leaves = [tensor.requires_grad_() for tensor in random_inputs(size=(9, 7))]
 
     def gradients() -> tuple[torch.Tensor, ...]:
@@ -148,9 +148,9 @@ def test_bf16_autocast_has_much_the_same_gradients() -> None:
         assert (gradient - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize("band_samples", [1, 100])
-def test_gradients_of_bands_of_rows_equal_those_of_the_whole(
-    band_samples: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("block_samples", [1, 100])
+def test_gradients_of_blocks_of_rows_equal_those_of_the_whole(
+    block_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = [tensor.requires_grad_() for tensor in random_inputs(size=(9, 7), stride=2)]
 
@@ -159,12 +159,12 @@ def test_gradients_of_bands_of_rows_equal_those_of_the_whole(
         return torch.autograd.grad(out.square().sum(), leaves)
 
     whole = gradients()
-    monkeypatch.setattr(deform_conv, "_BACKWARD_BAND_SAMPLES", band_samples)
-    for in_bands, expected in zip(gradients(), whole, strict=True):
-        torch.testing.assert_close(in_bands, expected, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(deform_conv, "_BACKWARD_BLOCK_SAMPLES", block_samples)
+    for in_blocks, expected in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(in_blocks, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_module_is_initialised_as_the_reference() -> None:
+def test_module_is_initialised_like_the_reference() -> None:
     conv = ModulatedDeformConv(16, 8)
     assert conv.weight.abs().max() <= 1 / (16 * 9) ** 0.5
     assert conv.bias.eq(0).all()

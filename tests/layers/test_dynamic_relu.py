@@ -3,7 +3,7 @@ import torch
 from glipv2_d2.layers.dynamic_relu import DynamicReLU, map_mean
 
 
-def test_equals_the_formula_written_out() -> None:
+def test_equals_the_formula() -> None:
     torch.manual_seed(0)
     layer, x = DynamicReLU(8), torch.randn(2, 8, 3, 4)
     pooled = x.flatten(2).mean(dim=2)
@@ -24,7 +24,7 @@ def test_is_plain_relu_when_the_coefficients_are_neutral() -> None:
     torch.testing.assert_close(layer(x), x.relu())
 
 
-def test_the_mean_of_a_bf16_map_is_rounded_but_at_its_end() -> None:
-    """Of so many ones, added up in bf16, no more than 256 would count."""
+def test_mean_of_a_bf16_map_accumulates_in_fp32() -> None:
+    """A sum of ones accumulated in bf16 would stop at 256."""
     x = torch.ones(1, 2, 50, 60, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     torch.testing.assert_close(map_mean(x), torch.ones(1, 2, dtype=torch.bfloat16))

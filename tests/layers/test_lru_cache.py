@@ -10,7 +10,7 @@ import torch
 from glipv2_d2.layers.lru_cache import LRUCache, stream_id
 
 
-def test_the_least_recently_used_value_goes_first() -> None:
+def test_least_recently_used_value_is_evicted_first() -> None:
     cache: LRUCache[str, int] = LRUCache(2)
     cache.keep({"a": 1, "b": 2})
     cache.find(["a"])
@@ -18,13 +18,13 @@ def test_the_least_recently_used_value_goes_first() -> None:
     assert cache.find("abc") == {"a": 1, "c": 3}
 
 
-def test_more_values_at_once_than_it_holds_leave_the_last() -> None:
+def test_storing_more_values_than_the_size_keeps_the_last() -> None:
     cache: LRUCache[str, int] = LRUCache(2)
     cache.keep({"a": 1, "b": 2, "c": 3})
     assert cache.find("abc") == {"b": 2, "c": 3}
 
 
-def test_another_version_empties_it() -> None:
+def test_new_version_empties_the_cache() -> None:
     cache: LRUCache[str, int] = LRUCache(2)
     cache.find([], version=0)
     cache.keep({"a": 1}, version=0)
@@ -32,7 +32,7 @@ def test_another_version_empties_it() -> None:
     assert cache.find("a", version=1) == {}
 
 
-def test_what_was_computed_for_a_version_that_is_gone_is_not_kept() -> None:
+def test_values_of_an_outdated_version_are_not_stored() -> None:
     cache: LRUCache[str, int] = LRUCache(2)
     cache.find([], version=0)
     cache.find([], version=1)
@@ -41,7 +41,7 @@ def test_what_was_computed_for_a_version_that_is_gone_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_starts_empty_and_goes_its_own_way(duplicate) -> None:
+def test_copy_starts_empty_and_is_independent(duplicate) -> None:
     cache: LRUCache[str, int] = LRUCache(3)
     cache.keep({"a": 1})
     copied = duplicate(cache)
@@ -50,7 +50,7 @@ def test_a_copy_starts_empty_and_goes_its_own_way(duplicate) -> None:
     assert cache.find("ab") == {"a": 1}
 
 
-def test_threads_find_what_belongs_to_their_keys(eager_switching) -> None:
+def test_threads_find_the_values_of_their_keys(eager_switching) -> None:
     cache: LRUCache[int, int] = LRUCache(3)
 
     def square(start: int) -> bool:
@@ -67,5 +67,5 @@ def test_threads_find_what_belongs_to_their_keys(eager_switching) -> None:
         assert all(pool.map(square, range(8)))
 
 
-def test_a_cpu_has_one_queue() -> None:
+def test_stream_id_of_a_cpu_is_zero() -> None:
     assert stream_id(torch.device("cpu")) == 0

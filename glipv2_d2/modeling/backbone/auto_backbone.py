@@ -1,4 +1,4 @@
-"""Any AutoBackbone of transformers, with FPN."""
+"""Backbones of transformers (AutoBackbone) with FPN."""
 
 from __future__ import annotations
 
@@ -15,21 +15,32 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from glipv2_d2.config import with_config_keys
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 
-# Side of the image that strides are measured with: its features have whole sizes up to stride 64.
+# Side of the image that strides are measured with; a multiple of all strides up to 256.
 _PROBE_SIZE = 256
+
+_CONFIG_KEYS = {
+    "name": "MODEL.AUTO_BACKBONE.NAME",
+    "pretrained": "MODEL.AUTO_BACKBONE.PRETRAINED",
+    "out_features": "MODEL.AUTO_BACKBONE.OUT_FEATURES",
+    "checkpointing": "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING",
+}
 
 
 class TransformersBackbone(Backbone):
-    """A backbone of transformers; its features keep their names, such as "stage2"."""
+    """A backbone of transformers. Its features keep their names, such as "stage2"."""
 
     def __init__(self, *, model: nn.Module, in_channels: int = 3) -> None:
         """
         Args:
-            model: from transformers' AutoBackbone; ``model.out_features`` names its features,
-                finest first.
+            model: from transformers' AutoBackbone; ``model.out_features`` lists the names of its
+                features, finest first.
             in_channels: channels of the image.
+
+        Raises:
+            ValueError: a stride of the features is not a power of 2.
         """
         super().__init__()
         self.model = model
@@ -41,13 +52,13 @@ class TransformersBackbone(Backbone):
         self._out_feature_strides = _measure_strides(model, self._out_features, in_channels)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {name: (N, C, H / stride, W / stride)}."""
+        """Compute features {name: (N, C, H / stride, W / stride)} of (N, 3, H, W) images."""
         feature_maps = self.model(image).feature_maps
         return dict(zip(self._out_features, feature_maps, strict=True))
 
 
 def _measure_strides(model: nn.Module, names: Sequence[str], in_channels: int) -> dict[str, int]:
-    """A model tells its channels but not its strides: look at the features of an empty image."""
+    """Measure strides on the features of an empty image; models do not provide them."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -59,7 +70,7 @@ def _measure_strides(model: nn.Module, names: Sequence[str], in_channels: int) -
     if any(not math.log2(stride).is_integer() for stride in strides.values()):
         raise ValueError(
             f"{type(model).__name__} has features of strides {strides}; an FPN needs powers of 2: "
-            "choose a hierarchical model or other MODEL.AUTO_BACKBONE.OUT_FEATURES"
+            "choose a hierarchical model or other out_features"
         )
     return strides
 
@@ -68,30 +79,33 @@ def _measure_strides(model: nn.Module, names: Sequence[str], in_channels: int) -
 def build_auto_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
     """Build the model of ``cfg.MODEL.AUTO_BACKBONE`` with the FPN of ``cfg.MODEL.FPN``.
 
-    ``cfg.MODEL.FPN.IN_FEATURES`` names features of ``cfg.MODEL.AUTO_BACKBONE.OUT_FEATURES``.
+    ``cfg.MODEL.FPN.IN_FEATURES`` are some of ``cfg.MODEL.AUTO_BACKBONE.OUT_FEATURES``.
     """
-    spec = cfg.MODEL.AUTO_BACKBONE
-    model = build_auto_backbone(
-        name=spec.NAME, pretrained=spec.PRETRAINED, out_features=spec.OUT_FEATURES
-    )
-    if cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
-        checkpoint_activations(model)
-    bottom_up = TransformersBackbone(model=model, in_channels=input_shape.channels)
+    auto = cfg.MODEL.AUTO_BACKBONE
+    try:
+        model = build_auto_backbone(
+            name=auto.NAME, pretrained=auto.PRETRAINED, out_features=auto.OUT_FEATURES
+        )
+        if cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
+            checkpoint_activations(model)
+        bottom_up = TransformersBackbone(model=model, in_channels=input_shape.channels)
+    except ValueError as error:
+        raise with_config_keys(error, _CONFIG_KEYS) from error
     return build_grounding_fpn(cfg, bottom_up)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Let transformers recompute a model's layers in the backward pass.
+    """Turn on activation checkpointing in a model of transformers.
 
     Raises:
-        ValueError: transformers cannot do it for this model.
+        ValueError: the model does not support it.
     """
     if not model.supports_gradient_checkpointing:
         raise ValueError(
-            f"MODEL.BACKBONE.ACTIVATION_CHECKPOINTING: transformers {transformers.__version__} "
-            f"has none for {type(model).__name__}; set it to False"
+            f"transformers {transformers.__version__} does not support activation checkpointing "
+            f"for {type(model).__name__}; turn it off"
         )
-    # The second name is that of older versions.
+    # The second name is used by older versions.
     for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
         if hasattr(model, method):
             getattr(model, method)({"use_reentrant": False})
@@ -102,41 +116,40 @@ def build_auto_backbone(*, name: str, pretrained: bool, out_features: Sequence[s
     """Build a backbone of transformers.
 
     Args:
-        name: a local directory or a hub name.
-        pretrained: load the weights found there; else only its config.json is read.
-        out_features: names of the features to give, finest first.
+        name: a local directory or a name on the Hugging Face hub.
+        pretrained: load its weights; else only its config.json is loaded.
+        out_features: names of the features to return, finest first.
 
     Raises:
-        ValueError: nothing usable is there, or it has no such features.
+        ValueError: the model cannot be loaded, is not a backbone or lacks one of the features.
     """
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no model of transformers at MODEL.AUTO_BACKBONE.NAME {name!r}: {error}. Give a local "
-            "directory with config.json, or a name that the Hugging Face hub can be asked for "
-            "from this machine"
+            f"name {name!r} is not a model of transformers: {error}. Use a local directory with "
+            "config.json, or a model of the Hugging Face hub if this machine can reach it"
         ) from error
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
-            f"MODEL.AUTO_BACKBONE.NAME {name!r} is a {config.model_type}, of which transformers "
-            f"{transformers.__version__} makes no backbone; choose a model that AutoBackbone knows"
+            f"name {name!r} has the model type {config.model_type}, which AutoBackbone of "
+            f"transformers {transformers.__version__} does not support"
         )
     unknown = [feature for feature in out_features if feature not in config.stage_names]
     if unknown:
         raise ValueError(
-            f"MODEL.AUTO_BACKBONE.OUT_FEATURES {unknown}: {name!r} has the features "
+            f"out_features contains {unknown}, but {name!r} has the features "
             f"{list(config.stage_names)}"
         )
     config.out_features = list(out_features)
     if not pretrained:
         return AutoBackbone.from_config(config)
-    # AutoBackbone.from_pretrained asks the hub even about a local directory; the class does not.
+    # AutoBackbone.from_pretrained contacts the hub even for a local directory; the class does not.
     model_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     try:
         return model_class.from_pretrained(name, config=config)
     except OSError as error:
         raise ValueError(
-            f"no weights at MODEL.AUTO_BACKBONE.NAME {name!r}: {error}. Set "
-            "MODEL.AUTO_BACKBONE.PRETRAINED to False to start from random ones"
+            f"name {name!r} has no weights: {error}. To start from random weights, set pretrained "
+            "to False"
         ) from error

@@ -1,4 +1,4 @@
-"""Detectron2's FPN with DropBlock on its finer levels and P6, P7 made from P5."""
+"""Detectron2's FPN with DropBlock on its finer levels and P6, P7 computed from P5."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from torch import Tensor
 
+from glipv2_d2.config import with_config_keys
 from glipv2_d2.layers.drop_block import DropBlock
+
+_CONFIG_KEYS = {
+    "in_features": "MODEL.FPN.IN_FEATURES",
+    "prob": "MODEL.FPN.DROP_BLOCK_PROB",
+    "block_size": "MODEL.FPN.DROP_BLOCK_SIZE",
+}
 
 
 class GroundingFPN(FPN):
-    """The pyramid p3..p7 of GLIP, as a small change of Detectron2's FPN.
+    """Computes the pyramid p3..p7 of GLIP (glip_reference.md 4).
 
-    P6 comes from the *output* P5 and P7 from relu(P6), both by 3x3 convolutions of stride 2; P6
-    itself is passed on without relu (GLIP spec 4). In training the merged maps of the levels below
-    the coarsest go through DropBlock right before their output convolution; the top-down path
-    carries the undropped maps.
+    P6 is computed from the *output* P5 and P7 from relu(P6), both by 3x3 convolutions of stride 2;
+    P6 itself is returned without relu. In training, DropBlock is applied to the merged maps below
+    the coarsest level, right before their output convolution. The top-down path uses the maps
+    without DropBlock.
     """
 
     def __init__(
@@ -35,17 +42,21 @@ class GroundingFPN(FPN):
         """
         Args:
             bottom_up: the image backbone.
-            in_features: its features to use, finest first, each of twice the stride of the last.
+            in_features: names of its features to use, finest first, each of twice the stride of
+                the one before.
             out_channels: channels of every level.
-            norm: Detectron2's name of a normalization for the lateral and output convolutions.
+            norm: Detectron2's name of the normalization after lateral and output convolutions.
             drop_block: applied to the merged maps in training.
+
+        Raises:
+            ValueError: ``in_features`` is empty or names an unknown feature.
         """
         known = bottom_up.output_shape()
         unknown = [name for name in in_features if name not in known]
         if unknown or not in_features:
             raise ValueError(
-                f"MODEL.FPN.IN_FEATURES is {list(in_features)}, but {type(bottom_up).__name__} "
-                f"gives {list(known)}; name some of these, finest first"
+                f"in_features is {list(in_features)}, but {type(bottom_up).__name__} has the "
+                f"features {list(known)}; name some of these, finest first"
             )
         coarsest = f"p{int(math.log2(known[in_features[-1]].stride))}"
         super().__init__(
@@ -62,7 +73,7 @@ class GroundingFPN(FPN):
         return self.merge(self.bottom_up(image))
 
     def merge(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The image backbone's features -> the pyramid."""
+        """Compute the pyramid from the features of the image backbone."""
         coarsest_lateral, *finer_laterals = self.lateral_convs
         coarsest_output, *finer_outputs = self.output_convs
         *finer_names, coarsest_name = self.in_features
@@ -74,8 +85,8 @@ class GroundingFPN(FPN):
             reversed(finer_names), finer_laterals, finer_outputs, strict=True
         ):
             lateral = lateral_conv(features[name])
-            # The lateral's own size, not a factor of 2: the same where the image is padded to a
-            # multiple of the coarsest stride, and still right where it is not.
+            # To the size of the lateral, not by a factor of 2: this also works if the image is not
+            # padded to a multiple of the coarsest stride.
             top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
             levels.insert(0, output_conv(self.drop_block(top_down)))
         levels.extend(self.top_block(coarsest_level))
@@ -85,12 +96,20 @@ class GroundingFPN(FPN):
 def build_grounding_fpn(
     cfg: CfgNode, bottom_up: Backbone, kind: type[GroundingFPN] = GroundingFPN
 ) -> GroundingFPN:
-    """Put the FPN that ``cfg.MODEL.FPN`` describes on an image backbone."""
+    """Build the FPN of ``cfg.MODEL.FPN`` on top of an image backbone.
+
+    Args:
+        bottom_up: the image backbone.
+        kind: the class to build.
+    """
     fpn = cfg.MODEL.FPN
-    return kind(
-        bottom_up=bottom_up,
-        in_features=fpn.IN_FEATURES,
-        out_channels=fpn.OUT_CHANNELS,
-        norm=fpn.NORM,
-        drop_block=DropBlock(prob=fpn.DROP_BLOCK_PROB, block_size=fpn.DROP_BLOCK_SIZE),
-    )
+    try:
+        return kind(
+            bottom_up=bottom_up,
+            in_features=fpn.IN_FEATURES,
+            out_channels=fpn.OUT_CHANNELS,
+            norm=fpn.NORM,
+            drop_block=DropBlock(prob=fpn.DROP_BLOCK_PROB, block_size=fpn.DROP_BLOCK_SIZE),
+        )
+    except ValueError as error:
+        raise with_config_keys(error, _CONFIG_KEYS) from error

@@ -1,21 +1,25 @@
-"""The registry of heads in which image and text read each other."""
+"""The registry of fused heads."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
-from torch import nn
+
+from glipv2_d2.modeling.fusion.base import FusedHead
+from glipv2_d2.modeling.registry import build_part
 
 FUSED_HEAD_REGISTRY = Registry("FUSED_HEAD")
 FUSED_HEAD_REGISTRY.__doc__ = """
-Fused heads: ``obj(cfg, input_shape, language_width)`` gives a module that maps
-``(features, language)`` to fused features and fused language of the same shapes.
+Registry of fused heads. ``obj(cfg, input_shape, language_dim)`` returns a
+:class:`~glipv2_d2.modeling.fusion.base.FusedHead`. ``input_shape`` describes the pyramid, finest
+level first; ``language_dim`` is the number of channels of the text features.
 """
 
 
 def build_fused_head(
-    cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
-) -> nn.Module:
-    """Build the head that ``cfg.MODEL.FUSED_HEAD.NAME`` names."""
-    return FUSED_HEAD_REGISTRY.get(cfg.MODEL.FUSED_HEAD.NAME)(cfg, input_shape, language_width)
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_dim: int
+) -> FusedHead:
+    """Build the head that ``cfg.MODEL.FUSED_HEAD.NAME`` selects."""
+    name, key = cfg.MODEL.FUSED_HEAD.NAME, "MODEL.FUSED_HEAD.NAME"
+    return build_part(FUSED_HEAD_REGISTRY, name, FusedHead, key, cfg, input_shape, language_dim)

@@ -1,4 +1,4 @@
-"""DyConv: the dynamic head's block over a pyramid (scale-, spatial- and task-aware attention)."""
+"""DyConv, the block of the dynamic head: scale-, spatial- and task-aware attention on a pyramid."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class DeformConvNorm(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Each level gathers from itself, the coarser and the finer level (GLIP spec 9).
+    """Deformable convolutions of each level, its coarser and its finer neighbour, averaged.
 
-    The offsets and modulations of a level steer all three branches of that level.
+    All three branches use the offsets and modulations predicted from the level itself. Source: the
+    released GLIP (glip_reference.md 9).
     """
 
     def __init__(self, *, channels: int, num_groups: int) -> None:
@@ -45,32 +46,34 @@ class DynamicConv(nn.Module):
         self.dynamic_relu = DynamicReLU(channels)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Finest level first, (N, C, H_i, W_i) each; the same shapes come back."""
+        """Map a pyramid, finest level first, (N, C, H_i, W_i) each, to one of the same shapes."""
         return [self._forward_level(features, level) for level in range(len(features))]
 
     def _forward_level(self, features: list[Tensor], level: int) -> Tensor:
-        steering = self.offset(features[level])
-        # Once for all branches, whose places are precise whatever the products are computed in.
-        steering = steering.to(torch.promote_types(steering.dtype, torch.float32))
-        offsets = steering[:, : 2 * NUM_TAPS]
-        modulation = steering[:, 2 * NUM_TAPS :].sigmoid()
+        prediction = self.offset(features[level])
+        # Converted once for all branches: sampling locations need fp32 in any precision.
+        prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        offsets = prediction[:, : 2 * NUM_TAPS]
+        modulation = prediction[:, 2 * NUM_TAPS :].sigmoid()
         branches = [self.same(features[level], offsets, modulation)]
         if level > 0:
             branches.append(self.finer(features[level - 1], offsets, modulation))
         if level + 1 < len(features):
             size = features[level + 1].shape[-2:]
-            gathered = self.coarser(
-                features[level + 1], reread_flat(offsets, size), reread_flat(modulation, size)
+            coarser = self.coarser(
+                features[level + 1],
+                reinterpret_memory(offsets, size),
+                reinterpret_memory(modulation, size),
             )
             branches.append(
                 F.interpolate(
-                    gathered, size=features[level].shape[-2:], mode="bilinear", align_corners=True
+                    coarser, size=features[level].shape[-2:], mode="bilinear", align_corners=True
                 )
             )
-        return self.dynamic_relu(self._weigh(branches))
+        return self.dynamic_relu(self._scale_attention(branches))
 
-    def _weigh(self, branches: list[Tensor]) -> Tensor:
-        """The mean of the branches, each scaled by how much its own average says it matters."""
+    def _scale_attention(self, branches: list[Tensor]) -> Tensor:
+        """The mean of the branches, each weighted by a gate computed from its global average."""
         weights = [
             F.hardsigmoid(F.relu(self.scale_attention(map_mean(branch)[..., None, None])))
             / len(branches)
@@ -78,24 +81,24 @@ class DynamicConv(nn.Module):
         ]
         mean = branches[0] * weights[0]
         for branch, weight in zip(branches[1:], weights[1:], strict=True):
-            # One pass over the map, where a product and a sum would take two.
+            # Fused: a separate product and sum would each pass over the map.
             mean = torch.addcmul(mean, branch, weight)
         return mean
 
 
-def reread_flat(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Read the memory of (N, K, H, W) maps as (N, K, *size), the first K * size numbers of each.
+def reinterpret_memory(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Reinterpret the memory of (N, K, H, W) maps as (N, K, *size), per image from its start.
 
-    The reference hands the offsets of a level to the convolution on the next coarser one, and its
-    kernel never looks at their shape: it reads the finer map's memory as if it had the coarser
-    size. The released weights were trained with this, so it is part of the model (GLIP spec
-    9.1). ``size`` may not be larger than the maps'.
+    The reference passes the offsets of a level to the convolution on the next coarser one. Its
+    kernel ignores their shape and indexes the memory of the finer map as if it had the coarser
+    size. The released weights were trained with this, so it is part of the model
+    (glip_reference.md 9.1). ``size`` must not be larger than the maps.
 
-    >>> reread_flat(torch.arange(16.).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
+    >>> reinterpret_memory(torch.arange(16.).view(1, 1, 4, 4), (2, 2)).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
     num_images, num_maps = maps.shape[:2]
     count = num_maps * math.prod(size)
-    num_read = math.ceil(count / math.prod(maps.shape[2:]))
-    flat = maps[:, :num_read].flatten(1)[:, :count]
+    num_used = math.ceil(count / math.prod(maps.shape[2:]))
+    flat = maps[:, :num_used].flatten(1)[:, :count]
     return flat.reshape(num_images, num_maps, *size)

@@ -1,4 +1,7 @@
-"""The heads between the pyramid and the predictions: with and without fusion."""
+"""The dynamic heads between pyramid and predictions: with fusion (GLIP-T, L) and without (GLIP-A).
+
+N: images. T: tokens. C, D: channels of image and text. P: positions of all levels.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,39 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glipv2_d2.modeling.fusion.bi_attention import (
-    BiAttention,
-    BiAttentionFusion,
-    WordAttention,
-    WordFusion,
-    unflatten_levels,
-)
+from glipv2_d2.config import configurable
+from glipv2_d2.modeling.fusion.base import FusedHead
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
+from glipv2_d2.modeling.fusion.fusion_layer import BiAttentionFusion, unflatten_levels
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.structures import TextFeatures
 
-# Texts are joined by image unless that makes more than so many times their number.
-_MOST_PADDING = 1.5
+T = TypeVar("T")
+
+# Texts are grouped by image unless padding every image to the same number of texts makes more than
+# this many times their number.
+_MAX_PADDING = 1.5
 
 
 class FusedBlock(nn.Module):
-    """Image and text read each other, words read words, levels read levels."""
-
-    # Parts with methods of their own, which nn.Module's annotations do not know.
-    fusion: Any
-    language_layer: Any
-    dynamic_conv: Any
+    """Bi-directional attention, a language layer on the text and DyConv on the pyramid."""
 
     def __init__(
-        self, *, fusion: nn.Module, language_layer: nn.Module, dynamic_conv: nn.Module
+        self,
+        *,
+        fusion: BiAttentionFusion,
+        language_layer: LanguageLayer,
+        dynamic_conv: DynamicConv,
     ) -> None:
         super().__init__()
         self.fusion = fusion
@@ -47,89 +49,93 @@ class FusedBlock(nn.Module):
         self.dynamic_conv = dynamic_conv
 
     def forward(
-        self, features: list[Tensor], language: TextFeatures
+        self, features: list[Tensor], text: TextFeatures
     ) -> tuple[list[Tensor], TextFeatures]:
-        features, language = self.fusion(features, language)
-        language = self.language_layer(language)
-        return self.dynamic_conv(features), language
+        features, text = self.fusion(features, text)
+        text = self.language_layer(text)
+        return self.dynamic_conv(features), text
 
-    def words(
-        self, features: list[Tensor], language: TextFeatures, image_of: Sequence[int]
+    def fuse_text(
+        self, features: list[Tensor], text: TextFeatures, image_ids: Sequence[int]
     ) -> TextFeatures:
-        """The words of :meth:`forward` alone; arguments as of :meth:`FusedDynamicHead.words`."""
-        # As each word reads the image for itself, the texts of an image may be one text.
-        seen: Counter[int] = Counter()
-        turns = []
-        for image in image_of:
-            turns.append(seen[image])
-            seen[image] += 1
-        rows = list(image_of)
-        num_texts = max(turns, default=0) + 1
-        if len(features[0]) * num_texts > _MOST_PADDING * len(rows):
+        """The text output of :meth:`forward`; arguments as of :meth:`FusedHead.fuse_text`."""
+        # Tokens attend to the positions independently of each other, so the texts of an image are
+        # concatenated: (images, texts per image, T, D).
+        num_texts: Counter[int] = Counter()
+        slots = []
+        for image_id in image_ids:
+            slots.append(num_texts[image_id])
+            num_texts[image_id] += 1
+        rows = list(image_ids)
+        texts_per_image = max(slots, default=0) + 1
+        if len(features[0]) * texts_per_image > _MAX_PADDING * len(rows):
             features = [level[rows] for level in features]
-            rows, turns, num_texts = list(range(len(rows))), [0] * len(rows), 1
-        grouped = language.hidden.new_zeros(len(features[0]), num_texts, *language.hidden.shape[1:])
-        grouped[rows, turns] = language.hidden
-        read = self.fusion.read_image(self.fusion.look(features), grouped.flatten(1, 2))
-        return self.language_layer(replace(language, hidden=read.view_as(grouped)[rows, turns]))
+            rows, slots, texts_per_image = list(range(len(rows))), [0] * len(rows), 1
+        grouped = text.hidden.new_zeros(len(features[0]), texts_per_image, *text.hidden.shape[1:])
+        grouped[rows, slots] = text.hidden
+        visual = self.fusion.normalize_visual(features)
+        fused = self.fusion.attend_text(visual, grouped.flatten(1, 2)).view_as(grouped)
+        return self.language_layer(replace(text, hidden=fused[rows, slots]))
 
 
 class UnfusedBlock(nn.Module):
-    """Levels read levels; the text passes by."""
+    """DyConv on the pyramid. The text is returned as it is."""
 
-    def __init__(self, *, dynamic_conv: nn.Module) -> None:
+    def __init__(self, *, dynamic_conv: DynamicConv) -> None:
         super().__init__()
         self.dynamic_conv = dynamic_conv
 
     def forward(
-        self, features: list[Tensor], language: TextFeatures
+        self, features: list[Tensor], text: TextFeatures
     ) -> tuple[list[Tensor], TextFeatures]:
-        return self.dynamic_conv(features), language
+        return self.dynamic_conv(features), text
 
 
-class BlockHead(nn.Module):
-    """A stack of blocks over a pyramid and a prompt; both heads are one."""
+class BlockHead(FusedHead):
+    """A fused head that is a stack of blocks."""
 
-    words_read_image = False
-    """Whether fused words know the image; then there are :class:`FusedDynamicHead`'s methods."""
-
-    blocks: Any
-
-    def __init__(self, *, blocks: list[nn.Module], activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[nn.Module],
+        activation_checkpointing: bool = False,
+        score_fused_text: bool = True,
+    ) -> None:
         """
         Args:
-            blocks: modules that map (features per level, language) to the same.
+            blocks: modules that map (features per level, text) to the same.
             activation_checkpointing: recompute each block in the backward pass.
+            score_fused_text: see :class:`FusedHead`.
         """
-        super().__init__()
+        super().__init__(score_fused_text=score_fused_text)
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = activation_checkpointing
 
     def forward(
-        self, features: dict[str, Tensor], language: TextFeatures
+        self, features: dict[str, Tensor], text: TextFeatures
     ) -> tuple[dict[str, Tensor], TextFeatures]:
-        """Fuse a pyramid (finest level first, (N, C, H_i, W_i) each) with a prompt per image.
-
-        Returns:
-            features and language of the same shapes; the inputs stay as they are.
-        """
         per_level = list(features.values())
         for block in self.blocks:
-            per_level, language = self._run(block, per_level, language)
-        return dict(zip(features, per_level, strict=True)), language
+            per_level, text = self._run(block, per_level, text)
+        return dict(zip(features, per_level, strict=True)), text
 
-    def _run(self, part: Callable, features: list[Tensor], language: TextFeatures) -> Any:
+    def _run(self, function: Callable[..., T], features: list[Tensor], text: TextFeatures) -> T:
+        """Call a block, or a part of it, with activation checkpointing if it is on."""
         if self.training and self.activation_checkpointing:
-            return checkpoint(part, features, language, use_reentrant=False)
-        return part(features, language)
+            return checkpoint(function, features, text, use_reentrant=False)
+        return function(features, text)
 
 
 @FUSED_HEAD_REGISTRY.register()
 class FusedDynamicHead(BlockHead):
-    """GLIP-T, GLIP-L and GLIPv2: fusion, language layer and DyConv in every block."""
+    """The head of GLIP-T, GLIP-L and GLIPv2: a stack of :class:`FusedBlock`."""
 
-    words_read_image = True
-    attention_type: type[BiAttention] = BiAttention
+    fuses_text: ClassVar[bool] = True
+    config_keys: ClassVar[dict[str, str]] = {
+        "fusion_dim": "MODEL.FUSED_HEAD.FUSION_DIM",
+        "fusion_heads": "MODEL.FUSED_HEAD.FUSION_HEADS",
+        "language_heads": "MODEL.FUSED_HEAD.LANGUAGE_HEADS",
+    }
 
     @configurable
     def __init__(
@@ -145,14 +151,38 @@ class FusedDynamicHead(BlockHead):
         language_heads: int,
         language_ffn_dim: int,
         language_dropout: float,
+        attention_class: type[BiAttention] = BiAttention,
         activation_checkpointing: bool = False,
+        score_fused_text: bool = True,
     ) -> None:
-        blocks: list[nn.Module] = [
+        """
+        Args:
+            visual_dim, language_dim: C and D.
+            num_blocks: blocks in the stack.
+            num_groups: groups of DyConv's group normalisation.
+            fusion_dim, fusion_heads, fusion_dropout: of the bi-directional attention.
+            language_heads, language_ffn_dim, language_dropout: of the language layers.
+            attention_class: the bi-directional attention.
+            activation_checkpointing: recompute each block in the backward pass.
+            score_fused_text: see :class:`FusedHead`.
+
+        Raises:
+            ValueError: a width is not a multiple of its number of heads.
+        """
+        if fusion_dim % fusion_heads:
+            raise ValueError(
+                f"fusion_dim {fusion_dim} is not a multiple of fusion_heads {fusion_heads}"
+            )
+        if language_dim % language_heads:
+            raise ValueError(
+                f"language_dim {language_dim} is not a multiple of language_heads {language_heads}"
+            )
+        blocks = [
             FusedBlock(
                 fusion=BiAttentionFusion(
                     visual_dim=visual_dim,
                     language_dim=language_dim,
-                    attention=self.attention_type(
+                    attention=attention_class(
                         visual_dim=visual_dim,
                         language_dim=language_dim,
                         attention_dim=fusion_dim,
@@ -171,17 +201,21 @@ class FusedDynamicHead(BlockHead):
             )
             for _ in range(num_blocks)
         ]
-        super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
+        super().__init__(
+            blocks=blocks,
+            activation_checkpointing=activation_checkpointing,
+            score_fused_text=score_fused_text,
+        )
         self.visual_dim = visual_dim
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_dim: int
     ) -> dict[str, Any]:
         head = cfg.MODEL.FUSED_HEAD
         return {
-            **_common_arguments(cfg, input_shape),
-            "language_dim": language_width,
+            **common_arguments(cfg, input_shape),
+            "language_dim": language_dim,
             "fusion_dim": head.FUSION_DIM,
             "fusion_heads": head.FUSION_HEADS,
             "fusion_dropout": head.FUSION_DROPOUT,
@@ -190,117 +224,54 @@ class FusedDynamicHead(BlockHead):
             "language_dropout": head.LANGUAGE_DROPOUT,
         }
 
-    def words(
-        self, features: dict[str, Tensor], language: TextFeatures, image_of: Sequence[int]
+    def fuse_text(
+        self, features: dict[str, Tensor], text: TextFeatures, image_ids: Sequence[int]
     ) -> TextFeatures:
-        """The words of :meth:`forward` alone; the last maps, which no word reads, are not made.
-
-        Args:
-            features: of N images.
-            language: (M, T, D).
-            image_of: for each of the M texts, the number of the image that it reads.
-        """
-        *earlier, last = self.blocks
-        per_level, texts_of = list(features.values()), list(image_of)
+        """See :meth:`FusedHead.fuse_text`. DyConv of the last block is not computed."""
+        *earlier, last = self._fused_blocks
+        per_level, ids = list(features.values()), list(image_ids)
         if earlier:
-            # There an image reads its text, so it is another one for each.
-            per_level = [level[texts_of] for level in per_level]
-            texts_of = list(range(len(texts_of)))
+            # In these blocks positions attend to the text, so each text needs its own maps.
+            per_level = [level[ids] for level in per_level]
+            ids = list(range(len(ids)))
         for block in earlier:
-            per_level, language = self._run(block, per_level, language)
-        return self._run(partial(last.words, image_of=texts_of), per_level, language)
+            per_level, text = self._run(block, per_level, text)
+        return self._run(partial(last.fuse_text, image_ids=ids), per_level, text)
 
-    def look(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Per block (N, P, C), what causal words read of N images; the image reads no words."""
-        per_level, looks = list(features.values()), []
-        for block in self.blocks:
-            looks.append(block.fusion.look(per_level))
-            if len(looks) < len(self.blocks):
-                per_level = block.dynamic_conv(unflatten_levels(looks[-1], per_level))
-        return looks
+    def project_visual(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """See :meth:`FusedHead.project_visual`. The maps do not depend on causal text."""
+        blocks = self._fused_blocks
+        per_level, visual = list(features.values()), []
+        for block in blocks:
+            visual.append(block.fusion.normalize_visual(per_level))
+            if len(visual) < len(blocks):
+                per_level = block.dynamic_conv(unflatten_levels(visual[-1], per_level))
+        return visual
 
-    def read_on(
-        self, looks: Sequence[Tensor], hidden: Tensor, past: Sequence[KVCache] | None
+    def decode_step(
+        self, visual: Sequence[Tensor], hidden: Tensor, cache: Sequence[KVCache] | None
     ) -> tuple[Tensor, list[KVCache]]:
-        """Fuse further words of causal texts with their images.
-
-        Args:
-            looks: of N images, as :meth:`look` gives them.
-            hidden: (N K, T, D), the same number K of texts per image, those of an image in a row.
-            past: per block, what it kept of the words before these.
-
-        Returns:
-            (N K, T, D), and per block what it keeps.
-        """
-        kept_per_block = []
-        for index, (block, look) in enumerate(zip(self.blocks, looks, strict=True)):
-            # As each word reads the image for itself, those of all texts may be one text.
-            words = hidden.reshape(len(look), -1, hidden.shape[-1])
-            hidden = block.fusion.read_image(look, words).view_as(hidden)
-            hidden, kept = block.language_layer.read_on(hidden, past[index] if past else None)
-            kept_per_block.append(kept)
-        return hidden, kept_per_block
-
-
-@FUSED_HEAD_REGISTRY.register()
-class ImageFusedDynamicHead(BlockHead):
-    """The image reads the words in every block; regions are scored against the words as they came.
-
-    GLIP's code has this choice, too: fusion with USE_FUSED_FEATURES_DOT_PRODUCT off. A phrase then
-    means the same whatever image and prompt it meets, which a small model learns much sooner.
-    """
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        visual_dim: int,
-        language_dim: int,
-        num_blocks: int,
-        num_groups: int,
-        fusion_dim: int,
-        fusion_heads: int,
-        fusion_dropout: float,
-        activation_checkpointing: bool = False,
-    ) -> None:
-        blocks: list[nn.Module] = [
-            FusedBlock(
-                fusion=WordFusion(
-                    visual_dim=visual_dim,
-                    language_dim=language_dim,
-                    attention=WordAttention(
-                        visual_dim=visual_dim,
-                        language_dim=language_dim,
-                        attention_dim=fusion_dim,
-                        num_heads=fusion_heads,
-                        dropout=fusion_dropout,
-                    ),
-                    layer_scale=1 / num_blocks,
-                ),
-                language_layer=nn.Identity(),
-                dynamic_conv=DynamicConv(channels=visual_dim, num_groups=num_groups),
+        """See :meth:`FusedHead.decode_step`."""
+        next_cache = []
+        for index, (block, positions) in enumerate(zip(self._fused_blocks, visual, strict=True)):
+            # Tokens attend to the positions independently of each other, so the texts of an image
+            # are concatenated.
+            tokens = hidden.reshape(len(positions), -1, hidden.shape[-1])
+            hidden = block.fusion.attend_text(positions, tokens).view_as(hidden)
+            hidden, block_cache = block.language_layer.decode_step(
+                hidden, cache[index] if cache else None
             )
-            for _ in range(num_blocks)
-        ]
-        super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
-        self.visual_dim = visual_dim
+            next_cache.append(block_cache)
+        return hidden, next_cache
 
-    @classmethod
-    def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_width: int
-    ) -> dict[str, Any]:
-        return {
-            **_common_arguments(cfg, input_shape),
-            "language_dim": language_width,
-            "fusion_dim": cfg.MODEL.FUSED_HEAD.FUSION_DIM,
-            "fusion_heads": cfg.MODEL.FUSED_HEAD.FUSION_HEADS,
-            "fusion_dropout": cfg.MODEL.FUSED_HEAD.FUSION_DROPOUT,
-        }
+    @property
+    def _fused_blocks(self) -> list[FusedBlock]:
+        return cast("list[FusedBlock]", list(self.blocks))
 
 
 @FUSED_HEAD_REGISTRY.register()
 class DynamicHead(BlockHead):
-    """GLIP-A: DyConv only. Regions and words meet in the scores alone."""
+    """The head of GLIP-A: DyConv only. Image and text meet in the region-word scores."""
 
     @configurable
     def __init__(
@@ -310,30 +281,44 @@ class DynamicHead(BlockHead):
         num_blocks: int,
         num_groups: int,
         activation_checkpointing: bool = False,
+        score_fused_text: bool = True,
     ) -> None:
-        blocks: list[nn.Module] = [
+        """Arguments as of :class:`FusedDynamicHead`."""
+        blocks = [
             UnfusedBlock(dynamic_conv=DynamicConv(channels=visual_dim, num_groups=num_groups))
             for _ in range(num_blocks)
         ]
-        super().__init__(blocks=blocks, activation_checkpointing=activation_checkpointing)
+        super().__init__(
+            blocks=blocks,
+            activation_checkpointing=activation_checkpointing,
+            score_fused_text=score_fused_text,
+        )
 
     @classmethod
     def from_config(
         cls,
         cfg: CfgNode,
         input_shape: dict[str, ShapeSpec],
-        language_width: int,  # noqa: ARG003 - the registry's call
+        language_dim: int,  # noqa: ARG003 - the registry's call
     ) -> dict[str, Any]:
-        return _common_arguments(cfg, input_shape)
+        return common_arguments(cfg, input_shape)
 
 
-def _common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+def common_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Constructor arguments that all dynamic heads take from the config.
+
+    Raises:
+        ValueError: the levels of the pyramid differ in their channels.
+    """
     channels = {shape.channels for shape in input_shape.values()}
     if len(channels) != 1:
-        raise ValueError(f"the fused head needs levels of one width, got {sorted(channels)}")
+        raise ValueError(
+            f"all levels must have the same number of channels, got {sorted(channels)}"
+        )
     return {
         "visual_dim": channels.pop(),
         "num_blocks": cfg.MODEL.FUSED_HEAD.NUM_BLOCKS,
         "num_groups": cfg.MODEL.FUSED_HEAD.GROUP_NORM_GROUPS,
         "activation_checkpointing": cfg.MODEL.FUSED_HEAD.ACTIVATION_CHECKPOINTING,
+        "score_fused_text": cfg.MODEL.GROUNDING.SCORE_FUSED_TEXT,
     }

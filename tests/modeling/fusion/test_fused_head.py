@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from helpers.models import tiny_cfg
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from glipv2_d2.modeling.fusion.fused_head import (
-    DynamicHead,
-    FusedDynamicHead,
-    ImageFusedDynamicHead,
-)
+from glipv2_d2.modeling.fusion import build_fused_head
+from glipv2_d2.modeling.fusion.fused_head import DynamicHead, FusedDynamicHead
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.structures import TextFeatures
 
@@ -43,34 +42,34 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
         head.activation_checkpointing = checkpointing
-        fused, language = head(*make_inputs())
-        loss = sum(x.square().mean() for x in fused.values()) + language.hidden.square().mean()
+        fused, text = head(*make_inputs())
+        loss = sum(x.square().mean() for x in fused.values()) + text.hidden.square().mean()
         gradients.append(torch.autograd.grad(loss, list(head.parameters())))
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_inputs_stay_as_they_were_before_fusion() -> None:
-    features, language = make_inputs()
-    before = {name: x.clone() for name, x in features.items()}, language.hidden.clone()
-    FusedDynamicHead(**SIZES)(features, language)
+def test_inputs_are_not_modified() -> None:
+    features, text = make_inputs()
+    before = {name: x.clone() for name, x in features.items()}, text.hidden.clone()
+    FusedDynamicHead(**SIZES)(features, text)
     assert all(torch.equal(features[name], x) for name, x in before[0].items())
-    assert torch.equal(language.hidden, before[1])
+    assert torch.equal(text.hidden, before[1])
 
 
-def test_unfused_head_does_not_let_the_text_touch_the_image() -> None:
+def test_unfused_maps_do_not_depend_on_the_text() -> None:
     head = DynamicHead(visual_dim=8, num_blocks=2, num_groups=4)
-    features, language = make_inputs()
-    other = TextFeatures(language.hidden + 1, language.mask)
-    for name, x in head(features, language)[0].items():
+    features, text = make_inputs()
+    other = TextFeatures(text.hidden + 1, text.mask)
+    for name, x in head(features, text)[0].items():
         assert torch.equal(x, head(features, other)[0][name])
 
 
-def test_fused_head_reads_the_text() -> None:
+def test_fused_maps_depend_on_the_text() -> None:
     head = FusedDynamicHead(**SIZES).eval()
-    features, language = make_inputs()
-    other = TextFeatures(language.hidden.flip(-1), language.mask)
-    assert not torch.allclose(head(features, language)[0]["p3"], head(features, other)[0]["p3"])
+    features, text = make_inputs()
+    other = TextFeatures(text.hidden.flip(-1), text.mask)
+    assert not torch.allclose(head(features, text)[0]["p3"], head(features, other)[0]["p3"])
 
 
 def test_language_layer_equals_a_bert_layer() -> None:
@@ -97,12 +96,12 @@ def test_language_layer_equals_a_bert_layer() -> None:
     }
     for name, module in pairs.items():
         theirs.get_submodule(name).load_state_dict(module.state_dict())
-    _, language = make_inputs()
-    bias = torch.zeros(2, 1, 1, 5).masked_fill(~language.mask[:, None, None], -1e9)
-    expected = theirs(language.hidden, attention_mask=bias)
+    _, text = make_inputs()
+    bias = torch.zeros(2, 1, 1, 5).masked_fill(~text.mask[:, None, None], -1e9)
+    expected = theirs(text.hidden, attention_mask=bias)
     expected = expected[0] if isinstance(expected, tuple) else expected
-    got = ours(language).hidden
-    torch.testing.assert_close(got[language.mask], expected[language.mask], atol=1e-5, rtol=1e-5)
+    got = ours(text).hidden
+    torch.testing.assert_close(got[text.mask], expected[text.mask], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["FusedDynamicHead", "DynamicHead"])
@@ -117,12 +116,33 @@ def test_autocast_gives_finite_outputs_and_gradients(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
 
 
-def test_image_fused_head_reads_the_text_and_leaves_it() -> None:
-    left_out = ("language_heads", "language_ffn_dim", "language_dropout")
-    sizes = {key: value for key, value in SIZES.items() if key not in left_out}
-    head = ImageFusedDynamicHead(**sizes).eval()
-    features, language = make_inputs()
-    other = TextFeatures(language.hidden.flip(-1), language.mask)
-    fused, after = head(features, language)
-    assert after is language
-    assert not torch.allclose(fused["p3"], head(features, other)[0]["p3"])
+def test_heads_that_do_not_fuse_text_raise_an_error_that_names_them() -> None:
+    head = DynamicHead(visual_dim=8, num_blocks=1, num_groups=4)
+    features, text = make_inputs()
+    assert not head.fuses_text
+    assert FusedDynamicHead.fuses_text
+    for call in (
+        lambda: head.fuse_text(features, text, [0, 1]),
+        lambda: head.project_visual(features),
+        lambda: head.decode_step([], text.hidden, None),
+    ):
+        with pytest.raises(NotImplementedError, match=r"DynamicHead does not fuse text"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["FusedDynamicHead", "DynamicHead"])
+@pytest.mark.parametrize("score_fused_text", [True, False])
+def test_config_sets_which_text_regions_are_scored_against(
+    name: str, score_fused_text: bool
+) -> None:
+    cfg = tiny_cfg()
+    cfg.MODEL.FUSED_HEAD.NAME = name
+    cfg.MODEL.GROUNDING.SCORE_FUSED_TEXT = score_fused_text
+    head = build_fused_head(cfg, {"p3": ShapeSpec(channels=16, stride=8)}, 12)
+    assert head.score_fused_text is score_fused_text
+
+
+def test_levels_of_different_channels_are_refused() -> None:
+    shapes = {name: ShapeSpec(channels=16 * i, stride=8 * i) for i, name in ((1, "p3"), (2, "p4"))}
+    with pytest.raises(ValueError, match=r"same number of channels, got \[16, 32\]"):
+        build_fused_head(tiny_cfg(), shapes, 12)
