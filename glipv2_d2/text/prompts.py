@@ -1,7 +1,7 @@
-"""What the caller asks -> :class:`~glipv2_d2.structures.Prompt`.
+"""Class names and captions -> :class:`~glipv2_d2.structures.Prompt`.
 
-*name*: a class name as the caller wrote it. *cleaned name*: as it stands in a prompt.
-*label*: index into the spans of one prompt. *class*: index into the caller's list.
+*name*: a class name as the caller passes it. *cleaned name*: its form in a prompt.
+*label*: index into the spans of one prompt. *class*: index into the caller's list of names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DEMO_SEPARATOR = " . "
 
 
 class Decoration(NamedTuple):
-    """Words around a class name that tell more about it, as GLIP's prompts for ODinW have them.
+    """A class name with words around it that describe it, as in GLIP's prompts for ODinW.
 
-    ``name`` stands for the class and is what its span covers: "there is a " "package" " on the
-    porch". It is used as it is.
+    The label's span covers ``name`` alone: "there is a " "package" " on the porch". All three parts
+    are used verbatim.
     """
 
     prefix: str
@@ -33,25 +33,25 @@ class Decoration(NamedTuple):
 
 
 def clean_name(name: str) -> str:
-    """A class name as GLIP's prompts spell it (GLIP spec 2.1).
+    """Clean a class name as GLIP does (glip_reference.md 2.1).
 
-    From the first "(" to the last ")" is left out, "_" becomes a blank, two blanks become one (in
-    one pass: three become two). A blank that this leaves at the end stays, as in GLIP.
+    Everything from the first "(" to the last ")" is removed, "_" becomes a blank, and two blanks
+    become one (in one pass: three become two). A blank left at the end is kept, as in GLIP.
 
     >>> clean_name("bat_(animal)")
     'bat '
 
-    A name of which nothing would be left keeps the words in its parentheses (our choice).
+    If nothing would be left, the words in parentheses are kept (unlike GLIP).
 
     >>> clean_name("(animal)")
     'animal'
     """
-    cleaned = _tidy_blanks(re.sub(r"\(.*\)", "", name, flags=re.DOTALL))
-    return cleaned if cleaned.strip() else _tidy_blanks(re.sub(r"[()]", " ", name)).strip()
+    cleaned = _normalize_blanks(re.sub(r"\(.*\)", "", name, flags=re.DOTALL))
+    return cleaned if cleaned.strip() else _normalize_blanks(re.sub(r"[()]", " ", name)).strip()
 
 
 def normalized_name(name: str) -> str:
-    """What two spellings of one class name have in common.
+    """A key that equates spellings of a class name: case, underscores and blanks.
 
     >>> normalized_name("Traffic_Light ")
     'traffic light'
@@ -59,23 +59,23 @@ def normalized_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
-def _tidy_blanks(name: str) -> str:
+def _normalize_blanks(name: str) -> str:
     return name.replace("_", " ").replace("  ", " ")
 
 
 def check_names(names: Sequence[str], separator: str = ". ") -> list[str]:
-    """The names as a list, if they can be asked.
+    """Check a list of class names, and return it as a list.
 
     Raises:
-        ValueError: one text instead of a list, no names, or a name that is no text or has no words.
+        ValueError: ``names`` is a string or empty, or a name is not a string or has no words.
     """
     if isinstance(names, str):
         raise ValueError(f"class names must be a list of names, not one string: {names!r}")
     if len(names) == 0:
-        raise ValueError("the list of class names is empty: give at least one name")
+        raise ValueError("the list of class names is empty: pass at least one name")
     for i, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"class name {name!r} (index {i}) is not text: put it in quotes")
+            raise ValueError(f"class name {name!r} (index {i}) is not a string: put it in quotes")
         if not clean_name(name).replace(separator.strip(), "").strip():
             raise ValueError(
                 f"class name {name!r} (index {i} of {len(names)}) has no words: remove or rename it"
@@ -91,17 +91,17 @@ def class_prompt(
     decorations: Sequence[Decoration] | None = None,
     suppressed: Sequence[str] = (),
 ) -> Prompt:
-    """One prompt of class names, as GLIP's evaluation writes it (GLIP spec 2.1).
+    """Build one prompt of class names in the format of GLIP's evaluation (glip_reference.md 2.1).
 
-    The cleaned names are joined by ``separator``; there is none after the last.
+    The cleaned names are joined by ``separator``, with none after the last.
 
     Args:
-        names: the names to ask, one label each.
-        separator: what parts two names.
+        names: class names, one label each.
+        separator: string between two names.
         classes: the caller's class of each name; default 0, 1, 2 ...
-        decorations: per name, what to write instead of it.
-        suppressed: names asked without a label, after the others and as they are: they draw the
-            attention of look-alikes away.
+        decorations: per name, the text that replaces it.
+        suppressed: names without a label that are appended verbatim, to absorb the scores of
+            similar objects.
 
     Raises:
         ValueError: no names, a name without words, or not one decoration per name.
@@ -111,7 +111,7 @@ def class_prompt(
         decorations = [Decoration("", clean_name(name), "") for name in names]
     elif len(decorations) != len(names):
         raise ValueError(
-            f"{len(decorations)} decorations for {len(names)} class names: give one per name"
+            f"{len(decorations)} decorations for {len(names)} class names: pass one per name"
         )
     check_names([decoration.name for decoration in decorations], separator)
     text = separator.join(["".join(decoration) for decoration in decorations] + [*suppressed])
@@ -131,9 +131,9 @@ def class_prompt(
 
 
 def demo_prompt(names: Sequence[str]) -> Prompt:
-    """One prompt of class names, as GLIP's demo writes it (GLIP spec 2.2).
+    """Build one prompt of class names in the format of GLIP's demo (glip_reference.md 2.2).
 
-    Names are not cleaned, and " . " follows each of them, the last one too.
+    Names are not cleaned, and " . " follows each of them, including the last.
 
     Raises:
         ValueError: no names, or a name without words.
@@ -149,26 +149,25 @@ def demo_prompt(names: Sequence[str]) -> Prompt:
 
 
 def caption_prompt(caption: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
-    """A free text of which every phrase is a label and a class.
+    """Build the prompt of a caption; every phrase is a label and a class.
 
     Args:
-        caption: the text; it is used as it is.
-        phrases: for each phrase, its character spans [start, end) in ``caption``. There may be no
-            phrases (a caption that names nothing in the image).
+        caption: the text, used verbatim.
+        phrases: for each phrase, its character spans [start, end) in ``caption``; may be empty.
 
     Raises:
         ValueError: an empty caption, a phrase without spans, or a span outside the caption.
     """
     if not caption.strip():
-        raise ValueError(f"caption {caption!r} is empty: write what is to be found")
+        raise ValueError(f"caption {caption!r} is empty: describe the objects to detect")
     for phrase in phrases:
         if not phrase:
-            raise ValueError(f"a phrase of caption {caption!r} has no span: give one or drop it")
+            raise ValueError(f"a phrase of caption {caption!r} has no span: pass one or remove it")
         for start, end in phrase:
             if not 0 <= start < end <= len(caption):
                 raise ValueError(
-                    f"span [{start}, {end}) is not in caption {caption!r} of {len(caption)} "
-                    "characters: spans count characters, start < end"
+                    f"span [{start}, {end}) is outside caption {caption!r} of {len(caption)} "
+                    "characters: spans are character indices with start < end"
                 )
     spans = tuple(tuple((start, end) for start, end in phrase) for phrase in phrases)
     return Prompt(caption, spans, tuple(range(len(spans))))
@@ -184,61 +183,60 @@ def class_prompts(
     negatives: Sequence[str] = (),
     key: Callable[[str], Any] | None = None,
 ) -> list[Prompt]:
-    """Class names in as few prompts as the limits allow, in the caller's order.
+    """Split class names into as few prompts as the limits allow, in the caller's order.
 
-    A name that the list has twice is asked once, under its first index, and a warning names it.
-    Case, underscores and blanks make no difference; words in parentheses do, although GLIP's
-    prompts leave them out: "fish" and "fish_(food)" are two classes with equal scores.
+    A duplicate name is used once, with its first index, and logged as a warning. Names that differ
+    only in case, underscores or blanks are duplicates. Names that differ in parentheses are not,
+    although GLIP's prompts omit these: "fish" and "fish_(food)" are two classes with equal scores.
 
     Args:
-        names: class names; their classes are their indices.
+        names: class names; the class of each is its index.
         tokenizer: counts the tokens.
-        separator: what parts two names.
-        max_tokens: of one prompt, [CLS] and [SEP] included.
-        max_classes: names of one prompt, negatives included; 0: as many as ``max_tokens`` allows.
-        negatives: names that every prompt asks behind its own, under the class ``NEGATIVE``.
-        key: ask the names sorted by it, negatives among them; default: the caller's order.
+        separator: string between two names.
+        max_tokens: limit per prompt, including [CLS] and [SEP].
+        max_classes: names per prompt, including negatives; 0: as many as ``max_tokens`` allows.
+        negatives: names appended to every prompt, with the class ``NEGATIVE``.
+        key: sort key of names and negatives; default: the caller's order.
 
     Raises:
         ValueError: no names; a name without words or tokens; a name longer than ``max_tokens``; a
-            negative that is also a class, or negatives that leave no room; a separator that would
-            not part two names.
+            negative that is also a class; too many negatives; a separator that merges two names.
     """
     check_names(names, separator)
     check_separator(separator, tokenizer)
-    competing = _check_negatives(negatives, names, separator, tokenizer)
+    negatives = _check_negatives(negatives, names, separator, tokenizer)
     classes = _drop_duplicates(names)
     if key is not None:
         classes.sort(key=lambda i: key(names[i]))
     gap = tokenizer.count(separator)
-    room = max_tokens - tokenizer.num_special_tokens - gap * len(competing)
-    room -= sum(tokenizer.counts([clean_name(name) for name in competing]))
-    if competing and (room <= 0 or 0 < max_classes <= len(competing)):
+    room = max_tokens - tokenizer.num_special_tokens - gap * len(negatives)
+    room -= sum(tokenizer.counts([clean_name(name) for name in negatives]))
+    if negatives and (room <= 0 or 0 < max_classes <= len(negatives)):
         raise ValueError(
-            f"{len(competing)} negatives leave no room for a class: give fewer, or raise "
-            "MODEL.PROMPT.MAX_TOKENS and MODEL.PROMPT.MAX_CLASSES"
+            f"{len(negatives)} negatives leave no room for a class: pass fewer, or raise "
+            "max_tokens and max_classes"
         )
     if max_classes > 0:
-        max_classes -= len(competing)
+        max_classes -= len(negatives)
     lengths = tokenizer.counts([clean_name(names[i]) for i in classes])
     for i, length in zip(classes, lengths, strict=True):
         if length == 0:
             raise ValueError(
-                f"class name {names[i]!r} (index {i}) has no character that the tokenizer reads: "
-                "rename the class"
+                f"class name {names[i]!r} (index {i}) has no characters in the tokenizer's "
+                "vocabulary: rename the class"
             )
         if length > room:
-            beside = f" beside {len(competing)} negatives" if competing else ""
+            beside = f" beside {len(negatives)} negatives" if negatives else ""
             raise ValueError(
-                f"class name {names[i]!r} (index {i}) has {length} tokens, a prompt has room for "
-                f"{room}{beside}: shorten the name or raise MODEL.PROMPT.MAX_TOKENS"
+                f"class name {names[i]!r} (index {i}) has {length} tokens, but a prompt has room "
+                f"for {room}{beside}: shorten the name or raise max_tokens"
             )
     prompts = []
     for chunk in _chunks(classes, lengths, gap=gap, room=room, max_classes=max_classes):
-        asked = [(names[i], i) for i in chunk] + [(name, NEGATIVE) for name in competing]
+        entries = [(names[i], i) for i in chunk] + [(name, NEGATIVE) for name in negatives]
         if key is not None:
-            asked.sort(key=lambda name_and_class: key(name_and_class[0]))
-        names_of_prompt, classes_of_prompt = zip(*asked, strict=True)
+            entries.sort(key=lambda name_and_class: key(name_and_class[0]))
+        names_of_prompt, classes_of_prompt = zip(*entries, strict=True)
         prompts.append(
             class_prompt(names_of_prompt, separator=separator, classes=classes_of_prompt)
         )
@@ -248,30 +246,30 @@ def class_prompts(
 def _check_negatives(
     negatives: Sequence[str], names: Sequence[str], separator: str, tokenizer: Tokenizer
 ) -> list[str]:
-    """The negatives, each once."""
+    """Check the negatives, and return them without duplicates."""
     if len(negatives) == 0:
         return []
     check_names(negatives, separator)
-    asked = {normalized_name(name): name for name in names}
+    class_of = {normalized_name(name): name for name in names}
     first_of: dict[str, str] = {}
     for negative in negatives:
-        same = normalized_name(negative)
-        if same in asked:
+        normalized = normalized_name(negative)
+        if normalized in class_of:
             raise ValueError(
-                f"{negative!r} is a negative and a class ({asked[same]!r}): decide for one"
+                f"{negative!r} is a negative and a class ({class_of[normalized]!r}): remove one"
             )
         if tokenizer.count(clean_name(negative)) == 0:
             raise ValueError(
-                f"negative {negative!r} has no character that the tokenizer reads: leave it out"
+                f"negative {negative!r} has no characters in the tokenizer's vocabulary: remove it"
             )
-        first_of.setdefault(same, negative)
+        first_of.setdefault(normalized, negative)
     return list(first_of.values())
 
 
 def _chunks(
     classes: Sequence[int], lengths: Sequence[int], *, gap: int, room: int, max_classes: int
 ) -> Iterator[list[int]]:
-    """Fill one prompt after the other. ``gap``: tokens of a separator; ``room``: of a prompt."""
+    """Group classes into prompts. ``gap``: tokens of a separator; ``room``: tokens of a prompt."""
     chunk: list[int] = []
     used = 0
     for i, length in zip(classes, lengths, strict=True):
@@ -285,14 +283,14 @@ def _chunks(
 
 
 def _drop_duplicates(names: Sequence[str]) -> list[int]:
-    """Indices of the names that are asked, each the first of its duplicates."""
+    """The index of each different name; of duplicates, the first."""
     first_of: dict[str, int] = {}
     for i, name in enumerate(names):
         first = first_of.setdefault(normalized_name(name), i)
         if first != i:
             logger.warning(
-                "class name %r (index %d) repeats %r (index %d): it is asked once, and its "
-                "detections carry index %d",
+                "class name %r (index %d) duplicates %r (index %d): it is used once, and its "
+                "detections have index %d",
                 name,
                 i,
                 names[first],
@@ -303,10 +301,10 @@ def _drop_duplicates(names: Sequence[str]) -> list[int]:
 
 
 def check_separator(separator: str, tokenizer: Tokenizer) -> None:
-    """Raise a ValueError where two names would run together and share tokens."""
-    joined, name, between = tokenizer.pieces([f"a{separator}a", "a", separator])
+    """Raise a ValueError if two names joined by the separator would share tokens."""
+    joined, name, between = tokenizer.encode([f"a{separator}a", "a", separator])
     if joined != name + between + name:
         raise ValueError(
-            f"MODEL.PROMPT.SEPARATOR {separator!r} does not part two class names for the "
-            "tokenizer: begin and end it with a blank or a punctuation mark"
+            f"separator {separator!r} does not keep two class names apart in the tokenizer: begin "
+            "and end it with a blank or a punctuation mark"
         )

@@ -1,8 +1,8 @@
-"""Questions as texts: the place of the answer is a hidden word behind the question.
+"""Prompts of questions: the question, followed by a mask token in place of the answer.
 
-So it can be told where the answer was seen: its boxes are those of the hidden word (released code
-of GLIP, data/datasets/pseudo_data.py). A question is always written like this, whether or not
-anything is to be found (our choice), so that its answer is the same.
+The boxes of the answer are labelled with the mask token (as in GLIP's released code,
+data/datasets/pseudo_data.py). The format is the same without boxes (unlike there), so the answer
+does not depend on them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from glipv2_d2.text.prompts import caption_prompt
 
 
 def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) -> Prompt:
-    """A question with its hidden answer, where nothing is to be found.
+    """Build the prompt of a question with a masked answer and no labels.
 
     Args:
-        nouns: character spans of the question without blanks around it.
+        nouns: character spans in the stripped question.
 
     >>> question_prompt("what is red? ", "[MASK]").text
     'what is red? [MASK]'
@@ -30,10 +30,10 @@ def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) 
 
 
 def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
-    """A question and its answer, where phrases of the question and the answer are to be found.
+    """Build the prompt of a question and its answer; the answer is the last label.
 
     Args:
-        phrases: character spans of the question without blanks around it.
+        phrases: for each label of the question, its character spans in the stripped question.
 
     >>> answered_prompt("what is on the mat?", "a cat", [[(11, 18)]]).phrases
     ['the mat', 'a cat']
@@ -43,45 +43,45 @@ def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]
     return caption_prompt(text, [*phrases, [(len(question) + 1, len(text))]])
 
 
-def names_no_thing(answer: str) -> bool:
-    """Whether an answer is one that no region can match: yes, no, or a number.
+def is_groundable(answer: str) -> bool:
+    """Whether a region can match an answer: it is neither yes, no, nor a number.
 
-    >>> [names_no_thing(answer) for answer in ("Yes", "2", "two", "two dogs")]
-    [True, True, True, False]
+    >>> [is_groundable(answer) for answer in ("Yes", "2", "two", "two dogs")]
+    [False, False, False, True]
     """
     answer = canonical_answer(answer)
-    return answer in ("yes", "no") or answer.isdecimal()
+    return answer not in ("yes", "no") and not answer.isdecimal()
 
 
-def hide_answer(prompt: Prompt, question: Prompt) -> Prompt | None:
-    """The question of a caption that is a question with its answer, or the question alone.
+def mask_answer(prompt: Prompt, question: Prompt) -> Prompt | None:
+    """Mask the answer of a prompt that is a question, with or without its answer.
 
-    Labels in the answer become labels of the hidden word.
+    Labels of the answer become labels of the mask token.
 
     Args:
-        prompt: the caption.
-        question: of :func:`question_prompt`.
+        prompt: the question and its answer, or the question alone.
+        question: the prompt of :func:`question_prompt`.
 
     Returns:
-        None where the caption does not begin with the question.
+        ``question`` with the labels of ``prompt``; None if ``prompt`` does not begin with it.
 
     >>> answered = answered_prompt("what is red?", "a car", [])
-    >>> hidden = hide_answer(answered, question_prompt("what is red?", "[MASK]"))
-    >>> hidden.text, hidden.phrases
+    >>> masked = mask_answer(answered, question_prompt("what is red?", "[MASK]"))
+    >>> masked.text, masked.phrases
     ('what is red? [MASK]', ['[MASK]'])
     """
     end = question.text.rindex(" ")
     if prompt.text[:end] != question.text[:end] or not (prompt.text[end:] + " ")[0].isspace():
         return None
-    hidden = (end + 1, len(question.text))
+    mask_span = (end + 1, len(question.text))
 
-    def places(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-        # A span of both, which no parser gives, is one of the question.
-        kept = [hidden if start >= end else (start, min(stop, end)) for start, stop in spans]
-        return tuple(dict.fromkeys(kept))
+    def move(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        # A span over question and answer, which no parser returns, is cut to the question.
+        moved = [mask_span if start >= end else (start, min(stop, end)) for start, stop in spans]
+        return tuple(dict.fromkeys(moved))
 
     return replace(
         question,
-        spans=tuple(places(spans) for spans in prompt.spans),
+        spans=tuple(move(spans) for spans in prompt.spans),
         classes=prompt.classes,
     )

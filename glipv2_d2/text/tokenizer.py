@@ -1,4 +1,4 @@
-"""Prompts -> :class:`~glipv2_d2.structures.TokenBatch`, by a fast tokenizer of transformers."""
+"""Prompts -> :class:`~glipv2_d2.structures.TokenBatch`, with a fast tokenizer of transformers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from glipv2_d2.text.token_maps import positive_map
 _BUNDLED = {"bert-base-uncased": Path(__file__).parent / "bert-base-uncased"}
 _PACKAGE_PREFIX = "package:"
 _NO_TOKENIZER = (
-    "no tokenizer at {!r}: give a directory with config.json and vocab.txt (or tokenizer.json), "
-    "'package:NAME', or the name of a model on a hub that can be reached"
+    "no tokenizer at {!r}: pass a directory with config.json and vocab.txt (or tokenizer.json), "
+    "'package:NAME', or a model name on the hub (which needs network access)"
 )
 
 
 def resolve_model(name: str) -> str:
-    """Where the files of a language model are.
+    """Resolve the name of a language model to the directory of its files.
 
     Args:
-        name: a directory; ``package:NAME`` for an installed package that says it with
-            ``NAME.get_model_path()``; "bert-base-uncased", whose configuration and vocabulary
-            are part of this package; or the name of a model on a hub.
+        name: a directory; ``package:NAME`` for an installed package, whose
+            ``NAME.get_model_path()`` returns it; "bert-base-uncased", whose configuration and
+            vocabulary are part of this package; or a model name on the hub.
 
     Returns:
-        A directory, or ``name`` itself when it is the hub's to find.
+        A directory, or ``name`` itself for a model on the hub.
 
     Raises:
         ValueError: the package is not installed or has no ``get_model_path``.
@@ -50,22 +50,22 @@ def _package_directory(package: str) -> str:
         ) from error
     if not hasattr(module, "get_model_path"):
         raise ValueError(
-            f"language model 'package:{package}': the package has no get_model_path(); give a "
-            "directory or a hub name"
+            f"language model 'package:{package}': the package has no get_model_path(); pass "
+            "a directory or a hub name"
         )
     return str(module.get_model_path())
 
 
 class Tokenizer:
-    """Turns prompts into tokens and remembers which tokens spell which label.
+    """Tokenizes prompts, with a map from their labels to tokens.
 
     Args:
         model: see :func:`resolve_model`.
-        max_tokens: most tokens of one prompt, [CLS] and [SEP] included.
+        max_tokens: limit per prompt, including [CLS] and [SEP].
 
     Raises:
-        ValueError: no tokenizer is found at ``model``, it cannot tell the characters of its
-            tokens, or ``max_tokens`` leaves no room for words.
+        ValueError: ``model`` has no tokenizer, or one without character offsets; or
+            ``max_tokens`` leaves no room for words.
     """
 
     def __init__(self, model: str = "bert-base-uncased", max_tokens: int = 256) -> None:
@@ -73,59 +73,55 @@ class Tokenizer:
         self._tokenizer = _load(model)
         self.num_special_tokens: int = self._tokenizer.num_special_tokens_to_add(pair=False)
         if max_tokens <= self.num_special_tokens:
-            raise ValueError(
-                f"max_tokens is {max_tokens}: [CLS] and [SEP] leave no room for words; GLIP has 256"
-            )
+            raise ValueError(f"max_tokens is {max_tokens}: [CLS] and [SEP] leave no room for words")
 
     @property
     def mask_token_id(self) -> int:
-        """The id that stands for a hidden word.
+        """The id of the mask token.
 
         Raises:
-            ValueError: the language model knows none.
+            ValueError: the vocabulary has none.
         """
         if self._tokenizer.mask_token_id is None:
             raise ValueError(
-                "the tokenizer of MODEL.LANGUAGE_BACKBONE.MODEL has no mask token, so no word can "
-                "be hidden: set MODEL.MLM.WEIGHT to 0 and MODEL.ANSWER.WEIGHT to 0, or choose a "
-                "BERT"
+                "the tokenizer has no mask token, which masked language modeling and question "
+                "answering need: use a BERT, or set the weights of their losses to 0"
             )
         return int(self._tokenizer.mask_token_id)
 
     @property
     def mask_token(self) -> str:
-        """What is written for a hidden word; errors as of :attr:`mask_token_id`."""
+        """The mask token as a string; raises as :attr:`mask_token_id`."""
         return str(self._tokenizer.convert_ids_to_tokens(self.mask_token_id))
 
     @property
     def begin_id(self) -> int:
-        """[CLS], which every text begins with."""
+        """The id of [CLS], the first token of every prompt."""
         return int(self._tokenizer.cls_token_id)
 
     @property
     def end_id(self) -> int:
-        """[SEP], which every text ends with."""
+        """The id of [SEP], the last token of every prompt."""
         return int(self._tokenizer.sep_token_id)
 
     @property
     def special_ids(self) -> list[int]:
-        """The ids that are no words, those of beginning and end among them."""
+        """The ids of all special tokens, including [CLS] and [SEP]."""
         return sorted(self._tokenizer.all_special_ids)
 
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
-        """Tokenize prompts, padded to the longest of them.
+        """Tokenize prompts and pad them to the longest.
 
         Raises:
-            ValueError: a prompt is longer than ``max_tokens``, or not valid unicode.
+            ValueError: a prompt is longer than ``max_tokens``, or not valid Unicode.
         """
-        encoding = self._encode([prompt.text for prompt in prompts])
+        encoding = self._tokenize([prompt.text for prompt in prompts])
         lengths = [len(ids) for ids in encoding["input_ids"]]
         for prompt, length in zip(prompts, lengths, strict=True):
             if length > self.max_tokens:
                 raise ValueError(
                     f"prompt {_shorten(prompt.text)!r} has {length} tokens, the limit is "
-                    f"{self.max_tokens}: shorten it, ask fewer names at once, or raise "
-                    "MODEL.PROMPT.MAX_TOKENS"
+                    f"{self.max_tokens}: shorten it, use fewer class names, or raise max_tokens"
                 )
         num_tokens = max(lengths, default=0)
         input_ids = torch.full((len(prompts), num_tokens), self._tokenizer.pad_token_id)
@@ -146,21 +142,21 @@ class Tokenizer:
         )
 
     def count(self, text: str) -> int:
-        """Tokens of ``text`` without [CLS] and [SEP]."""
+        """The number of tokens of a string, without [CLS] and [SEP]."""
         return self.counts([text])[0]
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """:meth:`count` of many texts, faster than one by one."""
-        return [len(ids) for ids in self.pieces(texts)]
+        """:meth:`count` of each string, in one batch."""
+        return [len(ids) for ids in self.encode(texts)]
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without [CLS] and [SEP]."""
-        return self._encode(texts, add_special_tokens=False)["input_ids"]
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each string, without [CLS] and [SEP]."""
+        return self._tokenize(texts, add_special_tokens=False)["input_ids"]
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """The text that ids spell, less what is no word. BERT's are in small letters.
+    def decode(self, ids: Sequence[int]) -> str:
+        """The string of token ids, without special tokens. BERT's is in lower case.
 
-        >>> Tokenizer().text_of([101, 1037, 4937, 1012, 102])
+        >>> Tokenizer().decode([101, 1037, 4937, 1012, 102])
         'a cat.'
         """
         text = self._tokenizer.decode(
@@ -169,16 +165,16 @@ class Tokenizer:
         return str(text).strip()
 
     def fit(self, prompt: Prompt) -> Prompt:
-        """What of a prompt fits into ``max_tokens`` (for training; inference refuses to cut).
+        """Truncate a prompt to ``max_tokens``, for training; inference raises an error instead.
 
-        The text is cut at a token border, as truncation would cut it. Spans that end beyond the
-        cut are dropped, and labels that have no span left.
+        The text is cut at a token boundary. Spans that end after it are dropped, and labels
+        without a remaining span.
         """
-        encoding = self._encode([prompt.text])
+        encoding = self._tokenize([prompt.text])
         if len(encoding["input_ids"][0]) <= self.max_tokens:
             return prompt
         words = [(start, end) for start, end in encoding["offset_mapping"][0] if start < end]
-        # Where the first token without room begins: a character of several tokens is not split.
+        # The start of the first token beyond the limit; characters of several tokens stay whole.
         end = words[self.max_tokens - self.num_special_tokens][0]
         kept_spans = [tuple(span for span in spans if span[1] <= end) for spans in prompt.spans]
         return replace(
@@ -188,7 +184,7 @@ class Tokenizer:
             classes=tuple(c for c, spans in zip(prompt.classes, kept_spans, strict=True) if spans),
         )
 
-    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> BatchEncoding:
+    def _tokenize(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> BatchEncoding:
         if len(texts) == 0:
             return BatchEncoding({"input_ids": [], "offset_mapping": []})
         for text in texts:
@@ -208,13 +204,13 @@ def _load(model: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
     except OSError as error:
         raise ValueError(_NO_TOKENIZER.format(model)) from error
-    # From a config.json alone transformers makes a tokenizer that knows its special tokens only.
+    # Without a vocabulary transformers builds a tokenizer of special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(_NO_TOKENIZER.format(model))
     if not tokenizer.is_fast:
         raise ValueError(
-            f"the tokenizer of {model!r} does not tell which characters a token was made of: "
-            "choose a model with a fast tokenizer (tokenizer.json)"
+            f"the tokenizer of {model!r} has no character offsets: choose a model with a fast "
+            "tokenizer (tokenizer.json)"
         )
     return tokenizer
 
@@ -224,7 +220,7 @@ def _check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text {text!r} is not valid unicode ({error.reason}): read it with its right encoding"
+            f"text {text!r} is not valid unicode ({error.reason}): load it with the right encoding"
         ) from error
 
 

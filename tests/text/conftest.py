@@ -1,4 +1,4 @@
-"""The golden numbers of the reference that concern text, and one tokenizer for all tests."""
+"""The reference's golden numbers for text, and a shared tokenizer."""
 
 import json
 from pathlib import Path

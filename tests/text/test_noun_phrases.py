@@ -1,4 +1,4 @@
-"""Phrases of a caption: the reference's grammar, with any tagger."""
+"""Noun phrases by the reference's grammar, with a stand-in or a real tagger."""
 
 import importlib.util
 import re
@@ -14,7 +14,7 @@ from glipv2_d2.text.noun_phrases import TaggedWord, chunk, noun_phrases
 
 @pytest.fixture
 def tags(monkeypatch):
-    """Stands in for spaCy: words part at blanks, each is tagged by this dict (NN by default)."""
+    """A stand-in for spaCy: words are split at blanks and tagged by this dict (default: NN)."""
     tags: dict[str, str] = {}
 
     def tag(caption: str) -> list[TaggedWord]:
@@ -28,7 +28,7 @@ def tags(monkeypatch):
 # Grammar
 
 
-def test_chunks_are_the_references(golden):
+def test_chunks_equal_the_references(golden):
     (expected,) = golden["noun_chunk"]
     words = [word for word, _ in expected["tagged"]]
     ranges = chunk([tag for _, tag in expected["tagged"]])
@@ -41,7 +41,7 @@ def test_chunks_are_the_references(golden):
         ("DT NN", [(0, 2)]),
         ("DT DT NN", [(1, 3)]),  # one determiner
         ("DT JJ JJR JJS NNP NNPS NN", [(0, 7)]),
-        ("JJ VB NN", [(2, 3)]),  # adjectives without a noun are none
+        ("JJ VB NN", [(2, 3)]),  # adjectives without a noun are no phrase
         ("NN DT NN", [(0, 1), (1, 3)]),
         ("NN JJ NN", [(0, 1), (1, 3)]),
         ("PDT NN", [(1, 2)]),
@@ -53,7 +53,7 @@ def test_chunk(tags, chunks):
     assert chunk(tags.split()) == chunks
 
 
-def test_phrases_without_articles_begin_behind_them(tags):
+def test_phrases_without_articles(tags):
     tags.update({"a": "DT", "red": "JJ", "near": "IN", "How": "WRB", "Many": "JJ", "many": "JJ"})
     caption = "a red cat near dogs"
     assert noun_phrases(caption, articles=False) == [[(2, 9)], [(15, 19)]]
@@ -79,13 +79,13 @@ def test_phrases_of_the_references_demo_caption(tags, golden_model):
     assert [[list(span)] for (span,) in noun_phrases(expected["caption"])] == expected["spans"]
 
 
-def test_a_phrase_that_stands_twice_is_two_labels(tags):
+def test_a_repeated_phrase_is_two_labels(tags):
     tags.update({"a": "DT", "near": "IN"})
     prompt = caption_prompt("a cat near a cat", noun_phrases("a cat near a cat"))
     assert prompt.spans == (((0, 5),), ((11, 16),))
 
 
-def test_punctuation_at_the_ends_is_no_part_of_a_phrase(tags):
+def test_punctuation_at_the_ends_is_stripped(tags):
     tags["and"] = "CC"
     caption = "(Cat) and U.S.-flag, and ..."
     assert caption_prompt(caption, noun_phrases(caption)).phrases == ["Cat", "U.S.-flag"]
@@ -95,7 +95,7 @@ def test_a_caption_without_words_has_no_phrases(tags):
     assert noun_phrases("  ") == []
 
 
-def test_a_missing_parser_is_named_with_the_remedy(monkeypatch):
+def test_the_error_of_a_missing_parser_names_the_remedy(monkeypatch):
     monkeypatch.setattr(module, "_SPACY_MODELS", ("no_such_english_model",))
     module.load_tagger.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'glipv2_d2\[phrases\]'.*spans"):

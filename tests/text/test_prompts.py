@@ -1,4 +1,4 @@
-"""Class names and captions become the reference's prompts, and every class is asked once."""
+"""Class names and captions become the reference's prompts, with every class once."""
 
 import logging
 import re
@@ -35,7 +35,7 @@ def label_to_tokens(prompt: Prompt, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("key", ["query_coco80", "query_lvis", "query_hard", "query_space_sep"])
-def test_class_prompt_is_the_references(key, golden, tokenizer):
+def test_class_prompt_equals_the_references(key, golden, tokenizer):
     expected = golden[key]
     separator = expected["over"].get("DATASETS__SEPARATION_TOKENS", ". ")
     prompt = class_prompt(expected["names"], separator=separator)
@@ -45,7 +45,7 @@ def test_class_prompt_is_the_references(key, golden, tokenizer):
     assert label_to_tokens(prompt, tokenizer) == list(expected["label_to_tokens"].values())
 
 
-def test_decorated_prompt_is_the_references(golden, tokenizer):
+def test_decorated_prompt_equals_the_references(golden, tokenizer):
     expected = golden["query_caption_prompt"]
     decorations = [Decoration(**entry) for entry in expected["over"]["DATASETS__CAPTION_PROMPT"]]
     prompt = class_prompt(expected["names"], decorations=decorations)
@@ -54,13 +54,13 @@ def test_decorated_prompt_is_the_references(golden, tokenizer):
     assert label_to_tokens(prompt, tokenizer) == list(expected["label_to_tokens"].values())
 
 
-def test_suppressed_names_are_asked_without_a_label(golden, tokenizer):
+def test_suppressed_names_have_no_label(golden, tokenizer):
     expected = golden["query_suppress"]
     prompt = class_prompt(expected["names"], suppressed=expected["over"]["DATASETS__SUPRESS_QUERY"])
     assert prompt.text == expected["caption"]
     assert prompt.num_labels == 1
     assert tokenizer([prompt]).input_ids[0].tolist() == expected["input_ids"]
-    # The reference's span of a last name with suppressed ones behind it is that name's.
+    # In the reference, too, the span of the last name ends before the suppressed ones.
     assert label_to_tokens(prompt, tokenizer) == list(expected["label_to_tokens"].values())
 
 
@@ -70,7 +70,7 @@ def test_class_prompt_of_the_golden_model(golden_model, tokenizer):
     assert label_to_tokens(prompt, tokenizer) == list(golden_model["label_to_tokens"].values())
 
 
-def test_demo_prompt_is_the_references(golden_model, tokenizer):
+def test_demo_prompt_equals_the_references(golden_model, tokenizer):
     expected = golden_model["demo_list"]
     prompt = demo_prompt(golden_model["categories"])
     assert prompt.text == expected["caption"]
@@ -78,14 +78,14 @@ def test_demo_prompt_is_the_references(golden_model, tokenizer):
     assert label_to_tokens(prompt, tokenizer) == list(expected["label_to_tokens"].values())
 
 
-def test_caption_prompt_is_the_references(golden_model, tokenizer):
+def test_caption_prompt_equals_the_references(golden_model, tokenizer):
     expected = golden_model["demo_free"]
     prompt = caption_prompt(expected["caption"], expected["spans"])
     assert label_to_tokens(prompt, tokenizer) == list(expected["label_to_tokens"].values())
 
 
-def test_spans_of_shuffled_names_are_the_references(golden):
-    """Training draws names in random order: only the spans of what it drew matter here."""
+def test_spans_of_shuffled_names_equal_the_references(golden):
+    """The reference samples names in random order; here only their spans matter."""
     expected = golden["od_optimized_seed3"]
     coco = golden["query_coco80"]["names"]
     labels = list(expected["label_to_positions"])
@@ -105,7 +105,7 @@ def test_spans_of_shuffled_names_are_the_references(golden):
         ("snow   man", "snow  man"),  # one pass: three blanks become two
         ("a__b", "a b"),
         ("open (only", "open (only"),
-        ("(animal)", "animal"),  # a name that would vanish
+        ("(animal)", "animal"),  # nothing else would be left
         ("_(two_words)_", "two words"),
     ],
 )
@@ -127,28 +127,28 @@ def test_class_prompt_keeps_the_callers_classes():
         (["cat", "()"], "'()'"),
         ([" . . ", "cat"], "index 0"),
         (["cat", 7], "7"),  # what YAML makes of a bare number
-        (["cat", "\u200b\u0301"], "index 1"),  # nothing that the tokenizer reads
+        (["cat", "\u200b\u0301"], "index 1"),  # no token
         (["cat", "\ud800"], "surrogate"),
     ],
 )
-def test_names_that_cannot_be_asked_are_refused(names, named, tokenizer):
+def test_invalid_names_are_rejected(names, named, tokenizer):
     with pytest.raises(ValueError, match=re.escape(named)):
         class_prompts(names, tokenizer)
 
 
 @pytest.mark.parametrize("make", [class_prompt, demo_prompt])
 @pytest.mark.parametrize("names", [[], "cat", ["cat", "."]])
-def test_every_prompt_of_names_refuses_names_without_words(make, names):
+def test_prompts_reject_names_without_words(make, names):
     with pytest.raises(ValueError, match="name"):
         make(names)
 
 
-def test_a_decoration_without_a_name_is_refused():
+def test_a_decoration_without_a_name_is_rejected():
     with pytest.raises(ValueError, match="no words"):
         class_prompt(["cat"], decorations=[Decoration("a ", "", " here")])
 
 
-def test_there_is_one_decoration_per_name():
+def test_the_number_of_decorations_must_match():
     with pytest.raises(ValueError, match="1 decorations for 2"):
         class_prompt(["cat", "dog"], decorations=[Decoration("a ", "cat", "")])
 
@@ -157,18 +157,18 @@ def test_there_is_one_decoration_per_name():
 
 
 @pytest.mark.parametrize("caption", ["", " \n"])
-def test_an_empty_caption_is_refused(caption):
+def test_an_empty_caption_is_rejected(caption):
     with pytest.raises(ValueError, match="empty"):
         caption_prompt(caption, [])
 
 
 @pytest.mark.parametrize("span", [(0, 6), (-1, 2), (3, 3), (4, 2)])
-def test_a_span_outside_the_caption_is_refused(span):
+def test_a_span_outside_the_caption_is_rejected(span):
     with pytest.raises(ValueError, match="a cat"):
         caption_prompt("a cat", [[span]])
 
 
-def test_a_phrase_without_spans_is_refused():
+def test_a_phrase_without_spans_is_rejected():
     with pytest.raises(ValueError, match="no span"):
         caption_prompt("a cat", [[(0, 5)], []])
 
@@ -194,7 +194,7 @@ def test_lvis_by_40_names_is_31_prompts(tokenizer):
 
 
 def test_every_lvis_class_has_its_own_tokens(tokenizer):
-    """Its 1203 names include "fish" and "fish_(food)": two classes, each asked."""
+    """Its 1203 names include "fish" and "fish_(food)", which are two classes."""
     prompts = class_prompts(LVIS_NAMES, tokenizer)
     assert [c for prompt in prompts for c in prompt.classes] == list(range(1203))
     tokens = tokenizer(prompts)
@@ -205,7 +205,7 @@ def test_every_lvis_class_has_its_own_tokens(tokenizer):
 
 
 @pytest.mark.parametrize("max_tokens", [5, 8, 11, 14, 50])
-def test_a_prompt_is_as_full_as_the_limit_allows(max_tokens, tokenizer):
+def test_prompts_are_as_long_as_the_limit_allows(max_tokens, tokenizer):
     names = ["cat", "traffic light", "teddy bear", "dog", "fire hydrant"]
     prompts = class_prompts(names, tokenizer, max_tokens=max_tokens)
     lengths = tokenizer(prompts).mask.sum(dim=1).tolist()
@@ -215,24 +215,24 @@ def test_a_prompt_is_as_full_as_the_limit_allows(max_tokens, tokenizer):
         assert length + 1 + first_of_next > max_tokens
 
 
-def test_a_name_longer_than_a_prompt_is_refused(tokenizer):
+def test_a_name_longer_than_a_prompt_is_rejected(tokenizer):
     with pytest.raises(ValueError, match="'cat cat cat cat'.*4 tokens.*room for 3"):
         class_prompts(["dog", "cat cat cat cat"], tokenizer, max_tokens=5)
 
 
 @pytest.mark.parametrize("separator", ["", "x", "\u200b", "and ", " b"])
-def test_a_separator_that_would_join_two_names_is_refused(separator, tokenizer):
-    with pytest.raises(ValueError, match=r"MODEL\.PROMPT\.SEPARATOR"):
+def test_a_separator_that_merges_two_names_is_rejected(separator, tokenizer):
+    with pytest.raises(ValueError, match="separator .* apart"):
         class_prompts(["cat", "dog"], tokenizer, separator=separator)
 
 
 @pytest.mark.parametrize("separator", [" ", ". ", " . ", ",", " and ", "、"])
-def test_a_separator_that_parts_names_is_used(separator, tokenizer):
+def test_a_separator_that_keeps_names_apart_is_used(separator, tokenizer):
     (prompt,) = class_prompts(["cat", "traffic light"], tokenizer, separator=separator)
     assert prompt.text == f"cat{separator}traffic light"
 
 
-def test_a_duplicate_is_asked_once_under_its_first_index_and_named(tokenizer, caplog):
+def test_a_duplicate_has_the_first_index_and_is_logged(tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="glipv2_d2.text.prompts"):
         (prompt,) = class_prompts(["cat", "traffic_light", "Cat", "traffic  light"], tokenizer)
     assert prompt.phrases == ["cat", "traffic light"]
@@ -262,18 +262,18 @@ arbitrary_names = st.lists(
 )
 
 
-def is_askable(name: str, tokenizer: Tokenizer) -> bool:
+def is_valid(name: str, tokenizer: Tokenizer) -> bool:
     cleaned = clean_name(name)
     return bool(cleaned.replace(".", "").strip()) and tokenizer.count(cleaned) > 0
 
 
 def words_of(name: str) -> str:
-    """What two names share when they are one class."""
+    """Equal for two names of one class."""
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def pieces_per_class(names: list[str], tokenizer: Tokenizer) -> dict[int, list[int]]:
-    """For each class that is asked, the ids of the tokens of its label, over all chunks."""
+    """For each class, the token ids of its label, over all prompts."""
     prompts = class_prompts(names, tokenizer, max_tokens=40)
     tokens = tokenizer(prompts)
     classes = [i for prompt in prompts for i in prompt.classes]
@@ -288,14 +288,14 @@ def pieces_per_class(names: list[str], tokenizer: Tokenizer) -> dict[int, list[i
 
 @settings(max_examples=200, deadline=None)
 @given(names=arbitrary_names)
-def test_every_class_is_one_label_that_spells_its_name(names, tokenizer):
-    names = [name for name in names if is_askable(name, tokenizer)] or ["cat"]
+def test_every_class_is_one_label_with_the_tokens_of_its_name(names, tokenizer):
+    names = [name for name in names if is_valid(name, tokenizer)] or ["cat"]
     pieces = pieces_per_class(names, tokenizer)
     assert [words_of(names[i]) for i in pieces] == list(dict.fromkeys(map(words_of, names)))
     for i, ids in pieces.items():
-        (expected,) = tokenizer.pieces([clean_name(names[i])])
+        (expected,) = tokenizer.encode([clean_name(names[i])])
         assert len(ids) > 0
-        # Of a character that is several tokens (Hangul) a name's last is its first, as in GLIP.
+        # A final character with several tokens (Hangul) keeps the first, as in GLIP.
         assert ids == expected[: len(ids)]
         if unicodedata.is_normalized("NFD", names[i]):
             assert ids == expected
@@ -303,9 +303,9 @@ def test_every_class_is_one_label_that_spells_its_name(names, tokenizer):
 
 @settings(max_examples=50, deadline=None)
 @given(names=arbitrary_names, data=st.data())
-def test_the_order_of_the_classes_does_not_change_what_spells_them(names, data, tokenizer):
-    # Of duplicates, the first one's spelling would count.
-    unique = {words_of(name): name for name in names if is_askable(name, tokenizer)} or {"a": "a"}
+def test_the_tokens_of_a_class_do_not_depend_on_the_order(names, data, tokenizer):
+    # Of duplicates, the first is used.
+    unique = {words_of(name): name for name in names if is_valid(name, tokenizer)} or {"a": "a"}
     names = list(unique.values())
     shuffled = data.draw(st.permutations(names))
     pieces = {names[i]: ids for i, ids in pieces_per_class(names, tokenizer).items()}
@@ -314,25 +314,25 @@ def test_the_order_of_the_classes_does_not_change_what_spells_them(names, data, 
 
 @settings(max_examples=50, deadline=None)
 @given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4))
-def test_any_list_is_asked_or_refused_by_name(names, tokenizer):
-    if names and all(is_askable(name, tokenizer) for name in names):
+def test_any_list_is_valid_or_rejected(names, tokenizer):
+    if names and all(is_valid(name, tokenizer) for name in names):
         assert class_prompts(names, tokenizer)
     else:
         with pytest.raises(ValueError, match="class name"):
             class_prompts(names, tokenizer)
 
 
-# Names in an order of their own, and names that only compete
+# Sorted names, and negatives
 
 
-def test_names_sorted_by_a_key_keep_the_callers_classes(tokenizer):
+def test_sorted_names_keep_the_callers_classes(tokenizer):
     prompts = class_prompts(
         ["dog", "Cat", "ape", "cat"], tokenizer, max_classes=2, key=str.casefold
     )
     assert [(p.phrases, p.classes) for p in prompts] == [(["ape", "Cat"], (2, 1)), (["dog"], (0,))]
 
 
-def test_every_chunk_asks_all_negatives(tokenizer):
+def test_every_prompt_has_all_negatives(tokenizer):
     prompts = class_prompts(
         ["cat", "dog", "cow"], tokenizer, max_classes=4, negatives=["wolf", "red fox"]
     )
@@ -342,14 +342,14 @@ def test_every_chunk_asks_all_negatives(tokenizer):
 
 
 @pytest.mark.parametrize("max_tokens", [7, 9, 12, 30])
-def test_prompts_with_negatives_keep_to_the_limit_of_tokens(max_tokens, tokenizer):
+def test_prompts_with_negatives_respect_the_token_limit(max_tokens, tokenizer):
     names = ["cat", "dog", "cow", "hen", "pig"]
     prompts = class_prompts(names, tokenizer, max_tokens=max_tokens, negatives=["red fox"])
     assert tokenizer(prompts).mask.sum(dim=1).max() <= max_tokens
     assert [c for p in prompts for c in p.classes if c != NEGATIVE] == [0, 1, 2, 3, 4]
 
 
-def test_a_negative_is_asked_once_however_often_it_is_given(tokenizer):
+def test_duplicate_negatives_are_used_once(tokenizer):
     (prompt,) = class_prompts(["cat"], tokenizer, negatives=["Red_fox", "red fox"])
     assert prompt.phrases == ["cat", "Red fox"]
 
@@ -360,12 +360,12 @@ def test_a_negative_is_asked_once_however_often_it_is_given(tokenizer):
         (["HOT_DOG"], {}, r"'HOT_DOG' is a negative and a class \('hot dog'\)"),
         (["wolf", ""], {}, "''.*index 1.*no words"),
         ("wolf", {}, "'wolf'"),
-        (["\u200b\u0301"], {}, "leave it out"),
-        (["wolf", "fox"], {"max_classes": 2}, "2 negatives leave no room.*MAX_CLASSES"),
-        (["wolf", "fox"], {"max_tokens": 6}, "2 negatives leave no room.*MAX_TOKENS"),
+        (["\u200b\u0301"], {}, "remove it"),
+        (["wolf", "fox"], {"max_classes": 2}, "2 negatives leave no room.*max_classes"),
+        (["wolf", "fox"], {"max_tokens": 6}, "2 negatives leave no room.*max_tokens"),
         (["wolf"], {"max_tokens": 5}, r"'hot dog' \(index 0\) has 2 tokens.*room for 1 beside"),
     ],
 )
-def test_negatives_that_cannot_be_asked_are_named(negatives, options, message, tokenizer):
+def test_invalid_negatives_are_rejected(negatives, options, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         class_prompts(["hot dog", "cat"], tokenizer, negatives=negatives, **options)

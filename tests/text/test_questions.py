@@ -5,69 +5,69 @@ from hypothesis import strategies as st
 
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.prompts import caption_prompt
-from glipv2_d2.text.questions import answered_prompt, hide_answer, question_prompt
+from glipv2_d2.text.questions import answered_prompt, mask_answer, question_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
 MASK = "[MASK]"
 TEXTS = st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=12)
 
 
-def hidden_answer(caption: Prompt, question: str) -> Prompt | None:
-    return hide_answer(caption, question_prompt(question, MASK))
+def masked_answer(caption: Prompt, question: str) -> Prompt | None:
+    return mask_answer(caption, question_prompt(question, MASK))
 
 
-def test_the_place_of_the_answer_is_one_hidden_word() -> None:
+def test_the_answer_is_one_mask_token() -> None:
     tokenizer = Tokenizer()
     tokens = tokenizer([question_prompt("what is red?", tokenizer.mask_token)])
     assert tokens.input_ids[0, -2] == tokenizer.mask_token_id
     assert tokenizer.count("what is red?") + 3 == tokens.input_ids.shape[1]
 
 
-def test_boxes_of_the_answer_are_boxes_of_the_hidden_word() -> None:
-    """ "red" is a word of the answer, "the dog and a red ball" one phrase of both."""
+def test_labels_of_the_answer_become_labels_of_the_mask_token() -> None:
+    """ "red" is in the answer; "the dog ... red ball" has spans in both."""
     question = "what is left of the dog?"
     text = f"{question} a red ball"
     spans = [[(16, 23)], [(25, 35)], [(27, 30)], [(16, 23), (31, 35)]]
     assert [text[a:b] for ((a, b), *_) in spans] == ["the dog", "a red ball", "red", "the dog"]
-    hidden = hidden_answer(caption_prompt(text, spans), question)
-    assert hidden.text == question_prompt(question, MASK).text
-    assert hidden.phrases == ["the dog", MASK, MASK, f"the dog {MASK}"]
-    assert hidden.is_question
+    masked = masked_answer(caption_prompt(text, spans), question)
+    assert masked.text == question_prompt(question, MASK).text
+    assert masked.phrases == ["the dog", MASK, MASK, f"the dog {MASK}"]
+    assert masked.is_question
 
 
-def test_hiding_reaches_the_right_tokens() -> None:
+def test_masked_labels_have_the_right_tokens() -> None:
     tokenizer = Tokenizer()
     answered = answered_prompt("what is on the mat?", "a very long answer", [[(11, 18)]])
-    tokens = tokenizer([hidden_answer(answered, "what is on the mat?")])
+    tokens = tokenizer([masked_answer(answered, "what is on the mat?")])
     ids = tokens.input_ids[0]
     assert ids[tokens.positive_maps[0][1]].tolist() == [tokenizer.mask_token_id]
-    assert ids[tokens.positive_maps[0][0]].tolist() == tokenizer.pieces(["the mat"])[0]
+    assert ids[tokens.positive_maps[0][0]].tolist() == tokenizer.encode(["the mat"])[0]
 
 
-def test_a_question_alone_keeps_its_labels_and_classes() -> None:
+def test_a_question_without_answer_keeps_its_labels() -> None:
     prompt = caption_prompt("is there a dog?", [[(9, 14)]])
-    hidden = hidden_answer(prompt, " is there a dog? ")
-    assert (hidden.spans, hidden.classes) == (prompt.spans, prompt.classes)
-    assert hidden.text == "is there a dog? [MASK]"
+    masked = masked_answer(prompt, " is there a dog? ")
+    assert (masked.spans, masked.classes) == (prompt.spans, prompt.classes)
+    assert masked.text == "is there a dog? [MASK]"
 
 
-def test_nouns_of_a_question_are_known_by_their_tokens() -> None:
+def test_nouns_of_a_question_have_tokens() -> None:
     question = question_prompt("is there a traffic light?", MASK, [(11, 24)])
-    hidden = hide_answer(caption_prompt("is there a traffic light? yes", [[(26, 29)]]), question)
+    masked = mask_answer(caption_prompt("is there a traffic light? yes", [[(26, 29)]]), question)
     tokenizer = Tokenizer()
-    for prompt in (question, hidden):
+    for prompt in (question, masked):
         tokens = tokenizer([prompt])
         (noun,) = tokens.noun_maps[0]
-        assert tokens.input_ids[0, noun].tolist() == tokenizer.pieces(["traffic light"])[0]
+        assert tokens.input_ids[0, noun].tolist() == tokenizer.encode(["traffic light"])[0]
 
 
-def test_another_text_is_no_question() -> None:
-    assert hidden_answer(caption_prompt("cat. dog", [[(0, 3)]]), "what is red?") is None
-    assert hidden_answer(caption_prompt("whatever", [[(0, 8)]]), "what") is None
+def test_another_prompt_has_no_masked_answer() -> None:
+    assert masked_answer(caption_prompt("cat. dog", [[(0, 3)]]), "what is red?") is None
+    assert masked_answer(caption_prompt("whatever", [[(0, 8)]]), "what") is None
 
 
 @given(TEXTS, TEXTS)
-def test_the_answer_is_the_last_phrase(question: str, answer: str) -> None:
+def test_the_answer_is_the_last_label(question: str, answer: str) -> None:
     prompt = answered_prompt(question, answer, [[(0, 1)]])
     assert prompt.phrases == [question[0], answer]
-    assert hidden_answer(prompt, question).phrases == [question[0], MASK]
+    assert masked_answer(prompt, question).phrases == [question[0], MASK]

@@ -1,4 +1,4 @@
-"""Characters, tokens and labels: the reference's maps, and scores of labels."""
+"""Positive maps, as the reference's, and scores of labels."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ TRANSFORMERS_TOKENIZER = AutoTokenizer.from_pretrained(resolve_model("bert-base-
 
 
 def normalised(positive_map: Tensor) -> Tensor:
-    """The reference's rows: every label's tokens share a sum of (almost) one."""
+    """The reference's rows, which sum to (almost) one."""
     rows = positive_map.float()
     return rows / (rows.sum(dim=1, keepdim=True) + 1e-6)
 
@@ -37,7 +37,7 @@ def map_of(prompt: Prompt, tokenizer: Tokenizer) -> Tensor:
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_positive_map_of_spans_is_the_references(case, golden, tokenizer):
+def test_positive_map_of_spans_equals_the_references(case, golden, tokenizer):
     expected = golden["spans"][case]
     tokens = tokenizer([caption_prompt(expected["caption"], expected["spans"])])
     (positive_map,) = tokens.positive_maps
@@ -50,7 +50,9 @@ def test_positive_map_of_spans_is_the_references(case, golden, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["free", "list"])
-def test_positive_map_of_the_demo_is_the_references(kind, golden_model, golden_arrays, tokenizer):
+def test_positive_map_of_the_demo_equals_the_references(
+    kind, golden_model, golden_arrays, tokenizer
+):
     expected = torch.from_numpy(golden_arrays[f"demo/{kind}_positive_map"])
     if kind == "free":
         demo = golden_model["demo_free"]
@@ -73,7 +75,7 @@ def test_spans_of_a_plain_detection_caption_are_whole_names(golden, tokenizer):
     assert [row.nonzero()[:, 0].tolist() for row in positive_map] == [[3, 4], [1], [3, 4]]
 
 
-def test_label_of_each_token_in_training_is_the_references(golden, tokenizer):
+def test_label_of_each_token_in_training_equals_the_references(golden, tokenizer):
     expected = golden["od_optimized_seed3"]
     spans = [[span] for span in expected["label_to_positions"].values()]
     positive_map = map_of(caption_prompt(expected["caption"], spans), tokenizer)
@@ -92,14 +94,14 @@ def test_label_of_each_token_in_training_is_the_references(golden, tokenizer):
     ("text", "span", "pieces"),
     [
         ("a café there", (2, 6), ["cafe"]),
-        ("a cafe\u0301 there", (2, 7), ["cafe"]),  # an accent of its own makes the text longer
+        ("a cafe\u0301 there", (2, 7), ["cafe"]),  # a combining accent
         ("日本 cat", (0, 2), ["日", "本"]),
         ("日本 cat", (3, 6), ["cat"]),
         ("🦊 fox", (2, 5), ["fox"]),
         ("t-shirt", (2, 7), ["shirt"]),
-        ("giraffe", (0, 2), ["gi"]),  # part of a word: the pieces it touches
+        ("giraffe", (0, 2), ["gi"]),  # part of a word: the wordpieces it overlaps
         ("giraffe", (1, 7), ["gi", "##raf", "##fe"]),
-        ("\u200b\u200b\u200b\u200bcat", (0, 7), ["cat"]),  # the reference gives up after two
+        ("\u200b\u200b\u200b\u200bcat", (0, 7), ["cat"]),  # the reference skips at most two
         ("cat" + " " * 5, (0, 8), ["cat"]),
     ],
 )
@@ -113,17 +115,17 @@ def test_a_span_of_blanks_has_no_tokens(tokenizer):
     assert not map_of(caption_prompt("a   cat", [[(1, 4)]]), tokenizer).any()
 
 
-def test_special_tokens_and_padding_spell_nothing():
+def test_special_tokens_and_padding_have_no_label():
     result = positive_map([[(0, 3)]], [(0, 0), (0, 3), (0, 0)], num_tokens=6)
     assert result.tolist() == [[False, True, False, False, False, False]]
 
 
-def test_no_labels_make_an_empty_map():
+def test_the_map_without_labels_is_empty():
     assert positive_map([], [(0, 0), (0, 3), (0, 0)], num_tokens=3).shape == (0, 3)
 
 
 def tokens_by_the_references_rule(encoding: BatchEncoding, span: Span) -> list[int] | None:
-    """Two more characters are tried at each end. None: it gives the span up."""
+    """At most two characters are skipped at each end; None if that is not enough."""
     start, end = span
 
     def first_token(characters: list[int]) -> int | None:
@@ -142,7 +144,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 
 @settings(max_examples=300, deadline=None)
 @given(text=texts, data=st.data())
-def test_every_span_gets_the_tokens_of_the_references_rule(text, data, tokenizer):
+def test_every_span_has_the_tokens_of_the_references_rule(text, data, tokenizer):
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
     encoding = TRANSFORMERS_TOKENIZER(text, return_offsets_mapping=True)
@@ -155,7 +157,7 @@ def test_every_span_gets_the_tokens_of_the_references_rule(text, data, tokenizer
 @settings(max_examples=100, deadline=None)
 @given(text=texts)
 def test_characters_to_tokens_and_back(text, tokenizer):
-    """The characters of each token, taken as a label, give that token again."""
+    """A label with the characters of a token has that token."""
     offsets = TRANSFORMERS_TOKENIZER(text, return_offsets_mapping=True)["offset_mapping"]
     tokens = [i for i, (start, end) in enumerate(offsets) if start < end]
     # A character of several tokens belongs to the first.
@@ -167,7 +169,7 @@ def test_characters_to_tokens_and_back(text, tokenizer):
 
 @settings(max_examples=50, deadline=None)
 @given(names=st.lists(st.text("abcdefgh ", min_size=1).filter(str.strip), min_size=1, max_size=8))
-def test_no_token_spells_two_names(names, tokenizer):
+def test_no_token_has_two_labels(names, tokenizer):
     result = map_of(class_prompt(names), tokenizer)
     assert result.any(dim=1).all()
     assert result.sum(dim=0).max() <= 1
@@ -184,15 +186,15 @@ TOKEN_PROBS = torch.tensor([0.9, 0.5, 0.7, 0.2, 0.8, 0.6])
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("aggregation", "expected"),
     [
         ("mean", [0.5, 0.5, 0.0, 0.5]),
         ("max", [0.5, 0.8, 0.0, 0.8]),
         ("power", [0.5, 0.4, 0.0, 0.08 ** (1 / 3)]),
     ],
 )
-def test_scores_of_labels(how, expected):
-    scores = label_scores(TOKEN_PROBS, POSITIVE_MAP, how)
+def test_scores_of_labels(aggregation, expected):
+    scores = label_scores(TOKEN_PROBS, POSITIVE_MAP, aggregation)
     torch.testing.assert_close(scores, torch.tensor(expected))
 
 
@@ -202,27 +204,27 @@ def test_the_mean_is_the_default():
     )
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "power"])
-def test_a_label_without_tokens_is_never_detected(how, golden):
-    """As in the reference, whose second label has no token and is in no detection."""
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
+def test_a_label_without_tokens_is_never_detected(aggregation, golden):
+    """As in the reference, whose second label has no token and no detection."""
     assert golden["label_without_tokens"] == "ok, labels [1]"
-    scores = label_scores(torch.ones(6), POSITIVE_MAP, how)
+    scores = label_scores(torch.ones(6), POSITIVE_MAP, aggregation)
     assert scores.tolist() == pytest.approx([1.0, 1.0, 0.0, 1.0])
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "power"])
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
-def test_leading_dimensions_stay(how, shape):
+def test_leading_dimensions_are_kept(aggregation, shape):
     probs = torch.rand(*shape, 6)
-    scores = label_scores(probs, POSITIVE_MAP, how)
+    scores = label_scores(probs, POSITIVE_MAP, aggregation)
     assert scores.shape == (*shape, 4)
-    assert label_scores(probs, POSITIVE_MAP[:0], how).shape == (*shape, 0)
+    assert label_scores(probs, POSITIVE_MAP[:0], aggregation).shape == (*shape, 0)
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "power"])
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), labels=st.integers(1, 6), num_tokens=st.integers(1, 9))
-def test_scores_are_those_of_one_label_at_a_time(how, seed, labels, num_tokens):
+def test_scores_equal_those_of_single_labels(aggregation, seed, labels, num_tokens):
     generator = np.random.default_rng(seed)
     probs = torch.from_numpy(generator.uniform(size=(4, num_tokens)).astype(np.float32))
     positive_map = torch.from_numpy(generator.uniform(size=(labels, num_tokens)) < 0.5)
@@ -230,27 +232,27 @@ def test_scores_are_those_of_one_label_at_a_time(how, seed, labels, num_tokens):
         "mean": lambda p: p.mean(dim=1),
         "max": lambda p: p.amax(dim=1),
         "power": lambda p: p.prod(dim=1) ** (1 / p.shape[1]),
-    }[how]
+    }[aggregation]
     expected = torch.stack(
         [one_label(probs[:, row]) if row.any() else torch.zeros(4) for row in positive_map], dim=1
     )
-    scores = label_scores(probs, positive_map, how)
+    scores = label_scores(probs, positive_map, aggregation)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "power"])
-def test_a_probability_of_zero_gives_no_nan(how):
-    scores = label_scores(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0]), POSITIVE_MAP, how)
-    expected = {"mean": [0, 0.5, 0, 1 / 3], "max": [0, 1, 0, 1], "power": [0, 0, 0, 0]}[how]
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
+def test_a_probability_of_zero_gives_no_nan(aggregation):
+    scores = label_scores(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0]), POSITIVE_MAP, aggregation)
+    expected = {"mean": [0, 0.5, 0, 1 / 3], "max": [0, 1, 0, 1], "power": [0, 0, 0, 0]}[aggregation]
     torch.testing.assert_close(scores, torch.tensor(expected).float(), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "power"])
-def test_scores_are_float32_under_autocast(how):
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
+def test_scores_are_float32_under_autocast(aggregation):
     probs = torch.rand(7, 6)
-    expected = label_scores(probs, POSITIVE_MAP, how)
+    expected = label_scores(probs, POSITIVE_MAP, aggregation)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = label_scores(probs, POSITIVE_MAP, how)
+        scores = label_scores(probs, POSITIVE_MAP, aggregation)
     assert scores.dtype == torch.float32
     assert torch.equal(scores, expected)
 
@@ -261,6 +263,6 @@ def test_half_precision_probabilities_are_averaged_in_float32():
     assert torch.equal(scores, label_scores(probs.float(), POSITIVE_MAP))
 
 
-def test_an_unknown_aggregation_is_named_with_the_known_ones():
+def test_an_unknown_aggregation_is_rejected():
     with pytest.raises(ValueError, match="'median'.*mean, max, power"):
         label_scores(TOKEN_PROBS, POSITIVE_MAP, "median")

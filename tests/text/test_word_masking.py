@@ -6,7 +6,7 @@ import torch
 from glipv2_d2.text.word_masking import WordMasker
 
 MASK, VOCAB = 103, 1000
-# Ids that a replacement is never taken for: they lie outside the vocabulary.
+# Ids outside the vocabulary, which no random token equals.
 IDS = torch.arange(VOCAB, VOCAB + 40_000).view(40, 1000)
 EVERYWHERE = torch.ones_like(IDS, dtype=torch.bool)
 
@@ -18,34 +18,34 @@ def masked(
     return masker(IDS, is_word, torch.Generator().manual_seed(seed))
 
 
-def test_shares_are_those_of_bert() -> None:
-    hidden, is_chosen = masked()
+def test_shares_equal_berts() -> None:
+    masked_ids, is_chosen = masked()
     assert is_chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
-    fates = hidden[is_chosen]
-    assert (fates == MASK).float().mean().item() == pytest.approx(0.8, abs=0.02)
-    assert (fates < VOCAB).float().mean().item() == pytest.approx(0.9, abs=0.02)
-    assert (fates == IDS[is_chosen]).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    chosen = masked_ids[is_chosen]
+    assert (chosen == MASK).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert (chosen < VOCAB).float().mean().item() == pytest.approx(0.9, abs=0.02)
+    assert (chosen == IDS[is_chosen]).float().mean().item() == pytest.approx(0.1, abs=0.02)
 
 
-def test_replacements_are_from_the_whole_vocabulary() -> None:
-    hidden, _ = masked(prob=1.0)
-    replacements = hidden[(hidden < VOCAB) & (hidden != MASK)]
+def test_random_tokens_cover_the_vocabulary() -> None:
+    masked_ids, _ = masked(prob=1.0)
+    replacements = masked_ids[(masked_ids < VOCAB) & (masked_ids != MASK)]
     assert len(replacements.unique()) > 0.95 * VOCAB
 
 
-def test_what_is_no_word_is_never_touched() -> None:
+def test_only_words_are_masked() -> None:
     is_word = torch.arange(1000).expand(40, 1000) % 3 == 1
-    hidden, is_chosen = masked(is_word, prob=1.0)
+    masked_ids, is_chosen = masked(is_word, prob=1.0)
     assert torch.equal(is_chosen, is_word)
-    assert torch.equal(hidden[~is_word], IDS[~is_word])
+    assert torch.equal(masked_ids[~is_word], IDS[~is_word])
 
 
-def test_words_that_were_not_chosen_stay() -> None:
-    hidden, is_chosen = masked()
-    assert torch.equal(hidden[~is_chosen], IDS[~is_chosen])
+def test_words_that_are_not_chosen_are_unchanged() -> None:
+    masked_ids, is_chosen = masked()
+    assert torch.equal(masked_ids[~is_chosen], IDS[~is_chosen])
 
 
 @pytest.mark.parametrize("prob", [0.0, 1.5])
-def test_a_share_that_is_none_is_refused(prob: float) -> None:
-    with pytest.raises(ValueError, match=rf"MODEL\.MLM\.PROB is {prob}"):
+def test_an_invalid_probability_is_rejected(prob: float) -> None:
+    with pytest.raises(ValueError, match=rf"prob is {prob}"):
         WordMasker(mask_token_id=MASK, vocab_size=VOCAB, prob=prob)

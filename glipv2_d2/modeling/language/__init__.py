@@ -1,3 +1,4 @@
+from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY, build_language_backbone
 from glipv2_d2.modeling.language.cache import LanguageCache
@@ -6,6 +7,7 @@ from glipv2_d2.modeling.language.phrase import PhraseLanguageBackbone
 __all__ = [
     "LANGUAGE_BACKBONE_REGISTRY",
     "BertLanguageBackbone",
+    "LanguageBackbone",
     "LanguageCache",
     "PhraseLanguageBackbone",
     "build_language_backbone",

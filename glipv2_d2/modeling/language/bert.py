@@ -1,27 +1,29 @@
-"""BERT as the language backbone (GLIP spec 5)."""
+"""BERT as the language backbone (glip_reference.md 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as hf_logging
 
+from glipv2_d2.config import configurable
 from glipv2_d2.modeling.generation.kv_cache import KVCache
+from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
-from glipv2_d2.modeling.language.left_to_right import read_left_to_right
+from glipv2_d2.modeling.language.causal_bert import encode_causal
 from glipv2_d2.structures import TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import resolve_model
 
 INSTALLED_TO_CANONICAL: Mapping[str, str] = {}
-"""Parts of parameter names that the installed transformers spells otherwise than the published BERT
-and GLIP files: its spelling -> theirs. Up to transformers 5 the two agree."""
+"""Parts of parameter names that the installed transformers changed: installed -> published (in
+BERT's and GLIP's files). Up to transformers 5 there are none."""
 
 _EMBEDDING_NAMES = (
     "word_embeddings.weight",
@@ -43,7 +45,7 @@ _LAYER_MODULES = (
 
 
 def canonical_bert_names(num_layers: int) -> list[str]:
-    """The names of BERT's parameters in published files, which are also those of our own files."""
+    """Parameter names of a BERT in published files; our checkpoints use the same."""
     names = [f"embeddings.{name}" for name in _EMBEDDING_NAMES]
     for layer in range(num_layers):
         for module in _LAYER_MODULES:
@@ -52,10 +54,10 @@ def canonical_bert_names(num_layers: int) -> list[str]:
 
 
 def installed_bert_names(bert: nn.Module, num_layers: int) -> dict[str, str]:
-    """Canonical name -> name in this module, for each parameter of it.
+    """Map each canonical parameter name to its name in this module.
 
     Raises:
-        RuntimeError: a canonical name has no home in the module or the other way round.
+        RuntimeError: the module lacks a canonical name, or has a parameter without one.
     """
     installed = {}
     for name, _ in bert.named_parameters():
@@ -66,27 +68,27 @@ def installed_bert_names(bert: nn.Module, num_layers: int) -> dict[str, str]:
     expected = set(canonical_bert_names(num_layers))
     if installed.keys() != expected:
         raise RuntimeError(
-            f"transformers {transformers.__version__} names BERT's parameters in a way that is not "
-            f"known here. No home for {sorted(expected - installed.keys())}, unknown "
-            f"{sorted(installed.keys() - expected)}. Install another transformers, or add the new "
-            "spelling to glipv2_d2.modeling.language.bert.INSTALLED_TO_CANONICAL"
+            f"transformers {transformers.__version__} uses unknown names for BERT's parameters: "
+            f"missing {sorted(expected - installed.keys())}, unexpected "
+            f"{sorted(installed.keys() - expected)}. Install another version of transformers, or "
+            "add the new names to glipv2_d2.modeling.language.bert.INSTALLED_TO_CANONICAL"
         )
     return installed
 
 
 @LANGUAGE_BACKBONE_REGISTRY.register()
-class BertLanguageBackbone(nn.Module):
-    """The last layer of a BERT without pooler, read with its padding masked.
+class BertLanguageBackbone(LanguageBackbone):
+    """Hidden states of the last layer of a BERT without a pooler.
 
-    In state dicts the parameters are ``bert.<name in the published BERT files>``, whatever the
-    installed transformers calls them, and there are no buffers.
-
-    Attributes:
-        width: D, the width of the features.
-        vocab_size: ids that it has embeddings for.
-        checkpoint_excluded: prefixes of names that a checkpoint need not hold, because these
-            weights are frozen and come from elsewhere.
+    In state dicts the parameters are ``bert.<name in the published BERT files>``, independent of
+    the installed transformers, and there are no buffers.
     """
+
+    config_keys: ClassVar[dict[str, str]] = {
+        "model": "MODEL.LANGUAGE_BACKBONE.MODEL",
+        "weights": "MODEL.LANGUAGE_BACKBONE.WEIGHTS",
+        "max_tokens": "MODEL.PROMPT.MAX_TOKENS",
+    }
 
     @configurable
     def __init__(
@@ -95,13 +97,13 @@ class BertLanguageBackbone(nn.Module):
         """
         Args:
             bert: the encoder.
-            freeze: no gradients, and eval mode (no dropout) also in training.
-            checkpoint_excluded: see the attribute.
+            freeze: no gradients, and eval mode (no dropout) during training, too.
+            checkpoint_excluded: see :class:`LanguageBackbone`.
         """
         super().__init__()
         self.bert = bert
-        self.width: int = bert.config.hidden_size
-        self.vocab_size: int = bert.config.vocab_size
+        self.width = bert.config.hidden_size
+        self.vocab_size = bert.config.vocab_size
         self.freeze = freeze
         self.checkpoint_excluded = tuple(checkpoint_excluded)
         self._installed_names = installed_bert_names(bert, bert.config.num_hidden_layers)
@@ -118,8 +120,8 @@ class BertLanguageBackbone(nn.Module):
         max_tokens, max_positions = cfg.MODEL.PROMPT.MAX_TOKENS, bert.config.max_position_embeddings
         if max_tokens > max_positions:
             raise ValueError(
-                f"MODEL.PROMPT.MAX_TOKENS is {max_tokens}, but {language.MODEL!r} reads at most "
-                f"{max_positions} tokens; lower it"
+                f"max_tokens is {max_tokens}, but {language.MODEL!r} encodes at most "
+                f"{max_positions} tokens: lower it"
             )
         return {
             "bert": bert,
@@ -129,7 +131,7 @@ class BertLanguageBackbone(nn.Module):
 
     @property
     def word_embeddings(self) -> nn.Embedding:
-        """(vocabulary, D) the vectors that words enter with."""
+        """(vocab_size, D) input embeddings."""
         embeddings = self.bert.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
         return embeddings
@@ -138,41 +140,44 @@ class BertLanguageBackbone(nn.Module):
         return super().train(mode and not self.freeze)
 
     def forward(self, tokens: TokenBatch) -> TextFeatures:
-        """(N, T) tokens -> (N, T, D) features."""
+        """Encode (N, T) tokens into (N, T, D) features."""
         if tokens.causal:
-            hidden, _ = self.read_on(tokens.input_ids)
+            hidden, _ = self.decode_step(tokens.input_ids)
         else:
             hidden = self.encode(tokens.input_ids, tokens.mask)
         return TextFeatures(hidden, tokens.mask, tokens.causal)
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """(N, T) ids and bool mask -> (N, T, D) of the last layer. Padding has no meaning."""
+        """Encode (N, T) ids, of which ``mask`` is True on valid ones, into (N, T, D).
+
+        Padding has undefined features.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             output = self.bert(input_ids=input_ids, attention_mask=mask.long())
         return output.last_hidden_state
 
-    def read_on(
-        self, input_ids: Tensor, past: Sequence[KVCache] | None = None
+    def decode_step(
+        self, input_ids: Tensor, cache: Sequence[KVCache] | None = None
     ) -> tuple[Tensor, list[KVCache]]:
-        """Read from left to right, see :func:`read_left_to_right`."""
+        """Encode further tokens causally; see :func:`encode_causal`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return read_left_to_right(self.bert, input_ids, past)
+            return encode_causal(self.bert, input_ids, cache)
 
 
 def build_bert(*, model: str, weights: str) -> BertModel:
-    """Build a BERT of ``model``'s sizes.
+    """Build a BERT with the sizes of ``model``.
 
     Args:
-        model: where its config.json is: a local directory, "package:NAME", or a hub name.
-        weights: "" for random ones (no hub is asked), else where they are, named in the same way.
+        model: source of config.json: a local directory, "package:NAME", or a hub name.
+        weights: "" for random ones (without network access), else their source, in the same form.
 
     Raises:
-        ValueError: nothing usable is there; names what was asked for and what to do.
+        ValueError: a source is missing, is not a BERT, or has weights of other sizes.
     """
     config = _load_bert_config(model)
     if not weights:
         return BertModel(config, add_pooling_layer=False)
-    # The bundled models are sizes and vocabularies without weights: those are for the hub to give.
+    # Bundled models are configs and vocabularies only, so their weights come from the hub.
     source = resolve_model(weights) if weights.startswith("package:") else weights
     try:
         with _quiet_loading():
@@ -181,15 +186,14 @@ def build_bert(*, model: str, weights: str) -> BertModel:
             )
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"no BERT weights of {model!r}'s sizes could be read from "
-            f"MODEL.LANGUAGE_BACKBONE.WEIGHTS {weights!r}: {error}. {_REMEDY}, or leave it empty "
-            "when MODEL.WEIGHTS holds the language backbone too"
+            f"weights {weights!r} are not BERT weights with the sizes of {model!r}: {error}. "
+            f"{_REMEDY}, or leave it empty if the model's checkpoint has the language backbone"
         ) from error
     bert, report = loaded
     if report["missing_keys"]:
         raise ValueError(
-            f"MODEL.LANGUAGE_BACKBONE.WEIGHTS {weights!r} has no {sorted(report['missing_keys'])}: "
-            f"it is no BERT of {model!r}'s sizes. {_REMEDY}"
+            f"weights {weights!r} lack {sorted(report['missing_keys'])}: they are not a BERT with "
+            f"the sizes of {model!r}. {_REMEDY}"
         )
     return bert
 
@@ -199,28 +203,27 @@ def _load_bert_config(model: str) -> BertConfig:
         settings, _ = BertConfig.get_config_dict(resolve_model(model))
     except OSError as error:
         raise ValueError(
-            f"the sizes of MODEL.LANGUAGE_BACKBONE.MODEL {model!r} could not be read: {error}. "
-            f"{_REMEDY}"
+            f"the config of language model {model!r} could not be loaded: {error}. {_REMEDY}"
         ) from error
-    # The first BERTs were published without their type.
+    # The first BERTs were published without a model_type.
     model_type = settings.get("model_type", "bert")
     if model_type != "bert":
         raise ValueError(
-            f"MODEL.LANGUAGE_BACKBONE.MODEL {model!r} is a {model_type}, not a BERT. Choose a "
-            "BERT, or register a language backbone for it in LANGUAGE_BACKBONE_REGISTRY"
+            f"language model {model!r} is a {model_type}, not a BERT. Choose a BERT, or register a "
+            "language backbone for it in LANGUAGE_BACKBONE_REGISTRY"
         )
     return BertConfig.from_dict(settings)
 
 
 _REMEDY = (
-    "Give a local directory, an installed package as 'package:NAME', or a name that the Hugging "
-    "Face hub can be asked for from this machine"
+    "Pass a local directory, an installed package as 'package:NAME', or a model name of the "
+    "Hugging Face hub (which needs network access)"
 )
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Without transformers' list of unused weights (pooler, heads); what is missing we check."""
+    """Silence transformers' list of unused weights (pooler, heads); we check missing ones."""
     verbosity = hf_logging.get_verbosity()
     progress_bar = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
@@ -236,7 +239,7 @@ def _quiet_loading() -> Iterator[None]:
 def _to_canonical_names(
     backbone: BertLanguageBackbone, state_dict: dict[str, Any], prefix: str, _metadata: Any
 ) -> None:
-    """After state_dict(): the module's names become canonical ones; buffers are left out."""
+    """After state_dict(): rename parameters to their canonical names and drop buffers."""
     prefix += "bert."
     values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     for canonical, installed in backbone._installed_names.items():
@@ -246,7 +249,7 @@ def _to_canonical_names(
 def _from_canonical_names(
     backbone: BertLanguageBackbone, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Before load_state_dict(): canonical names become the module's."""
+    """Before load_state_dict(): rename canonical names to the module's."""
     prefix += "bert."
     values = {
         installed: state_dict.pop(prefix + canonical)

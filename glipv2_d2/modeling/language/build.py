@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from glipv2_d2.modeling.language.base import LanguageBackbone
+from glipv2_d2.modeling.registry import build_part
+
 LANGUAGE_BACKBONE_REGISTRY = Registry("LANGUAGE_BACKBONE")
 LANGUAGE_BACKBONE_REGISTRY.__doc__ = """
-Language backbones: ``obj(cfg)`` gives a module that maps a TokenBatch to TextFeatures and says
-the width of its features in the attribute ``width``, and in ``vocab_size`` how many ids it knows.
-One that is to describe images also reads TokenBatches that are ``causal``, and in pieces:
-``read_on(input_ids, past)`` as of BertLanguageBackbone.
+Language backbones: ``obj(cfg)`` returns a :class:`~glipv2_d2.modeling.language.LanguageBackbone`.
 """
 
 
-def build_language_backbone(cfg: CfgNode) -> Any:
-    """Build the language backbone that ``cfg.MODEL.LANGUAGE_BACKBONE.NAME`` names."""
-    return LANGUAGE_BACKBONE_REGISTRY.get(cfg.MODEL.LANGUAGE_BACKBONE.NAME)(cfg)
+def build_language_backbone(cfg: CfgNode) -> LanguageBackbone:
+    """Build the language backbone ``cfg.MODEL.LANGUAGE_BACKBONE.NAME``.
+
+    Raises:
+        TypeError: the registered class is not a :class:`LanguageBackbone`.
+    """
+    name, key = cfg.MODEL.LANGUAGE_BACKBONE.NAME, "MODEL.LANGUAGE_BACKBONE.NAME"
+    return build_part(LANGUAGE_BACKBONE_REGISTRY, name, LanguageBackbone, key, cfg)

@@ -1,4 +1,4 @@
-"""What the language backbone has said before: memories for prompts and for single phrases.
+"""Caches of text features: per prompt (LanguageCache) and per phrase (PhraseCache).
 
 N: prompts of a batch. T: tokens of the longest. D: width of the features.
 """
@@ -12,26 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from glipv2_d2.layers.lru_cache import LRUCache, stream_id
+from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.structures import TextFeatures, TokenBatch
 
 PhraseIds = tuple[int, ...]
 """The token ids of one phrase, without [CLS] and [SEP]."""
 
-# Numbers of every tensor that are looked at for changes that nobody counts.
+# Values per tensor that are compared to detect changes without a version count.
 _SAMPLES_PER_TENSOR = 8
 
 
 def weights_version(module: nn.Module) -> Hashable:
-    """Something that differs after the module's weights were changed, replaced or moved.
+    """A key that changes when the module's weights are updated, replaced or moved.
 
-    Autograd counts the changes of a tensor, and new memory has another address. What escapes both
-    (fused optimizers, writes through ``.data``, memory that is used again) shows in a sample of the
-    numbers, taken evenly from every tensor; a write through ``.data`` to a few numbers only may
-    escape that too: ``LanguageCache.clear`` is for those.
+    It holds autograd's version count and the address of every tensor, and, for changes that neither
+    shows (fused optimizers, writes through ``.data``, reused memory), evenly spaced values of it.
+    Writing a few values through ``.data`` may go undetected: call ``LanguageCache.clear`` then.
     """
     tensors = [*module.parameters(), *module.buffers()]
     identities = tuple(
-        # What was made in inference mode has no count.
+        # Tensors created in inference mode have no version count.
         (t.data_ptr(), None if t.is_inference() else t._version, t.dtype, t.device)
         for t in tensors
     )
@@ -40,34 +40,35 @@ def weights_version(module: nn.Module) -> Hashable:
 
 @torch.no_grad()
 def _samples(tensors: Sequence[Tensor]) -> Iterator[bytes]:
-    """Numbers of the tensors, those of a device together."""
+    """Sampled values of the tensors, concatenated per device."""
     for device in dict.fromkeys(t.device for t in tensors):
-        numbers = [
+        values = [
             t.reshape(-1)[:: max(1, t.numel() // _SAMPLES_PER_TENSOR)]
             for t in tensors
             if t.device == device
         ]
-        yield torch.cat(numbers).double().cpu().numpy().tobytes()
+        yield torch.cat(values).double().cpu().numpy().tobytes()
 
 
 class LanguageCache:
-    """Keeps the features of the prompts asked last, across images; for inference.
+    """Features of the most recently used prompts, shared by all images; for inference.
 
-    A prompt is known by its token ids, its text, its spans and its kind. All is forgotten when
-    the weights of the backbone change and whenever it is asked with gradients or in training mode,
-    where the cache only passes on. At most ``size`` prompts are held, each T x D numbers on the
-    device of the backbone (768 KiB for a full one of BERT-base). Several threads may ask at once.
-    A switch that is no tensor, such as peft's ``enable_adapters``, is not noticed: ``clear`` then.
+    The key of a prompt is its token ids, text, spans and kind. The cache is emptied when the
+    backbone's weights change. In training mode and with gradients enabled it is emptied and
+    bypassed. An entry takes T x D values on the backbone's device (768 KiB for 256 tokens of
+    BERT-base). The cache is thread-safe. Switches that are not tensors, such as peft's
+    ``enable_adapters``, go undetected: call :meth:`clear` after them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, language_cache_size: int) -> None:
         """
         Args:
-            size: prompts to keep, the least recently used goes first; 0 keeps none.
+            language_cache_size: number of prompts to keep, evicting the least recently used; 0
+                disables the cache.
         """
-        if size < 0:
-            raise ValueError(f"MODEL.LANGUAGE_BACKBONE.CACHE_SIZE is {size}; 0 turns the cache off")
-        self._hidden: LRUCache[Hashable, Tensor] = LRUCache(size)
+        if language_cache_size < 0:
+            raise ValueError(f"language_cache_size is {language_cache_size}; 0 disables the cache")
+        self._hidden: LRUCache[Hashable, Tensor] = LRUCache(language_cache_size)
 
     def __len__(self) -> int:
         return len(self._hidden)
@@ -75,45 +76,45 @@ class LanguageCache:
     def clear(self) -> None:
         self._hidden.clear()
 
-    # Its bookkeeping is no arithmetic.
+    # Dictionary lookups are not for torch.compile.
     @torch.compiler.disable(recursive=False)
-    def __call__(self, language_backbone: nn.Module, tokens: TokenBatch) -> TextFeatures:
-        """``language_backbone(tokens)``, of which only unknown prompts are really asked.
+    def __call__(self, language_backbone: LanguageBackbone, tokens: TokenBatch) -> TextFeatures:
+        """Equal ``language_backbone(tokens)``, but encode only prompts that are not cached.
 
-        Rows of padding are zeros.
+        Padding has zero features.
         """
         if language_backbone.training or torch.is_grad_enabled():
             self.clear()
             return language_backbone(tokens)
         if self._hidden.size == 0:
             return language_backbone(tokens)
-        version = (weights_version(language_backbone), _precision(tokens.input_ids.device))
+        version = (weights_version(language_backbone), _autocast_dtype(tokens.input_ids.device))
         keys = _prompt_keys(tokens)
         hidden = self._hidden.find(keys, version)
-        unknown: dict[Hashable, int] = {}
+        missing: dict[Hashable, int] = {}
         for row, key in enumerate(keys):
             if key not in hidden:
-                unknown.setdefault(key, row)
-        if unknown:
-            asked = _ask(language_backbone, _select_prompts(tokens, list(unknown.values())))
-            learned = dict(zip(unknown, asked, strict=True))
-            self._hidden.keep(learned, version)
-            hidden |= learned
+                missing.setdefault(key, row)
+        if missing:
+            encoded = _encode(language_backbone, _select_prompts(tokens, list(missing.values())))
+            new = dict(zip(missing, encoded, strict=True))
+            self._hidden.keep(new, version)
+            hidden |= new
         padded = _pad([hidden[key] for key in keys], tokens.mask.shape[1])
         return TextFeatures(padded, tokens.mask, tokens.causal)
 
 
-def _precision(device: torch.device) -> torch.dtype | None:
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     if not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
 
 def _prompt_keys(tokens: TokenBatch) -> list[Hashable]:
-    """A key per prompt that its padding does not change.
+    """A key per prompt, independent of its padding.
 
-    Text, spans, nouns and kind belong to it since a backbone may encode phrases one by one, and
-    read the words around them or not.
+    It includes text, spans, nouns and kind, because a backbone may encode phrases separately, and
+    with or without the words around them.
     """
     stream = stream_id(tokens.input_ids.device)
     ids_per_prompt = tokens.input_ids.cpu().numpy()
@@ -132,8 +133,8 @@ def _prompt_keys(tokens: TokenBatch) -> list[Hashable]:
     ]
 
 
-def _ask(language_backbone: nn.Module, tokens: TokenBatch) -> list[Tensor]:
-    """(T_i, D) features of each prompt without its padding."""
+def _encode(language_backbone: LanguageBackbone, tokens: TokenBatch) -> list[Tensor]:
+    """(T_i, D) features of each prompt, without padding."""
     features = language_backbone(tokens)
     lengths = features.mask.sum(dim=1).tolist()
     # Copies: a view would keep the whole batch alive.
@@ -157,7 +158,7 @@ def _select_prompts(tokens: TokenBatch, rows: Sequence[int]) -> TokenBatch:
 
 
 def _pad(hidden_per_prompt: Sequence[Tensor], num_tokens: int) -> Tensor:
-    """(T_i, D) tensors -> (N, T, D), zeros behind each."""
+    """(T_i, D) tensors -> (N, T, D), padded with zeros."""
     first = hidden_per_prompt[0]
     padded = first.new_zeros(len(hidden_per_prompt), num_tokens, first.shape[-1])
     for row, hidden in zip(padded, hidden_per_prompt, strict=True):
@@ -166,17 +167,17 @@ def _pad(hidden_per_prompt: Sequence[Tensor], num_tokens: int) -> Tensor:
 
 
 class PhraseCache:
-    """The vectors of the phrases asked last. Several threads may ask at once."""
+    """Embeddings of the most recently used phrases. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         """
         Args:
-            size: phrases to keep, at least 1; the least recently used goes first.
+            size: number of phrases to keep, at least 1, evicting the least recently used.
         """
-        self._vectors: LRUCache[tuple[int, PhraseIds], Tensor] = LRUCache(size)
+        self._embeddings: LRUCache[tuple[int, PhraseIds], Tensor] = LRUCache(size)
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._embeddings)
 
     def __call__(
         self,
@@ -185,32 +186,32 @@ class PhraseCache:
         version: Hashable,
         device: torch.device,
     ) -> Tensor:
-        """The vectors of some phrases, of which only unknown ones are encoded.
+        """Embed P phrases, encoding only those that are not cached.
 
         Args:
-            phrases: P phrases, any of them several times.
-            encode: gives the (K, D) vectors of K different phrases.
-            version: what the vectors depend on besides the phrase; a new one empties the cache.
-            device: where ``encode`` works.
+            phrases: P phrases, possibly repeated.
+            encode: K different phrases -> their (K, D) embeddings.
+            version: everything else that the embeddings depend on; a new one empties the cache.
+            device: where ``encode`` runs.
 
         Returns:
             (P, D), without gradient.
         """
         stream = stream_id(device)
         keys = [(stream, phrase) for phrase in phrases]
-        vectors = self._vectors.find(keys, version)
-        unknown = list(dict.fromkeys(key for key in keys if key not in vectors))
-        if unknown:
-            encoded = _rows(encode([phrase for _, phrase in unknown]))
-            learned = dict(zip(unknown, encoded, strict=True))
-            self._vectors.keep(learned, version)
-            vectors |= learned
-        return torch.stack([vectors[key] for key in keys])
+        embeddings = self._embeddings.find(keys, version)
+        missing = list(dict.fromkeys(key for key in keys if key not in embeddings))
+        if missing:
+            encoded = _rows(encode([phrase for _, phrase in missing]))
+            new = dict(zip(missing, encoded, strict=True))
+            self._embeddings.keep(new, version)
+            embeddings |= new
+        return torch.stack([embeddings[key] for key in keys])
 
 
-# What is made in inference mode could not be used in training.
+# Tensors created in inference mode could not be used in training.
 @torch.inference_mode(False)
 @torch.no_grad()
-def _rows(vectors: Tensor) -> list[Tensor]:
-    """Copies of the rows: views would keep all of them alive."""
-    return [vector.clone() for vector in vectors]
+def _rows(embeddings: Tensor) -> list[Tensor]:
+    """Copies of the rows: a view would keep all of them alive."""
+    return [embedding.clone() for embedding in embeddings]

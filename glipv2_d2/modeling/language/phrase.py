@@ -1,4 +1,4 @@
-"""Phrases read one by one by a sentence encoder: the language backbone of small models.
+"""A sentence encoder as language backbone: every phrase of a prompt is encoded separately.
 
 N: prompts. T: tokens of the longest prompt. P: labels of all prompts. D: width of the features.
 """
@@ -8,50 +8,50 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from torch import Tensor
 from transformers import BertModel
 
+from glipv2_d2.config import configurable
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
 from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 
-# 8192 phrases of MiniLM are 12 MiB.
+# 8192 embeddings of MiniLM take 12 MiB.
 _CACHED_PHRASES = 8192
-# Phrases encoded at once, so that the first prompt of a long list does not need much memory.
+# Bounds the memory that the first prompt of a long list of class names needs.
 _PHRASES_PER_BATCH = 256
 
 
 @LANGUAGE_BACKBONE_REGISTRY.register()
 class PhraseLanguageBackbone(BertLanguageBackbone):
-    """Encodes every label of a prompt alone and writes its one vector on all of its tokens.
+    """Encodes each phrase of a prompt separately and assigns its embedding to all of its tokens.
 
-    Our choice, not GLIP's. A sentence encoder such as MiniLM is trained to give one vector for one
-    phrase, and names that it has never seen in a detection prompt stay near their synonyms. What
-    else is asked in the prompt, and in which order, does not change a phrase's features, so those
-    of a frozen encoder are computed once per phrase, in training too.
+    Not part of GLIP. A sentence encoder such as MiniLM is trained to embed single phrases, and new
+    class names stay close to their synonyms. The features of a phrase depend neither on the other
+    phrases of the prompt nor on their order. With a frozen encoder each phrase is therefore encoded
+    once and cached, in training, too.
 
-    A phrase's vector is the mean over its tokens with [CLS] and [SEP], as sentence-transformers
-    pools, scaled to length sqrt(D): its entries then vary about as much as those of a layer norm's
-    output, which is what the fused head otherwise reads. Tokens of several labels get their mean.
+    A phrase's embedding is the mean over its tokens including [CLS] and [SEP] (the pooling of
+    sentence-transformers), scaled to length sqrt(D), about the scale of a layer norm's output. A
+    token of several labels gets the mean of their embeddings.
 
-    Tokens outside the labels are zero where they only separate labels. Where a prompt says more
-    than its labels (a caption), it is read once as a whole for them, and they get their vectors
-    from there, scaled in the same way. Of a question the nouns are read alone, and not the labels:
-    they are compared with regions as names are, and its answer does not depend on what is to be
-    found beside it. What is read from left to right is read as a whole.
+    - Class names: separators have zero features.
+    - Captions: the labels are encoded separately; the other words get their hidden states from one
+      pass over the whole caption, scaled in the same way.
+    - Questions: the nouns are encoded separately and everything else in context, so the features do
+      not depend on the labels.
+    - Causal prompts are encoded as a whole.
 
-    A word that is masked in training is masked in its phrase: the rest of the phrase and, after
-    fusion, the image are left to tell it.
+    A masked word is masked within its phrase as well.
     """
 
-    # Questions are to say what their nouns are.
-    reads_nouns_alone = True
+    encodes_nouns: ClassVar[bool] = True
 
     @configurable
     def __init__(
@@ -61,64 +61,64 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         self._phrase_cache = PhraseCache(_CACHED_PHRASES)
 
     def forward(self, tokens: TokenBatch) -> TextFeatures:
-        """(N, T) tokens -> (N, T, D) float32 features."""
+        """Encode (N, T) tokens into (N, T, D) float32 features."""
         if tokens.causal:
             return super().forward(tokens)
-        hidden, is_alone = self._phrase_features(tokens)
-        in_context = torch.tensor(
-            [prompt.is_question or says_more_than_labels(prompt) for prompt in tokens.prompts]
+        hidden, is_phrase = self._phrase_features(tokens)
+        needs_context = torch.tensor(
+            [prompt.is_question or has_words_outside_labels(prompt) for prompt in tokens.prompts]
         )
-        if in_context.any():
-            rows = in_context.nonzero().squeeze(1).to(hidden.device)
+        if needs_context.any():
+            rows = needs_context.nonzero().squeeze(1).to(hidden.device)
             context = _unit_variance(self.encode(tokens.input_ids[rows], tokens.mask[rows]))
             context = context.to(hidden.dtype)
             hidden = hidden.index_copy(
-                0, rows, torch.where(is_alone[rows, :, None], hidden[rows], context)
+                0, rows, torch.where(is_phrase[rows, :, None], hidden[rows], context)
             )
         return TextFeatures(hidden, tokens.mask)
 
-    def read_on(
-        self, input_ids: Tensor, past: Sequence[KVCache] | None = None
+    def decode_step(
+        self, input_ids: Tensor, cache: Sequence[KVCache] | None = None
     ) -> tuple[Tensor, list[KVCache]]:
-        hidden, past = super().read_on(input_ids, past)
-        return _unit_variance(hidden.float()), past
+        hidden, new_cache = super().decode_step(input_ids, cache)
+        return _unit_variance(hidden.float()), new_cache
 
     def _phrase_features(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
-        """The phrases' vectors on their tokens (N, T, D), and which tokens these are (N, T)."""
+        """Phrase embeddings at their tokens, else zeros (N, T, D), and a mask of these (N, T)."""
         device = tokens.input_ids.device
         num_prompts, num_tokens = tokens.input_ids.shape
-        phrases, phrase_index, token_index = _phrases_of(tokens.to("cpu"))
+        phrases, phrase_index, token_index = _collect_phrases(tokens.to("cpu"))
         token_index = token_index.to(device)
         phrases_per_token = token_index.bincount(minlength=num_prompts * num_tokens)
         hidden = torch.zeros(num_prompts * num_tokens, self.width, device=device)
         if phrases:
-            vectors = self.phrase_vectors(phrases, special_ids=_special_ids(tokens)).float()
-            hidden = hidden.index_add(0, token_index, vectors[phrase_index.to(device)])
+            embeddings = self.embed_phrases(phrases, special_ids=_special_ids(tokens)).float()
+            hidden = hidden.index_add(0, token_index, embeddings[phrase_index.to(device)])
             hidden = hidden / phrases_per_token.clamp(min=1)[:, None]
         return (
             hidden.view(num_prompts, num_tokens, self.width),
             phrases_per_token.view(num_prompts, num_tokens) > 0,
         )
 
-    def phrase_vectors(
+    def embed_phrases(
         self, phrases: Sequence[PhraseIds], *, special_ids: tuple[int, int]
     ) -> Tensor:
-        """(P, D) vectors of length sqrt(D).
+        """Embed P phrases into (P, D), each of length sqrt(D).
 
         Args:
-            phrases: P lists of token ids; () gives the vector of the empty text.
+            phrases: P sequences of token ids; () is the empty string.
             special_ids: the ids of [CLS] and [SEP].
         """
 
         def encode(different: Sequence[PhraseIds]) -> Tensor:
             parts = [
-                self._encode_phrases(different[start : start + _PHRASES_PER_BATCH], special_ids)
+                self._embed_batch(different[start : start + _PHRASES_PER_BATCH], special_ids)
                 for start in range(0, len(different), _PHRASES_PER_BATCH)
             ]
             return torch.cat(parts)
 
         if self.freeze:
-            # In full precision, so that what is kept does not depend on who asked first.
+            # In full precision, so that cached embeddings do not depend on the first caller.
             with torch.autocast(self.bert.device.type, enabled=False):
                 version = weights_version(self.bert)
                 return self._phrase_cache(phrases, encode, version, self.bert.device)
@@ -126,7 +126,7 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         row_of = {phrase: row for row, phrase in enumerate(different)}
         return encode(different)[[row_of[phrase] for phrase in phrases]]
 
-    def _encode_phrases(self, phrases: Sequence[PhraseIds], special_ids: tuple[int, int]) -> Tensor:
+    def _embed_batch(self, phrases: Sequence[PhraseIds], special_ids: tuple[int, int]) -> Tensor:
         cls, sep = special_ids
         rows = [torch.tensor([cls, *phrase, sep]) for phrase in phrases]
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -138,12 +138,12 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         return _unit_variance(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
-def says_more_than_labels(prompt: Prompt) -> bool:
-    """Whether there is a letter or digit outside the spans of the labels.
+def has_words_outside_labels(prompt: Prompt) -> bool:
+    """Whether the prompt has a letter or digit outside the spans of its labels.
 
-    >>> says_more_than_labels(Prompt("cat. dog", (((0, 3),), ((5, 8),)), (0, 1)))
+    >>> has_words_outside_labels(Prompt("cat. dog", (((0, 3),), ((5, 8),)), (0, 1)))
     False
-    >>> says_more_than_labels(Prompt("a cat", (((2, 5),),), (0,)))
+    >>> has_words_outside_labels(Prompt("a cat", (((2, 5),),), (0,)))
     True
     """
     end_of_last = 0
@@ -155,20 +155,20 @@ def says_more_than_labels(prompt: Prompt) -> bool:
     return any(character.isalnum() for character in "".join(outside))
 
 
-def _phrases_of(tokens: TokenBatch) -> tuple[list[PhraseIds], Tensor, Tensor]:
-    """The token ids of each label or, in questions, each noun, and where its vector belongs.
+def _collect_phrases(tokens: TokenBatch) -> tuple[list[PhraseIds], Tensor, Tensor]:
+    """Collect the token ids of every label or, of questions, every noun, and their positions.
 
     Returns:
-        P phrases of all prompts in turn; and for each pair of a phrase and a token of it the index
-        of the phrase and the index of the token among the N * T of the batch.
+        the P phrases of all prompts; and, for each pair of a phrase and one of its tokens, the
+        index of the phrase and the index of the token among the N * T of the batch.
     """
     num_tokens = tokens.input_ids.shape[1]
     phrases: list[PhraseIds] = []
     phrase_index, token_index = [], []
     for row, (input_ids, prompt) in enumerate(zip(tokens.input_ids, tokens.prompts, strict=True)):
         maps = tokens.noun_maps if prompt.is_question else tokens.positive_maps
-        own_phrases, positions = maps[row].nonzero(as_tuple=True)
-        phrase_index.append(own_phrases + len(phrases))
+        prompt_phrases, positions = maps[row].nonzero(as_tuple=True)
+        phrase_index.append(prompt_phrases + len(phrases))
         token_index.append(positions + row * num_tokens)
         ids = iter(input_ids[positions].tolist())
         lengths = maps[row].sum(dim=1).tolist()
@@ -177,11 +177,11 @@ def _phrases_of(tokens: TokenBatch) -> tuple[list[PhraseIds], Tensor, Tensor]:
 
 
 def _special_ids(tokens: TokenBatch) -> tuple[int, int]:
-    """The ids of [CLS] and [SEP], which begin and end every prompt."""
+    """The ids of [CLS] and [SEP]: the first and the last token of any prompt."""
     last = int(tokens.mask[0].sum()) - 1
     return int(tokens.input_ids[0, 0]), int(tokens.input_ids[0, last])
 
 
 def _unit_variance(vectors: Tensor) -> Tensor:
-    """(..., D) vectors scaled to length sqrt(D), so that their squared entries average 1."""
+    """Scale (..., D) vectors to length sqrt(D), so that their squared entries average 1."""
     return F.normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])

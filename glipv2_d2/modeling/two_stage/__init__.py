@@ -1,6 +1,7 @@
-"""Detectron2's two-stage detectors with words in place of their table of classes."""
+"""Detectron2's two-stage detectors with text embeddings in place of a fixed classifier."""
 
 from glipv2_d2.modeling.two_stage.box_predictor import RegionWordOutputLayers
+from glipv2_d2.modeling.two_stage.class_embeddings import ClassEmbeddings
 from glipv2_d2.modeling.two_stage.meta_arch import OpenVocabularyRCNN
 from glipv2_d2.modeling.two_stage.roi_heads import (
     OpenVocabularyCascadeROIHeads,
@@ -8,6 +9,7 @@ from glipv2_d2.modeling.two_stage.roi_heads import (
 )
 
 __all__ = [
+    "ClassEmbeddings",
     "OpenVocabularyCascadeROIHeads",
     "OpenVocabularyRCNN",
     "OpenVocabularyROIHeads",

@@ -1,4 +1,4 @@
-"""A BERT of width 16 on a vocabulary of a few words, and the prompts it is asked."""
+"""A BERT of width 16 with a vocabulary of a few words, and a tokenizer of such words."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WORDS = [
 SEPARATOR = "."
 
 
-def _ask(*texts: str, labels: Sequence[Sequence[str]] | None = None) -> TokenBatch:
-    """Tokenize texts whose words stand between blanks.
+def _tokenize(*texts: str, labels: Sequence[Sequence[str]] | None = None) -> TokenBatch:
+    """Tokenize prompts whose words are separated by blanks.
 
     Args:
         texts: one prompt each.
         labels: for each prompt the phrases that are its labels, each once in the text; default:
-            what stands between the separators.
+            the parts between separators.
     """
     prompts, ids_per_prompt, maps = [], [], []
     for row, text in enumerate(texts):
@@ -44,7 +44,7 @@ def _ask(*texts: str, labels: Sequence[Sequence[str]] | None = None) -> TokenBat
         spans, positive_map = [], torch.zeros(len(phrases), len(words) + 2, dtype=torch.bool)
         end = 0
         for label, phrase in enumerate(phrases):
-            # Names stand one behind the other, phrases of a caption may overlap.
+            # Class names follow each other; phrases of a caption may overlap.
             start = text.index(phrase, end if labels is None else 0)
             end = start + len(phrase)
             first = 1 + len(text[:start].split())
@@ -65,8 +65,8 @@ def _ask(*texts: str, labels: Sequence[Sequence[str]] | None = None) -> TokenBat
 
 
 @pytest.fixture
-def ask() -> Callable[..., TokenBatch]:
-    return _ask
+def tokenize() -> Callable[..., TokenBatch]:
+    return _tokenize
 
 
 @pytest.fixture

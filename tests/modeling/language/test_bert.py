@@ -15,7 +15,7 @@ from glipv2_d2.modeling.language import bert as bert_module
 from glipv2_d2.modeling.language.bert import build_bert, canonical_bert_names
 from glipv2_d2.structures import TokenBatch
 
-Ask = Callable[..., TokenBatch]
+Tokenize = Callable[..., TokenBatch]
 
 
 def tiny_config(model: Path | str, weights: Path | str = "", freeze: bool = False) -> CfgNode:
@@ -28,24 +28,24 @@ def tiny_config(model: Path | str, weights: Path | str = "", freeze: bool = Fals
     return cfg
 
 
-def test_features_have_the_width_it_tells(bert: BertModel, ask: Ask) -> None:
+def test_features_have_the_width_of_the_attribute(bert: BertModel, tokenize: Tokenize) -> None:
     backbone = BertLanguageBackbone(bert=bert, freeze=False)
-    features = backbone(ask("a cat", "red car . dog"))
+    features = backbone(tokenize("a cat", "red car . dog"))
     assert features.hidden.shape == (2, 6, backbone.width)
     assert features.mask.tolist() == [[True] * 4 + [False] * 2, [True] * 6]
 
 
-def test_padding_does_not_change_a_prompt(bert: BertModel, ask: Ask) -> None:
+def test_padding_does_not_change_a_prompt(bert: BertModel, tokenize: Tokenize) -> None:
     backbone = BertLanguageBackbone(bert=bert, freeze=False).eval()
-    alone = backbone(ask("a cat")).hidden[0]
-    padded = backbone(ask("a cat", "the red car . sea lion . dog")).hidden[0, :4]
+    alone = backbone(tokenize("a cat")).hidden[0]
+    padded = backbone(tokenize("a cat", "the red car . sea lion . dog")).hidden[0, :4]
     torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
 
 
 def test_features_are_the_last_layer_of_the_bert_without_a_pooler(
-    bert: BertModel, ask: Ask
+    bert: BertModel, tokenize: Tokenize
 ) -> None:
-    tokens = ask("a cat")
+    tokens = tokenize("a cat")
     expected = bert.eval()(input_ids=tokens.input_ids, output_hidden_states=True).hidden_states[-1]
     hidden = BertLanguageBackbone(bert=bert, freeze=False).eval()(tokens).hidden
     torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=0)
@@ -59,7 +59,7 @@ def test_state_dict_has_the_published_names_and_nothing_else(bert: BertModel) ->
 
 
 class FutureBert(nn.Module):
-    """A BERT as some later transformers might spell it."""
+    """A BERT with parameter names of a hypothetical later transformers."""
 
     def __init__(self, bert: BertModel) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class FutureBert(nn.Module):
         self.encoder.blocks = bert.encoder.layer
 
 
-def test_state_dict_keeps_its_names_when_transformers_changes_its_own(
+def test_state_dict_names_are_independent_of_transformers(
     bert: BertModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = BertLanguageBackbone(bert=bert, freeze=False).state_dict()
@@ -83,8 +83,8 @@ def test_state_dict_keeps_its_names_when_transformers_changes_its_own(
         assert torch.equal(written[f"model.language.{name}"], value), name
 
 
-def test_names_that_nobody_knows_are_an_error_that_lists_them(bert: BertModel) -> None:
-    with pytest.raises(RuntimeError, match=r"encoder\.layer\.0.*unknown.*encoder\.blocks\.0"):
+def test_unknown_parameter_names_are_listed_in_the_error(bert: BertModel) -> None:
+    with pytest.raises(RuntimeError, match=r"encoder\.layer\.0.*unexpected.*encoder\.blocks\.0"):
         BertLanguageBackbone(bert=FutureBert(bert), freeze=False)
 
 
@@ -96,22 +96,26 @@ def test_a_missing_weight_is_reported_by_its_published_name(bert: BertModel) -> 
     assert (missing, unexpected) == (["bert.embeddings.LayerNorm.bias"], [])
 
 
-def test_frozen_stays_in_eval_mode_and_gives_no_gradient(bert: BertModel, ask: Ask) -> None:
+def test_a_frozen_backbone_stays_in_eval_mode_without_gradients(
+    bert: BertModel, tokenize: Tokenize
+) -> None:
     backbone = BertLanguageBackbone(bert=bert, freeze=True)
     parent = nn.ModuleList([backbone]).train()
     assert parent.training
     assert not any(module.training for module in backbone.modules())
-    assert not backbone(ask("a cat")).hidden.requires_grad
+    assert not backbone(tokenize("a cat")).hidden.requires_grad
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
-def test_trained_gets_gradients_on_every_parameter(bert: BertModel, ask: Ask) -> None:
+def test_every_parameter_of_a_trainable_backbone_gets_a_gradient(
+    bert: BertModel, tokenize: Tokenize
+) -> None:
     backbone = BertLanguageBackbone(bert=bert, freeze=False).train()
-    backbone(ask("a cat . dog")).hidden.square().sum().backward()
+    backbone(tokenize("a cat . dog")).hidden.square().sum().backward()
     assert all(p.grad is not None for p in backbone.parameters())
 
 
-def test_no_weights_means_random_ones_of_the_directorys_sizes(bert_directory: Path) -> None:
+def test_without_weights_parameters_are_random(bert_directory: Path) -> None:
     backbone = build_language_backbone(tiny_config(bert_directory))
     stored = BertModel.from_pretrained(bert_directory, add_pooling_layer=False)
     assert backbone.width == 16
@@ -120,18 +124,18 @@ def test_no_weights_means_random_ones_of_the_directorys_sizes(bert_directory: Pa
     )
 
 
-def test_the_bundled_bert_is_sizes_only_and_of_the_real_vocabulary() -> None:
+def test_the_bundled_bert_has_the_published_sizes() -> None:
     config = bert_module._load_bert_config("bert-base-uncased")
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (30522, 768, 12)
 
 
-def test_weights_are_those_of_the_directory(bert_directory: Path, bert: BertModel) -> None:
+def test_weights_are_loaded_from_a_directory(bert_directory: Path, bert: BertModel) -> None:
     backbone = build_language_backbone(tiny_config(bert_directory, weights=bert_directory))
     for name, value in bert.state_dict().items():
         assert torch.equal(backbone.bert.state_dict()[name], value), name
 
 
-def test_weights_with_a_head_and_prefix_are_read_as_well(tmp_path: Path, bert: BertModel) -> None:
+def test_weights_with_a_head_and_a_prefix_are_loaded(tmp_path: Path, bert: BertModel) -> None:
     BertForMaskedLM(bert.config).save_pretrained(tmp_path)
     loaded = build_bert(model=str(tmp_path), weights=str(tmp_path))
     stored = BertForMaskedLM.from_pretrained(tmp_path).bert
@@ -144,51 +148,53 @@ def test_weights_with_a_head_and_prefix_are_read_as_well(tmp_path: Path, bert: B
     ("freeze", "has_weights", "excluded"),
     [
         (True, True, ("bert.",)),
-        (True, False, ()),  # frozen random weights exist nowhere else
+        (True, False, ()),  # frozen random weights have no other source
         (False, True, ()),
     ],
 )
-def test_only_frozen_weights_from_elsewhere_are_left_out_of_checkpoints(
+def test_checkpoints_exclude_only_frozen_weights_with_a_source(
     freeze: bool, has_weights: bool, excluded: tuple[str, ...], bert_directory: Path
 ) -> None:
     cfg = tiny_config(bert_directory, bert_directory if has_weights else "", freeze)
     assert build_language_backbone(cfg).checkpoint_excluded == excluded
 
 
-def test_more_tokens_than_positions_is_an_error_that_names_both(bert_directory: Path) -> None:
+def test_more_tokens_than_positions_are_rejected(bert_directory: Path) -> None:
     cfg = tiny_config(bert_directory)
     cfg.MODEL.PROMPT.MAX_TOKENS = 41
-    with pytest.raises(ValueError, match=r"41.*at most 40"):
+    with pytest.raises(
+        ValueError, match=r"max_tokens is 41.*at most 40.*MODEL\.PROMPT\.MAX_TOKENS"
+    ):
         build_language_backbone(cfg)
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path}/none.*Give a local directory"):
+def test_a_missing_model_is_named_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path}/none.*Pass a local directory"):
         build_bert(model=str(tmp_path / "none"), weights="")
 
 
-def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_bert_is_rejected(tmp_path: Path) -> None:
     RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a roberta, not a BERT"):
         build_bert(model=str(tmp_path), weights="")
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path, bert: BertModel) -> None:
+def test_missing_weights_are_named_in_the_error(tmp_path: Path, bert: BertModel) -> None:
     bert.config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"WEIGHTS '{tmp_path}'.*leave it empty"):
+    with pytest.raises(ValueError, match=rf"weights '{tmp_path}'.*leave it empty"):
         build_bert(model=str(tmp_path), weights=str(tmp_path))
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path, bert_directory: Path) -> None:
+def test_weights_of_other_sizes_are_rejected(tmp_path: Path, bert_directory: Path) -> None:
     BertConfig(vocab_size=13, hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no BERT weights of"):
+    with pytest.raises(ValueError, match="are not BERT weights with the sizes of"):
         build_bert(model=str(tmp_path), weights=str(bert_directory))
 
 
-def test_weights_with_fewer_layers_are_refused(
+def test_weights_with_missing_layers_are_rejected(
     tmp_path: Path, bert: BertModel, bert_directory: Path
 ) -> None:
     config = BertConfig.from_dict({**bert.config.to_dict(), "num_hidden_layers": 3})
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no \['encoder\.layer\.2"):
+    with pytest.raises(ValueError, match=r"lack \['encoder\.layer\.2"):
         build_bert(model=str(tmp_path), weights=str(bert_directory))

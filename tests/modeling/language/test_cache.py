@@ -14,17 +14,17 @@ from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds
 from glipv2_d2.modeling.language.phrase import PhraseLanguageBackbone
 from glipv2_d2.structures import TextFeatures, TokenBatch
 
-Ask = Callable[..., TokenBatch]
+Tokenize = Callable[..., TokenBatch]
 CPU = torch.device("cpu")
 
 
 class CountingBackbone(BertLanguageBackbone):
-    """Remembers how many prompts it was asked."""
+    """Counts the prompts that it encodes."""
 
-    asked = 0
+    num_encoded = 0
 
     def forward(self, tokens: TokenBatch) -> TextFeatures:
-        self.asked += len(tokens)
+        self.num_encoded += len(tokens)
         return super().forward(tokens)
 
 
@@ -39,49 +39,49 @@ def assert_same_features(a: TextFeatures, b: TextFeatures) -> None:
 
 
 @torch.no_grad()
-def test_a_known_prompt_is_not_asked_again(backbone: CountingBackbone, ask: Ask) -> None:
+def test_a_cached_prompt_is_not_encoded_again(
+    backbone: CountingBackbone, tokenize: Tokenize
+) -> None:
     cache = LanguageCache(4)
-    first = cache(backbone, ask("a cat"))
-    second = cache(backbone, ask("a cat"))
-    assert backbone.asked == 1
+    first = cache(backbone, tokenize("a cat"))
+    second = cache(backbone, tokenize("a cat"))
+    assert backbone.num_encoded == 1
     assert torch.equal(first.hidden, second.hidden)
 
 
 @torch.no_grad()
 def test_a_batch_of_different_lengths_equals_the_uncached_one(
-    backbone: CountingBackbone, ask: Ask
+    backbone: CountingBackbone, tokenize: Tokenize
 ) -> None:
     cache = LanguageCache(4)
-    cache(backbone, ask("dog"))
-    tokens = ask("a cat", "the red car . sea lion", "dog")
+    cache(backbone, tokenize("dog"))
+    tokens = tokenize("a cat", "the red car . sea lion", "dog")
     assert_same_features(cache(backbone, tokens), backbone(tokens))
 
 
 @torch.no_grad()
-def test_only_the_unknown_prompts_of_a_batch_are_asked(
-    backbone: CountingBackbone, ask: Ask
+def test_only_missing_prompts_of_a_batch_are_encoded(
+    backbone: CountingBackbone, tokenize: Tokenize
 ) -> None:
     cache = LanguageCache(4)
-    cache(backbone, ask("the red car . dog"))
-    backbone.asked = 0
-    cache(backbone, ask("a cat", "the red car . dog", "a cat"))
-    assert backbone.asked == 1
+    cache(backbone, tokenize("the red car . dog"))
+    backbone.num_encoded = 0
+    cache(backbone, tokenize("a cat", "the red car . dog", "a cat"))
+    assert backbone.num_encoded == 1
 
 
 @torch.no_grad()
-def test_padding_is_zero(backbone: CountingBackbone, ask: Ask) -> None:
-    features = LanguageCache(4)(backbone, ask("a cat", "the red car . dog"))
+def test_padding_is_zero(backbone: CountingBackbone, tokenize: Tokenize) -> None:
+    features = LanguageCache(4)(backbone, tokenize("a cat", "the red car . dog"))
     assert (features.hidden[~features.mask] == 0).all()
 
 
 @torch.no_grad()
-def test_the_same_words_with_other_labels_are_another_prompt(
-    backbone: CountingBackbone, ask: Ask
-) -> None:
+def test_other_labels_make_another_prompt(backbone: CountingBackbone, tokenize: Tokenize) -> None:
     cache = LanguageCache(4)
-    cache(backbone, ask("red car", labels=[["red car"]]))
-    cache(backbone, ask("red car", labels=[["red", "car"]]))
-    assert backbone.asked == 2
+    cache(backbone, tokenize("red car", labels=[["red car"]]))
+    cache(backbone, tokenize("red car", labels=[["red", "car"]]))
+    assert backbone.num_encoded == 2
 
 
 def scaled_state(module: nn.Module) -> dict[str, Tensor]:
@@ -138,76 +138,82 @@ CHANGES = {
 
 @pytest.mark.parametrize("how", CHANGES)
 @torch.no_grad()
-def test_no_change_of_the_weights_leaves_old_features(
-    backbone: CountingBackbone, ask: Ask, how: str
+def test_new_weights_invalidate_cached_features(
+    backbone: CountingBackbone, tokenize: Tokenize, how: str
 ) -> None:
     cache = LanguageCache(4)
-    before = cache(backbone, ask("a cat"))
+    before = cache(backbone, tokenize("a cat"))
     CHANGES[how](backbone)
-    after = cache(backbone, ask("a cat"))
+    after = cache(backbone, tokenize("a cat"))
     assert not torch.equal(before.hidden, after.hidden)
-    assert torch.equal(after.hidden, backbone(ask("a cat")).hidden)
+    assert torch.equal(after.hidden, backbone(tokenize("a cat")).hidden)
 
 
 @pytest.mark.parametrize("how", CHANGES)
 @torch.no_grad()
-def test_no_change_of_the_weights_leaves_old_phrases(bert: BertModel, ask: Ask, how: str) -> None:
+def test_new_weights_invalidate_cached_phrases(
+    bert: BertModel, tokenize: Tokenize, how: str
+) -> None:
     phrases = PhraseLanguageBackbone(bert=bert, freeze=True)
-    before = phrases(ask("a cat")).hidden
+    before = phrases(tokenize("a cat")).hidden
     CHANGES[how](phrases)
-    after = phrases(ask("a cat")).hidden
+    after = phrases(tokenize("a cat")).hidden
     assert not torch.equal(before, after)
     fresh = PhraseLanguageBackbone(bert=phrases.bert, freeze=True)
-    assert torch.equal(after, fresh(ask("a cat")).hidden)
+    assert torch.equal(after, fresh(tokenize("a cat")).hidden)
 
 
 @torch.inference_mode()
-def test_weights_made_in_inference_mode_are_followed(bert: BertModel, ask: Ask) -> None:
+def test_changes_of_inference_mode_weights_are_detected(
+    bert: BertModel, tokenize: Tokenize
+) -> None:
     backbone = CountingBackbone(bert=BertModel(bert.config, add_pooling_layer=False), freeze=False)
     cache = LanguageCache(4)
-    cache(backbone.eval(), ask("a cat"))
-    cache(backbone, ask("a cat"))
-    assert backbone.asked == 1
+    cache(backbone.eval(), tokenize("a cat"))
+    cache(backbone, tokenize("a cat"))
+    assert backbone.num_encoded == 1
     change_in_place(backbone)
-    assert torch.equal(cache(backbone, ask("a cat")).hidden, backbone(ask("a cat")).hidden)
+    assert torch.equal(
+        cache(backbone, tokenize("a cat")).hidden, backbone(tokenize("a cat")).hidden
+    )
 
 
 @torch.no_grad()
-def test_a_change_of_few_numbers_that_nobody_counts_needs_a_clear(
-    backbone: CountingBackbone, ask: Ask
-) -> None:
+def test_clear_after_an_undetectable_change(backbone: CountingBackbone, tokenize: Tokenize) -> None:
     cache = LanguageCache(4)
-    cache(backbone, ask("a cat"))
+    cache(backbone, tokenize("a cat"))
     backbone.bert.embeddings.word_embeddings.weight.data[5, 3] += 1
     cache.clear()
-    assert torch.equal(cache(backbone, ask("a cat")).hidden, backbone(ask("a cat")).hidden)
+    assert torch.equal(
+        cache(backbone, tokenize("a cat")).hidden, backbone(tokenize("a cat")).hidden
+    )
 
 
 @torch.no_grad()
-def test_the_same_tokens_of_another_text_are_another_prompt(
-    backbone: CountingBackbone, ask: Ask
+def test_another_text_with_the_same_tokens_is_another_prompt(
+    backbone: CountingBackbone, tokenize: Tokenize
 ) -> None:
-    """A sign and a letter may both be unknown to the vocabulary, but only one says something."""
+    """A symbol and a letter may both become [UNK], but only the letter makes a word."""
     cache = LanguageCache(4)
-    tokens = ask("a cat")
+    tokens = tokenize("a cat")
     other = replace(tokens, prompts=(replace(tokens.prompts[0], text="a\u2603cat"),))
     cache(backbone, tokens)
     cache(backbone, other)
-    assert backbone.asked == 2
+    assert backbone.num_encoded == 2
 
 
 @torch.no_grad()
-def test_threads_get_the_features_of_their_own_prompts(
-    backbone: CountingBackbone, ask: Ask, eager_switching: None
+def test_features_are_right_with_many_threads(
+    backbone: CountingBackbone, tokenize: Tokenize, eager_switching: None
 ) -> None:
     cache = LanguageCache(2)
     texts = ["a cat", "dog", "the red car", "sea lion . dog", "red cat . sea"]
-    expected = {text: backbone(ask(text)) for text in texts}
+    expected = {text: backbone(tokenize(text)) for text in texts}
 
     def is_right(turn: int) -> bool:
         with torch.no_grad():
             text = texts[turn % len(texts)]
-            return torch.equal(cache(backbone, ask(text)).hidden, expected[text].hidden)
+            return torch.equal(cache(backbone, tokenize(text)).hidden, expected[text].hidden)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_right, range(400)))
@@ -215,77 +221,83 @@ def test_threads_get_the_features_of_their_own_prompts(
 
 
 @torch.no_grad()
-def test_another_precision_is_computed_anew(backbone: CountingBackbone, ask: Ask) -> None:
+def test_features_of_another_precision_are_not_reused(
+    backbone: CountingBackbone, tokenize: Tokenize
+) -> None:
     cache = LanguageCache(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cache(backbone, ask("a cat"))
-    assert_same_features(cache(backbone, ask("a cat")), backbone(ask("a cat")))
+        cache(backbone, tokenize("a cat"))
+    assert_same_features(cache(backbone, tokenize("a cat")), backbone(tokenize("a cat")))
 
 
-def test_training_passes_through_and_forgets(backbone: CountingBackbone, ask: Ask) -> None:
+def test_training_bypasses_and_empties_the_cache(
+    backbone: CountingBackbone, tokenize: Tokenize
+) -> None:
     cache = LanguageCache(4)
     with torch.no_grad():
-        cache(backbone, ask("a cat"))
-        cache(backbone.train(), ask("a cat"))
-    assert backbone.asked == 2
+        cache(backbone, tokenize("a cat"))
+        cache(backbone.train(), tokenize("a cat"))
+    assert backbone.num_encoded == 2
     assert len(cache) == 0
 
 
-def test_with_gradients_it_passes_through(backbone: CountingBackbone, ask: Ask) -> None:
+def test_gradients_bypass_the_cache(backbone: CountingBackbone, tokenize: Tokenize) -> None:
     cache = LanguageCache(4)
-    assert cache(backbone, ask("a cat")).hidden.requires_grad
+    assert cache(backbone, tokenize("a cat")).hidden.requires_grad
     assert len(cache) == 0
 
 
-def test_features_of_inference_mode_serve_no_grad_mode(
-    backbone: CountingBackbone, ask: Ask
+def test_features_of_inference_mode_are_reused_under_no_grad(
+    backbone: CountingBackbone, tokenize: Tokenize
 ) -> None:
     cache = LanguageCache(4)
     with torch.inference_mode():
-        first = cache(backbone, ask("a cat")).hidden.clone()
+        first = cache(backbone, tokenize("a cat")).hidden.clone()
     with torch.no_grad():
-        second = cache(backbone, ask("a cat")).hidden
-    assert backbone.asked == 1
+        second = cache(backbone, tokenize("a cat")).hidden
+    assert backbone.num_encoded == 1
     assert torch.equal(first, second)
 
 
 @torch.no_grad()
-def test_the_least_recently_used_prompt_goes_first(backbone: CountingBackbone, ask: Ask) -> None:
+def test_the_least_recently_used_prompt_is_evicted(
+    backbone: CountingBackbone, tokenize: Tokenize
+) -> None:
     cache = LanguageCache(2)
     for text in ("a cat", "dog", "a cat", "car"):
-        cache(backbone, ask(text))
-    backbone.asked = 0
-    cache(backbone, ask("a cat"))
-    assert backbone.asked == 0
-    cache(backbone, ask("dog"))
-    assert backbone.asked == 1
+        cache(backbone, tokenize(text))
+    backbone.num_encoded = 0
+    cache(backbone, tokenize("a cat"))
+    assert backbone.num_encoded == 0
+    cache(backbone, tokenize("dog"))
+    assert backbone.num_encoded == 1
 
 
 @torch.no_grad()
-def test_a_batch_larger_than_the_cache_is_answered_whole(
-    backbone: CountingBackbone, ask: Ask
+def test_a_batch_larger_than_the_cache_is_complete(
+    backbone: CountingBackbone, tokenize: Tokenize
 ) -> None:
     cache = LanguageCache(1)
-    tokens = ask("a cat", "dog", "the red car")
+    tokens = tokenize("a cat", "dog", "the red car")
     assert_same_features(cache(backbone, tokens), backbone(tokens))
     assert len(cache) == 1
 
 
 @torch.no_grad()
-def test_size_zero_keeps_nothing(backbone: CountingBackbone, ask: Ask) -> None:
+def test_size_zero_disables_the_cache(backbone: CountingBackbone, tokenize: Tokenize) -> None:
     cache = LanguageCache(0)
-    cache(backbone, ask("a cat"))
-    cache(backbone, ask("a cat"))
-    assert backbone.asked == 2
+    cache(backbone, tokenize("a cat"))
+    cache(backbone, tokenize("a cat"))
+    assert backbone.num_encoded == 2
 
 
-def test_a_negative_size_is_refused() -> None:
+def test_a_negative_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="-1"):
         LanguageCache(-1)
 
 
 class Encoder:
-    """A phrase's vector is (sum, length) of its ids; remembers what it encoded."""
+    """Embeds a phrase as (sum, length) of its ids, and records the phrases it encoded."""
 
     def __init__(self) -> None:
         self.encoded: list[PhraseIds] = []
@@ -295,15 +307,15 @@ class Encoder:
         return torch.tensor([[sum(phrase), len(phrase)] for phrase in phrases]).float()
 
 
-def test_each_phrase_is_encoded_once_and_answers_keep_their_order() -> None:
+def test_each_phrase_is_encoded_once_and_order_is_kept() -> None:
     cache, encode = PhraseCache(8), Encoder()
     cache([(1,), (2, 3)], encode, version=0, device=CPU)
-    answers = cache([(2, 3), (4,), (1,), (2, 3)], encode, version=0, device=CPU)
+    embeddings = cache([(2, 3), (4,), (1,), (2, 3)], encode, version=0, device=CPU)
     assert encode.encoded == [(1,), (2, 3), (4,)]
-    assert answers.tolist() == [[5, 2], [4, 1], [1, 1], [5, 2]]
+    assert embeddings.tolist() == [[5, 2], [4, 1], [1, 1], [5, 2]]
 
 
-def test_a_full_phrase_cache_drops_what_is_not_in_use() -> None:
+def test_a_full_phrase_cache_evicts_unused_phrases() -> None:
     cache, encode = PhraseCache(2), Encoder()
     cache([(1,), (2,)], encode, version=0, device=CPU)
     assert cache([(1,), (3,)], encode, version=0, device=CPU).tolist() == [[1, 1], [3, 1]]
@@ -313,10 +325,10 @@ def test_a_full_phrase_cache_drops_what_is_not_in_use() -> None:
     assert len(cache) == 2
 
 
-def test_more_phrases_than_the_phrase_cache_holds_are_answered_whole() -> None:
+def test_more_phrases_than_the_phrase_cache_holds() -> None:
     cache = PhraseCache(2)
-    answers = cache([(1,), (2,), (3,), (1,)], Encoder(), version=0, device=CPU)
-    assert answers.tolist() == [[1, 1], [2, 1], [3, 1], [1, 1]]
+    embeddings = cache([(1,), (2,), (3,), (1,)], Encoder(), version=0, device=CPU)
+    assert embeddings.tolist() == [[1, 1], [2, 1], [3, 1], [1, 1]]
 
 
 def test_a_new_version_empties_the_phrase_cache() -> None:
@@ -326,7 +338,7 @@ def test_a_new_version_empties_the_phrase_cache() -> None:
     assert encode.encoded == [(1,), (1,)]
 
 
-def test_phrases_first_asked_in_inference_mode_do_not_block_training() -> None:
+def test_phrases_cached_in_inference_mode_can_be_trained_with() -> None:
     cache, encode = PhraseCache(8), Encoder()
     with torch.inference_mode():
         cache([(1,)], encode, version=0, device=CPU)
@@ -336,13 +348,13 @@ def test_phrases_first_asked_in_inference_mode_do_not_block_training() -> None:
     assert weight.grad.tolist() == [3, 2]
 
 
-def test_threads_get_the_vectors_of_their_own_phrases(eager_switching: None) -> None:
+def test_phrases_are_right_with_many_threads(eager_switching: None) -> None:
     cache = PhraseCache(3)
 
     def is_right(turn: int) -> bool:
         phrases = [(turn % 5,), (turn % 3, turn % 7), (turn % 5,)]
-        answers = cache(phrases, Encoder(), version=0, device=CPU)
-        return answers.tolist() == [[sum(phrase), len(phrase)] for phrase in phrases]
+        embeddings = cache(phrases, Encoder(), version=0, device=CPU)
+        return embeddings.tolist() == [[sum(phrase), len(phrase)] for phrase in phrases]
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_right, range(2000)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from helpers.models import random_image, training_input
 from helpers.two_stage import CASCADE, PHRASES, two_stage_model
 from torch import Tensor
 
-from glipv2_d2.modeling.two_stage import OpenVocabularyRCNN, roi_heads
+from glipv2_d2.modeling.two_stage import OpenVocabularyRCNN, OpenVocabularyROIHeads
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.prompts import class_prompt
 
@@ -32,9 +33,9 @@ def detect(model: OpenVocabularyRCNN, *inputs: dict) -> list[Instances]:
         return [result["instances"] for result in model(list(inputs))]
 
 
-def best_scores(found: Instances, asked: list[str]) -> dict[str, float]:
+def best_scores(found: Instances, names: list[str]) -> dict[str, float]:
     return {
-        name: found.scores[found.pred_classes == c].max().item() for c, name in enumerate(asked)
+        name: found.scores[found.pred_classes == c].max().item() for c, name in enumerate(names)
     }
 
 
@@ -45,7 +46,7 @@ def losses(model: OpenVocabularyRCNN, inputs: list[dict]) -> dict[str, Tensor]:
 
 
 def with_masks(x: dict[str, Any], *, unknown: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Masks that fill the upper half of a box, and garbage for those that are unknown."""
+    """Add masks of the upper half of each box, and arbitrary ones where they are unknown."""
     instances = x["instances"]
     masks = torch.zeros(len(instances), 64, 64, dtype=torch.bool)
     has_mask = torch.ones(len(instances), dtype=torch.bool)
@@ -69,18 +70,18 @@ def model() -> OpenVocabularyRCNN:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_follows_its_name_through_every_order_of_the_list(kind: str) -> None:
+def test_scores_do_not_depend_on_the_order_of_class_names(kind: str) -> None:
     model = two_stage_model(*ALL, *BOXES_ONLY, *PHRASES, *KINDS[kind])
     x = {"image": random_image(), "classes": NAMES}
     (found,) = detect(model, x)
     (shuffled,) = detect(model, {**x, "classes": NAMES[::-1]})
     scores, expected = best_scores(shuffled, NAMES[::-1]), best_scores(found, NAMES)
-    assert max(expected.values()) - min(expected.values()) > 1e-3, "the names are told apart"
+    assert max(expected.values()) - min(expected.values()) > 1e-3, "scores differ between classes"
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_of_a_batch_may_ask_different_lists(kind: str) -> None:
+def test_images_of_a_batch_may_have_different_classes(kind: str) -> None:
     model = two_stage_model(*ALL, *KINDS[kind])
     first = {"image": random_image(seed=1), "classes": ["cat", "dog"]}
     second = {"image": random_image(seed=2), "classes": ["traffic light", "cat", "café", "bat"]}
@@ -95,17 +96,17 @@ def test_images_of_a_batch_may_ask_different_lists(kind: str) -> None:
         assert (found.pred_masks != alone.pred_masks).float().mean() < 1e-3
 
 
-def test_names_of_all_chunks_share_one_softmax() -> None:
+def test_classes_of_all_prompts_share_one_softmax() -> None:
     opts = (*ALL, *BOXES_ONLY, *PHRASES)
     x = {"image": random_image(), "classes": NAMES}
     (whole,) = detect(two_stage_model(*opts), x)
     chunked_model = two_stage_model(*opts, "MODEL.PROMPT.MAX_CLASSES", 2)
-    assert len(chunked_model.input_prompts.for_inference(x)) == 3
+    assert len(chunked_model.prompts.for_inference(x)) == 3
     (chunked,) = detect(chunked_model, x)
     assert best_scores(chunked, NAMES) == pytest.approx(best_scores(whole, NAMES), abs=1e-6)
 
 
-def test_1203_names_are_scored_side_by_side_under_their_own_numbers() -> None:
+def test_1203_classes_are_scored_together() -> None:
     names = [category["synonyms"][0] for category in LVIS_CATEGORIES]
     model = two_stage_model(
         *(*ALL, *BOXES_ONLY, *PHRASES, "MODEL.PROMPT.MAX_CLASSES", 40),
@@ -121,26 +122,27 @@ def test_1203_names_are_scored_side_by_side_under_their_own_numbers() -> None:
     assert of_region.sum().item() == pytest.approx(1, abs=1e-5)
     assert sorted(found.pred_classes.tolist()) == list(range(1203))
     torch.testing.assert_close(found.scores, of_region[found.pred_classes])
-    # The vector at a name's number is that of the name asked alone.
-    (asked,) = model.read([model.input_prompts.for_inference({"classes": names})])
+    # A class has the embedding of a prompt with this class alone.
+    (together,) = model.encode_classes([model.prompts.for_inference({"classes": names})])
     for c in (0, 39, 40, 777, 1202):
-        (alone,) = model.read([[class_prompt([names[c]])]])
-        torch.testing.assert_close(asked.vectors[asked.classes.index(c)], alone.vectors[0])
+        (alone,) = model.encode_classes([[class_prompt([names[c]])]])
+        embedding = together.embeddings[together.classes.index(c)]
+        torch.testing.assert_close(embedding, alone.embeddings[0])
 
 
-def test_a_names_vector_is_the_mean_over_its_tokens(model: OpenVocabularyRCNN) -> None:
+def test_a_class_embedding_is_the_mean_over_its_tokens(model: OpenVocabularyRCNN) -> None:
     prompt = class_prompt(["dog", "traffic light"], classes=[8, 3])
     with torch.no_grad():
-        (asked,) = model.read([[prompt]])
+        (classes,) = model.encode_classes([[prompt]])
         tokens = model.tokenizer([prompt])
         hidden = model.language_backbone(tokens).hidden[0]
     # [CLS] dog . traffic light [SEP]
-    torch.testing.assert_close(asked.vectors[0], hidden[1])
-    torch.testing.assert_close(asked.vectors[1], (hidden[3] + hidden[4]) / 2)
-    assert asked.classes == (8, 3)
+    torch.testing.assert_close(classes.embeddings[0], hidden[1])
+    torch.testing.assert_close(classes.embeddings[1], (hidden[3] + hidden[4]) / 2)
+    assert classes.classes == (8, 3)
 
 
-def test_a_duplicate_name_carries_the_first_index(
+def test_a_duplicate_name_has_the_first_index(
     model: OpenVocabularyRCNN, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -148,7 +150,7 @@ def test_a_duplicate_name_carries_the_first_index(
     assert set(found.pred_classes.tolist()) == {0, 1}
 
 
-def test_results_are_in_the_pixels_that_the_caller_wants(model: OpenVocabularyRCNN) -> None:
+def test_results_have_the_requested_size(model: OpenVocabularyRCNN) -> None:
     x = {"image": random_image(), "classes": ["cat"]}
     (found,), (larger,) = detect(model, x), detect(model, {**x, "height": 128, "width": 192})
     expected = found.pred_boxes.tensor * torch.tensor([3.0, 2.0, 3.0, 2.0])
@@ -156,7 +158,7 @@ def test_results_are_in_the_pixels_that_the_caller_wants(model: OpenVocabularyRC
     assert larger.pred_masks.shape[1:] == (128, 192)
 
 
-def test_a_caption_is_asked_its_phrases(model: OpenVocabularyRCNN) -> None:
+def test_the_classes_of_a_caption_are_its_phrases(model: OpenVocabularyRCNN) -> None:
     caption = "a dog on a red mat"
     x = {"image": random_image(), "caption": caption, "phrases": [[[0, 5]], [[9, 18]]]}
     with torch.no_grad():
@@ -165,7 +167,7 @@ def test_a_caption_is_asked_its_phrases(model: OpenVocabularyRCNN) -> None:
     assert set(result["instances"].pred_classes.tolist()) == {0, 1}
 
 
-def test_a_phrase_that_the_tokenizer_cannot_read_is_never_found(model: OpenVocabularyRCNN) -> None:
+def test_a_phrase_without_tokens_is_never_detected(model: OpenVocabularyRCNN) -> None:
     caption = "a dog \x00"
     prompt = Prompt(caption, (((6, 7),), ((0, 5),)), (0, 1))
     (found,) = detect(model, {"image": random_image(), "prompt": prompt})
@@ -173,18 +175,18 @@ def test_a_phrase_that_the_tokenizer_cannot_read_is_never_found(model: OpenVocab
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_moves_every_part_that_is_not_frozen(kind: str) -> None:
+def test_every_trainable_part_gets_gradients(kind: str) -> None:
     model = two_stage_model(*KINDS[kind])
     found = losses(model, [street(), with_masks(training_input([], [], classes=["cow"]))])
     assert all(torch.isfinite(loss) for loss in found.values())
     sum(found.values()).backward()
-    still = [
+    unused = [
         name
         for name, p in model.named_parameters()
         if p.requires_grad and (p.grad is None or not p.grad.any())
     ]
-    # The coarsest level has a box of its own size, and no region of these small images.
-    assert [name for name in still if not name.startswith("backbone.")] == []
+    # No region of these small images is on the coarsest level.
+    assert [name for name in unused if not name.startswith("backbone.")] == []
 
 
 def test_every_stage_of_a_cascade_has_its_own_predictor_and_losses() -> None:
@@ -198,17 +200,19 @@ def test_every_stage_of_a_cascade_has_its_own_predictor_and_losses() -> None:
     assert coders == [(10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)]
 
 
-def test_a_prompt_that_several_images_are_asked_is_read_once() -> None:
+def test_a_prompt_of_several_images_is_encoded_once() -> None:
     model = two_stage_model()
-    num_read = []
-    model.language_backbone.register_forward_pre_hook(lambda _, args: num_read.append(len(args[0])))
-    asked = ["cat", "traffic light", "dog"]
-    first, second = (street(prompt=class_prompt(asked)) for _ in range(2))
+    batch_sizes = []
+    model.language_backbone.register_forward_pre_hook(
+        lambda _, args: batch_sizes.append(len(args[0]))
+    )
+    names = ["cat", "traffic light", "dog"]
+    first, second = (street(prompt=class_prompt(names)) for _ in range(2))
     losses(model, [first, second, street(classes=["dog", "cow", "cat"])])
-    assert num_read == [2]
+    assert batch_sizes == [2]
 
 
-def test_the_order_of_names_changes_no_loss_where_they_are_read_one_by_one() -> None:
+def test_losses_do_not_depend_on_the_order_of_separately_encoded_names() -> None:
     model = two_stage_model(*PHRASES, "MODEL.LANGUAGE_BACKBONE.FREEZE", True)
     expected = losses(model, [street()])
     x = street(classes=["dog", "traffic light", "cat"])
@@ -216,8 +220,8 @@ def test_the_order_of_names_changes_no_loss_where_they_are_read_one_by_one() -> 
     torch.testing.assert_close(losses(model, [x]), expected)
 
 
-def test_a_mapper_without_prompts_trains_on_the_names_of_the_data_set() -> None:
-    """As Detectron2's own: the names are those of the metadata, all of them in chunks."""
+def test_inputs_without_prompts_train_on_the_classes_of_the_dataset() -> None:
+    """As of Detectron2's mapper: the metadata's class names, split over several prompts."""
     MetadataCatalog.get("test_two_stage_plain").thing_classes = NAMES
     opts = ("DATASETS.TRAIN", ("test_two_stage_plain",), "MODEL.PROMPT.MAX_CLASSES", 2, *PHRASES)
     model = two_stage_model(*opts, "MODEL.LANGUAGE_BACKBONE.FREEZE", True)
@@ -227,8 +231,8 @@ def test_a_mapper_without_prompts_trains_on_the_names_of_the_data_set() -> None:
     torch.testing.assert_close(losses(model, [x]), expected)
 
 
-def test_masks_that_are_unknown_teach_nothing() -> None:
-    """The second box has a mask that is none: another one there changes no loss."""
+def test_unknown_masks_do_not_affect_losses() -> None:
+    """The mask of the second box is marked as unknown, so another one gives the same loss."""
     model = two_stage_model(*PHRASES, "MODEL.LANGUAGE_BACKBONE.FREEZE", True)
     unknown = with_masks(street(), unknown=(1,))
     found = losses(model, [unknown])
@@ -238,9 +242,9 @@ def test_masks_that_are_unknown_teach_nothing() -> None:
     assert losses(model, [street()])["loss_mask"] != found["loss_mask"]
 
 
-def test_ground_truth_that_is_not_asked_is_named() -> None:
+def test_ground_truth_of_classes_outside_the_prompt_is_rejected() -> None:
     x = training_input([[5, 5, 50, 60]], [4], classes=["cat", "dog"], file_name="street.jpg")
-    with pytest.raises(ValueError, match=r"gt_classes \[4\] of 'street.jpg'.*asked, \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"gt_classes \[4\] of 'street.jpg'.*prompts, \[0, 1\]"):
         two_stage_model(*BOXES_ONLY).train()([x])
 
 
@@ -252,26 +256,68 @@ def test_ground_truth_that_is_not_asked_is_named() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_boxes_and_masks_by_class_are_refused(kind: str, key: str, off: dict) -> None:
+def test_class_specific_boxes_and_masks_are_rejected(kind: str, key: str, off: dict) -> None:
     with pytest.raises(ValueError, match=rf"{key} is False.*set it to True"):
         two_stage_model(*KINDS[kind], key, False)
     for switch, value in off.items():
         two_stage_model(*KINDS[kind], key, False, switch, value)
 
 
-def test_heads_whose_model_asks_nothing_say_so() -> None:
-    """The names in the config belong together."""
+def test_roi_heads_without_class_embeddings_are_an_error() -> None:
     model = two_stage_model(*BOXES_ONLY)
     heads = model.roi_heads
-    assert isinstance(heads, roi_heads.OpenVocabularyROIHeads)
+    assert isinstance(heads, OpenVocabularyROIHeads)
     images = model.preprocess_image([{"image": random_image()}])
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, features, None)
-    with pytest.raises(RuntimeError, match="OpenVocabularyRCNN"):
+    with pytest.raises(ValueError, match=r"class_embeddings is None.*OpenVocabularyRCNN"):
         heads(images, features, proposals, None)
 
 
-def test_weights_that_the_config_names_are_no_part_of_checkpoints() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_share_a_model(kind: str, eager_switching: None) -> None:
+    model = two_stage_model(*ALL, *BOXES_ONLY, *KINDS[kind])
+    image = random_image()
+    lists = [["cat"], ["dog", "café"], ["traffic light", "cat", "dog"]]
+    expected = [detect(model, {"image": image, "classes": names})[0] for names in lists]
+
+    def is_right(turn: int) -> bool:
+        k = turn % len(lists)
+        (found,) = detect(model, {"image": image, "classes": lists[k]})
+        return torch.equal(found.scores, expected[k].scores)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(is_right, range(24)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_given_boxes(kind: str) -> None:
+    """As Detectron2's test-time augmentation predicts them."""
+    model = two_stage_model(*ALL, *KINDS[kind])
+    x = {"image": random_image(), "classes": ["cat", "dog"]}
+    with torch.no_grad():
+        (found,) = model.inference([x], do_postprocess=False)
+        given = Instances(found.image_size)
+        given.pred_boxes, given.pred_classes = found.pred_boxes, found.pred_classes
+        (masks,) = model.inference([x], detected_instances=[given], do_postprocess=False)
+        (pasted,) = model.inference([x], detected_instances=[given])
+    assert torch.equal(masks.pred_masks, found.pred_masks)
+    assert pasted["instances"].pred_masks.shape[1:] == (64, 64)
+
+
+def test_proposals_may_be_precomputed() -> None:
+    model = two_stage_model(*ALL, *BOXES_ONLY)
+    x = {"image": random_image(), "classes": ["cat", "dog"]}
+    (expected,) = detect(model, x)
+    images = model.preprocess_image([x])
+    with torch.no_grad():
+        (proposals,), _ = model.proposal_generator(images, model.backbone(images.tensor), None)
+    model.proposal_generator = None
+    (found,) = detect(model, {**x, "proposals": proposals})
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_checkpoints_exclude_weights_of_the_language_backbone() -> None:
     model = two_stage_model(*BOXES_ONLY)
     assert model.checkpoint_excluded_prefixes == ()
     model.language_backbone.checkpoint_excluded = ("bert.",)

@@ -1,4 +1,4 @@
-"""The same names in other orders: labels stay, spans move."""
+"""Permuted class names: labels stay, spans move."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import NEGATIVE
 from glipv2_d2.text import Tokenizer, class_prompts
-from glipv2_d2.text.orders import name_orders
+from glipv2_d2.text.permutations import permuted_prompts
 from glipv2_d2.text.prompts import clean_name
 
 SEPARATOR = ". "
@@ -26,7 +26,7 @@ def prompt_of(names: list[str], tokenizer: Tokenizer, **options) -> Prompt:
 @given(
     names=st.lists(
         st.text("abcd ._()é犬", min_size=1, max_size=8).filter(
-            # Parentheses and what is in them are no part of a name.
+            # Names are cleaned of parentheses.
             lambda name: any(c.isalpha() for c in clean_name(name))
         ),
         min_size=1,
@@ -35,44 +35,44 @@ def prompt_of(names: list[str], tokenizer: Tokenizer, **options) -> Prompt:
     ),
     count=st.integers(1, 6),
 )
-def test_every_order_names_the_same_labels(names, count, tokenizer):
+def test_every_order_has_the_same_labels(names, count, tokenizer):
     prompt = prompt_of(names, tokenizer)
-    for other in name_orders(prompt, separator=SEPARATOR, count=count):
+    for other in permuted_prompts(prompt, separator=SEPARATOR, count=count):
         assert other.phrases == prompt.phrases
         assert other.classes == prompt.classes
         assert other.is_class_list
         assert sorted(other.text.split(SEPARATOR)) == sorted(prompt.text.split(SEPARATOR))
 
 
-def test_orders_are_different_and_the_first_is_the_prompt_itself(tokenizer):
+def test_orders_differ_and_the_first_is_the_prompt(tokenizer):
     prompt = prompt_of([f"name {i}" for i in range(30)], tokenizer)
-    orders = name_orders(prompt, separator=SEPARATOR, count=8)
+    orders = permuted_prompts(prompt, separator=SEPARATOR, count=8)
     assert orders[0] == prompt
     assert len({order.text for order in orders}) == 8
 
 
 @pytest.mark.parametrize("num_names", [1, 2, 3])
-def test_few_names_have_no_more_than_all_their_orders(num_names, tokenizer):
+def test_all_orders_of_few_names(num_names, tokenizer):
     names = ["cat", "dog", "hot dog"][:num_names]
-    orders = name_orders(prompt_of(names, tokenizer), separator=SEPARATOR, count=50)
+    orders = permuted_prompts(prompt_of(names, tokenizer), separator=SEPARATOR, count=50)
     expected = {SEPARATOR.join(order) for order in itertools.permutations(names)}
     assert {order.text for order in orders} == expected
 
 
 def test_the_same_prompt_has_the_same_orders(tokenizer):
     prompt = prompt_of(["cat", "dog", "cow", "hen"], tokenizer)
-    orders = [name_orders(prompt, separator=SEPARATOR, count=4) for _ in range(2)]
+    orders = [permuted_prompts(prompt, separator=SEPARATOR, count=4) for _ in range(2)]
     assert orders[0] == orders[1]
 
 
-def test_fewer_orders_are_the_first_of_more(tokenizer):
+def test_fewer_orders_are_a_prefix_of_more(tokenizer):
     prompt = prompt_of(["cat", "dog", "cow", "hen"], tokenizer)
-    five = name_orders(prompt, separator=SEPARATOR, count=5)
-    assert name_orders(prompt, separator=SEPARATOR, count=3) == five[:3]
+    five = permuted_prompts(prompt, separator=SEPARATOR, count=5)
+    assert permuted_prompts(prompt, separator=SEPARATOR, count=3) == five[:3]
 
 
 def test_negatives_stay_negatives(tokenizer):
     prompt = prompt_of(["cat", "dog"], tokenizer, negatives=["wolf"])
-    for other in name_orders(prompt, separator=SEPARATOR, count=6):
+    for other in permuted_prompts(prompt, separator=SEPARATOR, count=6):
         labels = dict(zip(other.phrases, other.classes, strict=True))
         assert labels == {"cat": 0, "dog": 1, "wolf": NEGATIVE}

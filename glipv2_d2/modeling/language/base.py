@@ -1,0 +1,71 @@
+"""The interface of language backbones.
+
+N: prompts. T: tokens of the longest prompt. D: width of the features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from glipv2_d2.modeling.generation.kv_cache import KVCache
+from glipv2_d2.structures import TextFeatures, TokenBatch
+
+
+class LanguageBackbone(nn.Module, ABC):
+    """Encodes tokenized prompts into one feature vector per token.
+
+    Attributes:
+        width: D.
+        vocab_size: number of token ids that have an embedding.
+        checkpoint_excluded: prefixes of parameter names that checkpoints leave out, because these
+            weights are frozen and loaded from elsewhere.
+        encodes_nouns: of a question, the nouns (``Prompt.nouns``) are encoded separately. Where it
+            is False, prompts need no nouns.
+    """
+
+    width: int
+    vocab_size: int
+    checkpoint_excluded: tuple[str, ...] = ()
+    encodes_nouns: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, tokens: TokenBatch) -> TextFeatures:
+        """Encode (N, T) tokens into (N, T, D) features; padding has undefined features.
+
+        With ``tokens.causal`` a token attends only to itself and to the tokens before it.
+        """
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """(vocab_size, D) input embeddings, for prediction heads that tie their weights to them.
+
+        Raises:
+            NotImplementedError: the backbone has no such table.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no word_embeddings to share: do not tie a decoder to it"
+        )
+
+    def decode_step(
+        self, input_ids: Tensor, cache: Sequence[KVCache] | None = None
+    ) -> tuple[Tensor, list[KVCache]]:
+        """Encode further tokens of R texts causally; image captioning calls it token by token.
+
+        Args:
+            input_ids: (R, T) int64, the tokens after those of the cache.
+            cache: keys and values of the tokens before, per layer; None at the beginning.
+
+        Returns:
+            (R, T, D) features, and the cache with these tokens appended.
+
+        Raises:
+            NotImplementedError: the backbone only encodes whole prompts.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no decode_step, which generating captions needs: choose "
+            "another language backbone, or do not build a caption head"
+        )
