@@ -1,7 +1,7 @@
-"""GLIPv2 on Detectron2: type class names or a caption, get boxes.
+"""GLIPv2 on Detectron2: detection and grounding from class names or a caption.
 
-Importing the package registers its model parts and data sets with Detectron2. What only some users
-need is imported at first use.
+Importing the package registers its models and datasets with Detectron2. Other modules are imported
+on first use.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from glipv2_d2 import data as _data  # noqa: F401  registers the data sets
-from glipv2_d2 import modeling as _modeling  # noqa: F401  registers the model parts
-from glipv2_d2.config import add_glipv2_config
+from glipv2_d2 import data as _data  # noqa: F401  registers the datasets
+from glipv2_d2 import modeling as _modeling  # noqa: F401  registers the models
+from glipv2_d2.config import add_glipv2_config, get_config
 
 if TYPE_CHECKING:
     from glipv2_d2.checkpoint import GLIPv2Checkpointer
@@ -30,10 +30,11 @@ __all__ = [
     "Predictor",
     "add_glipv2_config",
     "draw_prediction",
+    "get_config",
     "load_config",
 ]
 
-_HOME_OF_NAME = {
+_MODULE_OF_NAME = {
     "Answer": "glipv2_d2.prediction",
     "Caption": "glipv2_d2.prediction",
     "GLIPv2Checkpointer": "glipv2_d2.checkpoint",
@@ -45,6 +46,6 @@ _HOME_OF_NAME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF_NAME:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF_NAME[name]), name)
+    return getattr(import_module(_MODULE_OF_NAME[name]), name)

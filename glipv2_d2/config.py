@@ -1,25 +1,61 @@
-"""Every configuration key that GLIPv2 adds to Detectron2's, with its meaning."""
+"""The configuration keys that GLIPv2 adds to Detectron2's, and the named configurations."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import detectron2.config
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+
+from glipv2_d2.projects import add_project_configs
+
+# The files of `get_config`, relative to configs/.
+NAMED_CONFIGS = {
+    "glip-t": "glip/glip_swin_t.yaml",
+    "glip-t-a": "glip/glip_swin_t_a.yaml",
+    "glip-l": "glip/glip_swin_l.yaml",
+    "glipv2-t": "pretrain/glipv2_swin_t.yaml",
+    "glipv2-b": "pretrain/glipv2_swin_b.yaml",
+    "glipv2-l": "pretrain/glipv2_swin_l.yaml",
+}
+
+
+def get_config(name: str) -> CfgNode:
+    """The configuration of a published model, as a config that can be modified.
+
+    Args:
+        name: "glip-t", "glip-t-a", "glip-l", "glipv2-t", "glipv2-b" or "glipv2-l".
+
+    Raises:
+        ValueError: the name is not one of these.
+    """
+    if name not in NAMED_CONFIGS:
+        raise ValueError(f"unknown config name {name!r}; choose one of {sorted(NAMED_CONFIGS)}")
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    add_project_configs(cfg)
+    cfg.merge_from_file(str(_config_directory() / NAMED_CONFIGS[name]))
+    return cfg
+
+
+def _config_directory() -> Path:
+    """``configs/``: a part of the package in a wheel, beside the package in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def add_glipv2_config(cfg: CfgNode) -> None:
-    """Add the keys of this project to ``cfg`` (in place). Values are GLIP-T's.
+    """Add the keys of this project to ``cfg``, in place.
 
-    Sizes come from the released GLIP configurations (GLIP spec 21).
+    Keys of Detectron2 keep their values: after this call, one of Detectron2's YAML files builds
+    what it builds without it. The sizes are those of GLIP-T (glip_reference.md 21); the values of
+    Detectron2's keys that GLIP needs are in ``configs/glip/Base-GLIP.yaml``.
     """
-    cfg.MODEL.META_ARCHITECTURE = "GLIPv2"
-    # B, G, R, in the range 0..255
-    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
-    cfg.MODEL.PIXEL_STD = [57.375, 57.120, 58.395]
     _add_backbone_config(cfg)
     _add_language_config(cfg)
     _add_head_config(cfg)
@@ -33,15 +69,13 @@ def add_glipv2_config(cfg: CfgNode) -> None:
 
 
 def _add_backbone_config(cfg: CfgNode) -> None:
-    cfg.MODEL.BACKBONE.NAME = "build_swin_fpn_backbone"
     # Recompute the image backbone's blocks in the backward pass: less memory, more time.
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
-    cfg.MODEL.FPN.IN_FEATURES = ["p1", "p2", "p3"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 256
-    # DropBlock on the merged P3 and P4 maps, training only (GLIP spec 4). 0 turns it off.
+    # DropBlock on the merged P3 and P4 maps, in training only (glip_reference.md 4); 0 disables it.
     cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.3
     cfg.MODEL.FPN.DROP_BLOCK_SIZE = 3
 
+    # MODEL.BACKBONE.NAME: build_swin_fpn_backbone.
     cfg.MODEL.SWIN = CfgNode()
     cfg.MODEL.SWIN.EMBED_DIM = 96
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
@@ -49,20 +83,19 @@ def _add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.WINDOW_SIZE = 7
     cfg.MODEL.SWIN.MLP_RATIO = 4.0
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
-    # Detectron2's count: 0 freezes the patch embedding, 2 also the first stage; -1 nothing.
+    # Numbered as in Detectron2: 0 freezes the patch embedding, 2 also the first stage, -1 nothing.
     cfg.MODEL.SWIN.FROZEN_STAGES = -1
 
-    # Any model of timm with features_only (build_timm_fpn_backbone), or a frozen classifier of it
-    # (build_timm_classifier_fpn_backbone, which reads NAME and WEIGHTS only) ...
+    # MODEL.BACKBONE.NAME: build_timm_fpn_backbone (any timm model with features_only).
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    # "" random, "timm" what timm's own pretrained=True fetches, or a file, or "package:NAME"
+    # "" (random), "timm" (download timm's pretrained weights), a file or "package:NAME".
     cfg.MODEL.TIMM.WEIGHTS = ""
     cfg.MODEL.TIMM.OUT_INDICES = [2, 3, 4]
-    # Keep batch norm at its stored statistics and affine values.
+    # Keep the statistics and affine parameters of batch norm fixed.
     cfg.MODEL.TIMM.FREEZE_BN = True
 
-    # ... or of transformers' AutoBackbone (build_auto_fpn_backbone).
+    # MODEL.BACKBONE.NAME: build_auto_fpn_backbone (transformers' AutoBackbone).
     cfg.MODEL.AUTO_BACKBONE = CfgNode()
     # A local directory or a hub name.
     cfg.MODEL.AUTO_BACKBONE.NAME = "microsoft/swin-tiny-patch4-window7-224"
@@ -74,190 +107,172 @@ def _add_language_config(cfg: CfgNode) -> None:
     cfg.MODEL.LANGUAGE_BACKBONE = CfgNode()
     # A name in LANGUAGE_BACKBONE_REGISTRY.
     cfg.MODEL.LANGUAGE_BACKBONE.NAME = "BertLanguageBackbone"
-    # Sizes and tokenizer: a local directory, "package:NAME" or a hub name. bert-base-uncased's are
-    # part of this package.
+    # Architecture and tokenizer: a local directory, "package:NAME" or a hub name. Those of
+    # bert-base-uncased come with this package.
     cfg.MODEL.LANGUAGE_BACKBONE.MODEL = "bert-base-uncased"
-    # Weights: "" (random, or to come from MODEL.WEIGHTS), a local directory, "package:NAME" or a
+    # Weights: "" (random, or loaded from MODEL.WEIGHTS), a local directory, "package:NAME" or a
     # hub name.
     cfg.MODEL.LANGUAGE_BACKBONE.WEIGHTS = ""
-    # A frozen encoder gets no gradient; where WEIGHTS names its source, checkpoints leave it out.
+    # A frozen encoder receives no gradients. If WEIGHTS is set, checkpoints omit its parameters.
     cfg.MODEL.LANGUAGE_BACKBONE.FREEZE = False
-    # Prompts whose features are kept at inference; 0 turns the cache off.
+    # Number of prompts whose features are cached at inference; 0 disables the cache.
     cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE = 1024
 
     cfg.MODEL.PROMPT = CfgNode()
-    # Between class names; none after the last (GLIP spec 2.1).
+    # Inserted between class names, not after the last one (glip_reference.md 2.1).
     cfg.MODEL.PROMPT.SEPARATOR = ". "
-    # Tokens of one prompt, [CLS] and [SEP] included.
+    # Maximum length of a prompt in tokens, [CLS] and [SEP] included.
     cfg.MODEL.PROMPT.MAX_TOKENS = 256
-    # Names of one prompt at inference; 0: as many as the tokens allow.
+    # Maximum number of class names in a prompt at inference; 0: limited by MAX_TOKENS only.
     cfg.MODEL.PROMPT.MAX_CLASSES = 0
-    # Orders in which the names of a prompt are asked at inference. 0: once, as the caller lists
-    # them. k: in k orders that the caller's does not change (sorted, then k - 1 random ones), with
-    # the mean of what every location says; k times the cost of all but the image backbone.
+    # Number of orders of the class names at inference, whose scores are averaged. 0: one pass in
+    # the given order. k: k orders that do not depend on the given one (sorted, then k - 1 random
+    # ones), at k times the cost of everything but the image backbone.
     cfg.MODEL.PROMPT.NUM_ORDERS = 0
 
 
 def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.FUSED_HEAD = CfgNode()
-    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, L), DynamicHead (GLIP-A, no fusion),
-    # or one of the small models, see modeling/fusion.
+    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, GLIP-L), DynamicHead (GLIP-T (A), no
+    # fusion) or one of a project.
     cfg.MODEL.FUSED_HEAD.NAME = "FusedDynamicHead"
     cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 6
     cfg.MODEL.FUSED_HEAD.GROUP_NORM_GROUPS = 16
-    # Bi-directional attention: width of all heads together, heads, dropout on the attention maps.
+    # Bi-directional attention: total width of the heads, number of heads, dropout on the attention
+    # weights.
     cfg.MODEL.FUSED_HEAD.FUSION_DIM = 2048
     cfg.MODEL.FUSED_HEAD.FUSION_HEADS = 8
     cfg.MODEL.FUSED_HEAD.FUSION_DROPOUT = 0.1
-    # The head's own language layers.
+    # Transformer layers of the head that process the text.
     cfg.MODEL.FUSED_HEAD.LANGUAGE_HEADS = 12
     cfg.MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM = 3072
     cfg.MODEL.FUSED_HEAD.LANGUAGE_DROPOUT = 0.1
     # Recompute the blocks in the backward pass: less memory, more time.
     cfg.MODEL.FUSED_HEAD.ACTIVATION_CHECKPOINTING = False
 
-    # GroundingRPN (GLIP's) or ComparingGroundingRPN, which also tells "the left apple".
-    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "GroundingRPN"
+    # MODEL.PROPOSAL_GENERATOR.NAME: GroundingRPN. Box predictors of two-stage models use
+    # REGION_WORD_SCORE, PRIOR_PROB and LOG_SCALE, too.
     cfg.MODEL.GROUNDING = CfgNode()
-    # Width of the square anchor in strides of its level (one anchor per location).
+    # Side of the square anchor in strides of its level; one anchor per location.
     cfg.MODEL.GROUNDING.ANCHOR_SCALE = 8.0
     cfg.MODEL.GROUNDING.PRIOR_PROB = 0.01
     # A name in REGION_WORD_SCORE_REGISTRY: DotProductScore (GLIP's) or CosineScore.
-    # Two-stage box predictors read it, PRIOR_PROB and LOG_SCALE, too.
-    cfg.MODEL.GROUNDING.REGION_WORD = "DotProductScore"
-    # Regions are scored against fused words, or against the words as the text encoder gave them:
-    # GLIP's USE_FUSED_FEATURES_DOT_PRODUCT.
-    cfg.MODEL.GROUNDING.FUSED_WORDS = True
-    # Logarithm of the temperature that region-word products are divided by, to start from.
+    cfg.MODEL.GROUNDING.REGION_WORD_SCORE = "DotProductScore"
+    # Score regions against the fused text features, or else against those of the text encoder
+    # (USE_FUSED_FEATURES_DOT_PRODUCT of GLIP).
+    cfg.MODEL.GROUNDING.SCORE_FUSED_TEXT = True
+    # Initial logarithm of the temperature by which region-word logits are divided.
     cfg.MODEL.GROUNDING.LOG_SCALE = 0.0
-    # Nearest anchors per level that ATSS considers for a ground truth.
+    # Number of nearest anchors per level that ATSS considers for a ground-truth box.
     cfg.MODEL.GROUNDING.ATSS_TOPK = 9
     cfg.MODEL.GROUNDING.FOCAL_ALPHA = 0.25
     cfg.MODEL.GROUNDING.FOCAL_GAMMA = 2.0
     cfg.MODEL.GROUNDING.TOKEN_LOSS_WEIGHT = 1.0
     cfg.MODEL.GROUNDING.BOX_LOSS_WEIGHT = 2.0
     cfg.MODEL.GROUNDING.CENTERNESS_LOSS_WEIGHT = 1.0
-    # How token scores become a label's score: mean, max or power (geometric mean).
+    # Aggregation of token scores into the score of a label: mean, max or power (geometric mean).
     cfg.MODEL.GROUNDING.SCORE_AGGREGATION = "mean"
     cfg.MODEL.GROUNDING.SCORE_THRESH = 0.05
     cfg.MODEL.GROUNDING.PRE_NMS_TOPK = 1000
     cfg.MODEL.GROUNDING.NMS_THRESH = 0.6
-    # Kept per prompt. TEST.DETECTIONS_PER_IMAGE caps an image that was asked several prompts
-    # (-1: all).
+    # Maximum number of detections per prompt. TEST.DETECTIONS_PER_IMAGE limits the total of an
+    # image with several prompts (-1: no limit).
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
 
 
 def _add_mask_config(cfg: CfgNode) -> None:
-    # Masks of boxes; built where Detectron2's MODEL.MASK_ON is set. Sizes that the released code
-    # leaves open are Mask R-CNN's.
-    cfg.MODEL.ROI_HEADS.NAME = "GroundingROIHeads"
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "HourglassMaskHead"
-    # The maps that boxes are cut from: "fused", or "fpn", as they were before.
-    cfg.MODEL.ROI_MASK_HEAD.MAPS = "fused"
-    # In a row, on ROI_MASK_HEAD.CONV_DIM channels, to which the maps are brought.
+    # MODEL.ROI_MASK_HEAD.NAME: HourglassMaskHead, built if MODEL.MASK_ON is set. Sizes that the
+    # released code leaves open are those of Mask R-CNN.
+    # Feature maps that regions are pooled from: "fused" or "fpn" (before fusion).
+    cfg.MODEL.ROI_MASK_HEAD.FEATURES = "fused"
+    # Number of stacked hourglasses, each of ROI_MASK_HEAD.CONV_DIM channels.
     cfg.MODEL.ROI_MASK_HEAD.NUM_HOURGLASSES = 4
-    # Boxes of an image whose masks are learned: the true ones, then what is found and overlaps one
-    # by ROI_HEADS.IOU_THRESHOLDS; a random choice where there are more.
+    # Maximum number of boxes per image in the mask loss: ground-truth boxes first, then detections
+    # that overlap one by ROI_HEADS.IOU_THRESHOLDS; sampled at random if there are more.
     cfg.MODEL.ROI_MASK_HEAD.MAX_REGIONS_PER_IMAGE = 128
     cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT = 1.0
 
 
 def _add_pretraining_config(cfg: CfgNode) -> None:
-    # L_inter: regions against the words of all images of all GPUs, before fusion. Weight 0: not
-    # built, as in GLIP.
+    # Inter-image region-word contrastive loss, before fusion, over the images of all GPUs.
+    # WEIGHT 0: not built, as in GLIP.
     cfg.MODEL.INTER_IMAGE = CfgNode()
     cfg.MODEL.INTER_IMAGE.WEIGHT = 0.0
-    # Width of the space in which regions and words are compared.
+    # Width of the joint embedding space.
     cfg.MODEL.INTER_IMAGE.DIM = 64
-    # Positive anchors of an image that take part, a random choice of them.
+    # Maximum number of positive anchors per image, sampled at random.
     cfg.MODEL.INTER_IMAGE.MAX_REGIONS_PER_IMAGE = 100
-    # To start from; it is learned.
+    # Initial value; it is trained.
     cfg.MODEL.INTER_IMAGE.TEMPERATURE = 0.07
 
-    # L_mlm: masked words guessed from the fused text. Weight 0: not built, no word is masked.
+    # Masked language modelling on the fused text. WEIGHT 0: not built, no token is masked.
     cfg.MODEL.MLM = CfgNode()
     cfg.MODEL.MLM.WEIGHT = 0.0
-    # How many of the words are chosen; 80 % of these are masked, 10 % replaced, 10 % left.
+    # Fraction of words that are predicted: 80 % of them masked, 10 % replaced, 10 % unchanged.
     cfg.MODEL.MLM.PROB = 0.15
-    # What the guess is compared with: "own", rows of the head (GLIP), or "tied", the text
-    # encoder's word embeddings.
+    # Output embedding: "own" (trained from scratch, as in GLIP) or "tied" (the word embeddings of
+    # the text encoder).
     cfg.MODEL.MLM.DECODER = "own"
 
 
 def _add_text_task_config(cfg: CfgNode) -> None:
-    # Answers to questions, from the fused words. Weight of the loss; 0: not built.
+    # Answers and captions: a name in TEXT_TASKS_REGISTRY. Built if ANSWER or CAPTION has a WEIGHT.
+    cfg.MODEL.TEXT_TASKS = CfgNode()
+    cfg.MODEL.TEXT_TASKS.NAME = "TextTasks"
+
+    # Question answering from the fused text features. WEIGHT is that of the loss; 0: not built.
     cfg.MODEL.ANSWER = CfgNode()
-    # "AnswerHead" | "PointingAnswerHead" (also answers with the name in REGION_READER.NAMES_FILE of
-    # the region that a question asks for; with SCORE "words" these names join the answers).
+    # A name in ANSWER_HEAD_REGISTRY.
     cfg.MODEL.ANSWER.NAME = "AnswerHead"
     cfg.MODEL.ANSWER.WEIGHT = 0.0
-    # The answers that there are: a file with one per line (tools/answer_vocabulary.py), which a
-    # package may carry ("package:NAME/PATH"), or a list. With neither those in the metadata
-    # ("answers") of the data sets.
+    # The answer vocabulary: a file with one answer per line (tools/answer_vocabulary.py), which may
+    # be part of a package ("package:NAME/PATH"), or a list. If neither is set, that in the metadata
+    # ("answers") of the datasets.
     cfg.MODEL.ANSWER.FILE = ""
     cfg.MODEL.ANSWER.ANSWERS = []
-    # "classes": weights of its own for every answer; "words": answers are matched by their text, so
-    # that lists which were never seen in training can be asked, too.
-    cfg.MODEL.ANSWER.SCORE = "classes"
-    # Where an answer is to be found, it is written as a hidden word behind the question ("mask"),
-    # as it is learned from grounded questions; or in its own words ("words"), for models that have
-    # learned from other texts only where things are.
-    cfg.MODEL.ANSWER.GROUND_BY = "mask"
+    # "linear": one row of weights per answer. "text": the encoded text of each answer, so that
+    # other vocabularies can be passed at inference.
+    cfg.MODEL.ANSWER.CLASSIFIER = "linear"
+    # How the boxes of an answer are queried: "mask" appends a [MASK] token to the question, as in
+    # training on grounded questions; "text" appends the answer, for models trained on other
+    # grounded text only.
+    cfg.MODEL.ANSWER.GROUNDING = "mask"
 
-    # Words that answer or describe read the regions of the image, as if these were words. A name in
-    # REGION_READER_REGISTRY, RegionReader or ClassifierRegionReader (glipv2-mini); "": they only
-    # read the maps, as in GLIPv2.
-    cfg.MODEL.REGION_READER = CfgNode()
-    cfg.MODEL.REGION_READER.NAME = ""
-    # What is asked for to find things whose names are not known, and how many of them are read.
-    cfg.MODEL.REGION_READER.PROMPT = "an object"
-    cfg.MODEL.REGION_READER.NUM_REGIONS = 16
-    # Names, one per line, with which regions are compared: they are read as a mean of those that
-    # they match. "": with none.
-    cfg.MODEL.REGION_READER.NAMES_FILE = ""
-    # Of two boxes that overlap by more than this IoU one is read.
-    cfg.MODEL.REGION_READER.NMS_THRESH = 0.5
-    cfg.MODEL.REGION_READER.NUM_LAYERS = 2
-    cfg.MODEL.REGION_READER.HEADS = 12
-    cfg.MODEL.REGION_READER.FFN_DIM = 768
-    cfg.MODEL.REGION_READER.DROPOUT = 0.1
-
-    # Captions, word by word from left to right. Weight of the loss; 0: not built.
+    # Captioning, left to right. WEIGHT is that of the loss; 0: not built.
     cfg.MODEL.CAPTION = CfgNode()
-    # "CaptionHead" | "NamingCaptionHead" (also writes the names in REGION_READER.NAMES_FILE that
-    # regions match).
+    # A name in CAPTION_HEAD_REGISTRY.
     cfg.MODEL.CAPTION.NAME = "CaptionHead"
     cfg.MODEL.CAPTION.WEIGHT = 0.0
-    # "tied" or "own", as MLM.DECODER.
+    # Output embedding: "tied" or "own", as in MLM.DECODER.
     cfg.MODEL.CAPTION.DECODER = "tied"
-    # How captions are written. Beams; 1 takes the likeliest word each time.
+    # Beam search; a size of 1 is greedy decoding.
     cfg.MODEL.CAPTION.BEAM_SIZE = 5
-    # Tokens (pieces of words) of a caption.
+    # In tokens.
     cfg.MODEL.CAPTION.MIN_LENGTH = 1
     cfg.MODEL.CAPTION.MAX_LENGTH = 30
-    # Captions are compared by their log-probability over their length to this power.
+    # Beams are ranked by log-probability / length ** LENGTH_PENALTY.
     cfg.MODEL.CAPTION.LENGTH_PENALTY = 1.0
-    # What every caption begins with.
+    # The text that every caption begins with.
     cfg.MODEL.CAPTION.PREFIX = ""
 
 
 def _add_tuning_config(cfg: CfgNode) -> None:
-    # Fine-tuning of MODEL.WEIGHTS by a policy.
+    # Fine-tuning of MODEL.WEIGHTS.
     cfg.MODEL.TUNING = CfgNode()
-    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads,
-    # comparison, text_heads. "": train what the config does not freeze and write no delta.
+    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads
+    # or text_heads. "": train all parameters that the config does not freeze; no delta
+    # file is written.
     cfg.MODEL.TUNING.NAME = ""
-    # A delta file, the outcome of a fine-tuning, to be loaded on top of MODEL.WEIGHTS. It brings
-    # its policy and settings along.
+    # A delta file, the result of fine-tuning, loaded on top of MODEL.WEIGHTS. It contains its
+    # policy and settings.
     cfg.MODEL.TUNING.DELTA = ""
 
-    # prompt: tokens that get a vector of their own.
+    # prompt: number of tokens with a trained embedding of their own.
     cfg.MODEL.TUNING.PROMPT = CfgNode()
     cfg.MODEL.TUNING.PROMPT.NUM_ROWS = 256
 
-    # lora: rank of the products, their factor ALPHA / RANK, dropout on what they read, and own
-    # names of the layers. The defaults are Swin's, the language layers' and the fusion's.
+    # lora: rank, scale ALPHA / RANK, dropout on the input, and the names of the adapted layers. The
+    # defaults are those of Swin, the language layers and the fusion.
     cfg.MODEL.TUNING.LORA = CfgNode()
     cfg.MODEL.TUNING.LORA.RANK = 8
     cfg.MODEL.TUNING.LORA.ALPHA = 16
@@ -273,86 +288,79 @@ def _add_tuning_config(cfg: CfgNode) -> None:
 
 
 def _add_data_config(cfg: CfgNode) -> None:
-    # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP spec 1).
+    # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP's,
+    # glip_reference.md 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
 
-    # Questions and captions about one image that are learned together, so that it is read once for
-    # all of them; 1: each alone. Those of several data sets, too, where these have the same
-    # DATASETS.TRAIN_REPEAT_FACTOR. IMS_PER_BATCH counts images.
+    # Maximum number of questions and captions of an image in one training sample, which share its
+    # image features; 1: one each. Texts of several datasets are combined if their
+    # DATASETS.TRAIN_REPEAT_FACTOR is equal. IMS_PER_BATCH counts images.
     cfg.DATALOADER.TEXTS_PER_IMAGE = 1
     cfg.DATALOADER.PROMPT = CfgNode()
-    # Names that are not in the image, asked beside those that are: at most so many ...
+    # Maximum number of negative class names in a training prompt.
     cfg.DATALOADER.PROMPT.MAX_NEGATIVES = 85
-    # ... and with this probability exactly so many, else a uniform number of 1 to so many.
+    # Probability of exactly MAX_NEGATIVES; otherwise uniform in 1 .. MAX_NEGATIVES.
     cfg.DATALOADER.PROMPT.FULL_NEGATIVES_PROB = 0.5
-    # Names in random order (training only).
+    # Shuffle the class names, in training only.
     cfg.DATALOADER.PROMPT.SHUFFLE = True
-    # Captions with pseudo boxes: other captions of the data set around a caption, at most so many,
+    # Captions with pseudo boxes (GLIP paper, appendix C.1): maximum number of negative captions of
+    # the dataset that surround a caption.
     cfg.DATALOADER.PROMPT.MAX_NEGATIVE_CAPTIONS = 19
-    # with this probability exactly so many, with the next one a uniform number from 1 to so many,
-    # else none (GLIP paper, appendix C.1).
+    # Probability of exactly that number, and of a uniform number in 1 .. MAX_NEGATIVE_CAPTIONS;
+    # otherwise none.
     cfg.DATALOADER.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 0.3
     cfg.DATALOADER.PROMPT.RANDOM_NEGATIVE_CAPTIONS_PROB = 0.3
 
-    # Your own data sets, without code: {name: my_train, json: my/train.json, images: my/train}.
-    # Then name them in TRAIN and TEST. An entry may have a format: coco (default), grounding
-    # (MDETR's form), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place
-    # of json and images), captioning (COCO's captions), vqa (with two files more, questions and
+    # Custom datasets, without code: {name: my_train, json: my/train.json, images: my/train}. Use
+    # the names in TRAIN and TEST. An entry may have a format: coco (default), grounding (MDETR's
+    # annotations), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place of
+    # json and images), captioning (COCO captions), vqa (with two further files, questions and
     # answers), grounded_text (questions or captions with boxes). See datasets/README.md.
     cfg.DATASETS.CUSTOM = []
-    # How often an image is seen in a round through the data: [[name, factor], ...], 1 for the
-    # others. The name and form of the key are Detectron2's.
+    # Repeat factors of datasets in an epoch: [[name, factor], ...], 1 for the others. The name and
+    # form of the key are those that Detectron2 reads.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
 
 
 def _add_solver_config(cfg: CfgNode) -> None:
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
-    cfg.SOLVER.BASE_LR = 1e-4
-    cfg.SOLVER.WEIGHT_DECAY = 1e-4
-    # Learning rate of the language backbone and of the image backbone below its FPN, as factors.
+    # "SGD", as in Detectron2, or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate factors of the language backbone, the image backbone below its FPN, the fused
+    # head, and the heads for answers and captions.
     cfg.SOLVER.LANGUAGE_LR_FACTOR = 0.1
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
-    # Those of the fused head, and of the heads for answers and captions, which start anew.
     cfg.SOLVER.FUSION_LR_FACTOR = 1.0
     cfg.SOLVER.TEXT_HEAD_LR_FACTOR = 1.0
-    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
-    # None: that of every other weight, as in GLIP.
-    cfg.SOLVER.WEIGHT_DECAY_NORM = None
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
-    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
-    # Fine-tuning follows a metric of the evaluations (TEST.EVAL_PERIOD), e.g. "bbox/AP": training
-    # ends with the weights that were best in it, model_best.pth. "": the last weights.
+    # The metric that selects model_best.pth among the evaluations (TEST.EVAL_PERIOD), e.g.
+    # "bbox/AP"; training then ends with these weights. "": the last weights.
     cfg.SOLVER.BEST_METRIC = ""
-    # LR_SCHEDULER_NAME WarmupPlateauLR: times GAMMA after more evaluations than these without a
-    # new best.
+    # LR_SCHEDULER_NAME WarmupPlateauLR: multiply the rate by GAMMA after more than this many
+    # evaluations without a new best.
     cfg.SOLVER.PLATEAU_PATIENCE = 3
-    # Stop after so many evaluations without a new best; 0 goes on.
+    # Stop after this many evaluations without a new best; 0 disables early stopping.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
-    # Passes that one step of the optimizer sums up: IMS_PER_BATCH images in the memory of
-    # IMS_PER_BATCH / ACCUMULATE. The gradient is the mean of the passes' (each loss is normalised
-    # within its pass, and L_inter compares the images of one pass). Schedules count steps, so that
-    # no other key has to change.
-    cfg.SOLVER.ACCUMULATE = 1
-    # With AMP.ENABLED: bf16 (also on a CPU), or fp16 with scaled gradients (CUDA only).
+    # Number of forward and backward passes per optimizer step: IMS_PER_BATCH images in the memory
+    # of IMS_PER_BATCH / ACCUMULATION_STEPS. Gradients are averaged; each loss is normalised within
+    # its pass, and the inter-image loss compares the images of one pass. Schedules count optimizer
+    # steps, so no other key has to change.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # With AMP.ENABLED: bf16 (also on CPU) or fp16 with scaled gradients (CUDA only).
     cfg.SOLVER.AMP.PRECISION = "fp16"
-    # A loss or gradient that is no finite number: "stop", or "skip" the step and count it as
-    # num_skipped_steps; 21 in a row stop as well. Both name the images.
+    # On a non-finite loss or gradient: "stop", or "skip" the step and count it in
+    # num_skipped_steps (21 in a row stop as well). Both report the images.
     cfg.SOLVER.NON_FINITE = "stop"
-    # Exponential moving average of the weights, saved beside them; 0 turns it off.
+    # Exponential moving average of the weights, saved with them; 0 disables it.
     cfg.SOLVER.EMA_DECAY = 0.0
 
 
 def _add_test_config(cfg: CfgNode) -> None:
-    # Of evaluation and the Predictor: fp32, or autocast to bf16 or (on CUDA) fp16.
+    # Evaluation and Predictor: fp32, or autocast to bf16 or (on CUDA) fp16.
     cfg.TEST.PRECISION = "fp32"
-    # AP by packages that are to be installed: COCO's by faster-coco-eval, LVIS's by hotcoco.
-    # Several times as fast and, where we measured, equal to five decimals. Papers count the slow
-    # ones' numbers.
+    # Compute AP with faster-coco-eval (COCO) and hotcoco (LVIS), which have to be installed. They
+    # are several times faster and agreed to five decimals in our measurements. Published results
+    # use the default implementations.
     cfg.TEST.FAST_EVAL = False
-    # PhraseCut: detections of a phrase with at least this score are part of its region.
+    # PhraseCut: minimum score of the detections that form the region of a phrase.
     cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5
 
 
@@ -372,7 +380,10 @@ def configurable(init: Callable[..., None]) -> Callable[..., None]:
         except ValueError as error:
             if not any(isinstance(x, CfgNode) for x in (*args, kwargs.get("cfg"))):
                 raise
-            raise with_config_keys(error, getattr(type(self), "config_keys", {})) from error
+            with_keys = with_config_keys(error, getattr(type(self), "config_keys", {}))
+            if with_keys is error:
+                raise
+            raise with_keys from error
 
     return build
 
@@ -384,5 +395,9 @@ def with_config_keys(error: ValueError, config_keys: Mapping[str, str]) -> Value
     ValueError('topk is 0 (config: MODEL.GROUNDING.ATSS_TOPK)')
     """
     message = str(error)
-    named = [key for name, key in config_keys.items() if re.search(rf"\b{name}\b", message)]
+    named = [
+        key
+        for name, key in config_keys.items()
+        if key not in message and re.search(rf"\b{name}\b", message)
+    ]
     return ValueError(f"{message} (config: {', '.join(named)})") if named else error

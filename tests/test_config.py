@@ -1,18 +1,21 @@
-"""The keys that this project adds to Detectron2's configuration."""
+"""The keys that this project adds to Detectron2's configuration, and the named configs."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
 import glipv2_d2
-from glipv2_d2.config import add_glipv2_config
+from glipv2_d2.config import NAMED_CONFIGS, add_glipv2_config, get_config
+from glipv2_d2.engine.setup import load_config
 
 PACKAGE = Path(glipv2_d2.__file__).parent
+CONFIGS = PACKAGE.parent / "configs"
 
 
 def added_keys() -> list[str]:
@@ -31,9 +34,15 @@ def walk(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
+def value_of(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def attributes() -> set[str]:
-    """Every name that the package reads behind a dot, config.py aside."""
+    """Every attribute name that the package loads, config.py aside."""
     return {
         node.attr
         for path in PACKAGE.rglob("*.py")
@@ -44,8 +53,16 @@ def attributes() -> set[str]:
 
 
 @pytest.mark.parametrize("key", added_keys())
-def test_every_added_key_is_read(key: str, attributes: set[str]) -> None:
+def test_every_added_key_is_used(key: str, attributes: set[str]) -> None:
     assert set(key.split(".")) <= attributes
+
+
+def test_keys_of_detectron2_keep_their_values() -> None:
+    theirs, ours = get_cfg(), get_cfg()
+    add_glipv2_config(ours)
+    assert {k: value_of(ours, k) for k in walk(theirs)} == {
+        k: value_of(theirs, k) for k in walk(theirs)
+    }
 
 
 def test_new_groups_of_keys_are_a_decision() -> None:
@@ -66,9 +83,9 @@ def test_new_groups_of_keys_are_a_decision() -> None:
         "MODEL.LANGUAGE_BACKBONE",
         "MODEL.MLM",
         "MODEL.PROMPT",
-        "MODEL.REGION_READER",
         "MODEL.ROI_MASK_HEAD",
         "MODEL.SWIN",
+        "MODEL.TEXT_TASKS",
         "MODEL.TIMM",
         "MODEL.TUNING",
         "MODEL.TUNING.LORA",
@@ -77,3 +94,27 @@ def test_new_groups_of_keys_are_a_decision() -> None:
         "SOLVER.AMP",
         "TEST",
     }
+
+
+@pytest.mark.parametrize(("name", "file"), NAMED_CONFIGS.items())
+def test_a_named_config_is_that_of_its_file(name: str, file: str) -> None:
+    cfg = get_config(name)
+    assert not cfg.is_frozen()
+    cfg.MODEL.DEVICE = "cpu"
+    assert cfg == load_config(CONFIGS / file, ["MODEL.DEVICE", "cpu"])
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'glip-xl'.*'glip-l', 'glip-t', .*'glipv2-t'"):
+        get_config("glip-xl")
+
+
+def test_an_installed_package_uses_its_own_configs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a wheel configs/ is inside the package."""
+    file = tmp_path / "configs" / NAMED_CONFIGS["glip-t"]
+    file.parent.mkdir(parents=True)
+    file.write_text("SEED: 7\n")
+    monkeypatch.setattr("glipv2_d2.config.__file__", str(tmp_path / "config.py"))
+    assert get_config("glip-t").SEED == 7

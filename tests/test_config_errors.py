@@ -1,4 +1,4 @@
-"""Errors of arguments name the config keys that set them, where a config did."""
+"""Errors that name an argument also name its config key if the class was built from a config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Head:
     @configurable
     def __init__(self, *, topk: int, width: int = 1) -> None:
         if topk < 1:
-            raise ValueError(f"topk is {topk}; give at least 1")
+            raise ValueError(f"topk is {topk}; it must be at least 1")
         self.topk = topk
 
     @classmethod
@@ -26,15 +26,15 @@ class Head:
 
 def test_a_class_built_from_a_config_names_the_key():
     with pytest.raises(
-        ValueError, match=r"^topk is 0; give at least 1 \(config: MODEL.HEAD.TOPK\)$"
+        ValueError, match=r"^topk is 0; it must be at least 1 \(config: MODEL.HEAD.TOPK\)$"
     ):
         Head(CfgNode({"TOPK": 0}))
 
 
-def test_a_class_built_from_arguments_names_the_argument_alone():
-    with pytest.raises(ValueError, match=r"^topk is 0; give at least 1$"):
+def test_a_class_built_from_arguments_names_the_argument_only():
+    with pytest.raises(ValueError, match=r"^topk is 0; it must be at least 1$"):
         Head(topk=0)
 
 
-def test_arguments_beside_a_config_override_it():
+def test_arguments_override_the_config():
     assert Head(CfgNode({"TOPK": 0}), topk=3).topk == 3

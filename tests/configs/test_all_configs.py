@@ -1,4 +1,4 @@
-"""Every configuration file of the project is one that Detectron2 reads."""
+"""Every config file can be loaded, and states the command that uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from glipv2_d2.config import add_glipv2_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OURS = {"two_stage": "OpenVocabularyRCNN"}
+ARCHITECTURES = {"two_stage": "OpenVocabularyRCNN"}
 ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
@@ -23,20 +23,20 @@ def load(name: str) -> CfgNode:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_config_merges_and_is_for_our_model(name: str) -> None:
+def test_config_is_loaded_and_builds_one_of_our_models(name: str) -> None:
     architecture = load(name).MODEL.META_ARCHITECTURE
-    assert architecture == OURS.get(Path(name).parent.name, "GLIPv2")
+    assert architecture == ARCHITECTURES.get(Path(name).parent.name, "GLIPv2")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if not Path(name).name.startswith("Base-")])
-def test_config_opens_with_its_command(name: str) -> None:
+def test_header_has_the_command(name: str) -> None:
     lines = (CONFIGS / name).read_text().splitlines()
     header = itertools.takewhile(lambda line: line.startswith("#"), lines)
     assert any(f"configs/{name}" in line for line in header)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_learning_rate_steps_lie_within_the_schedule(name: str) -> None:
+def test_learning_rate_steps_are_within_the_schedule(name: str) -> None:
     solver = load(name).SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         assert list(solver.STEPS) == sorted(set(solver.STEPS))
@@ -44,12 +44,12 @@ def test_learning_rate_steps_lie_within_the_schedule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith("glip/")])
-def test_glip_steps_follow_glips_rule(name: str) -> None:
+def test_glip_configs_decay_at_67_and_89_percent(name: str) -> None:
     solver = load(name).SOLVER
     assert list(solver.STEPS) == [round(0.67 * solver.MAX_ITER), round(0.89 * solver.MAX_ITER)]
 
 
-def test_sizes_of_the_three_glip_networks_differ_as_published() -> None:
+def test_sizes_of_the_glip_networks_are_the_published_ones() -> None:
     tiny, no_fusion, large = (
         load(f"glip/glip_swin_{size}.yaml").MODEL for size in ("t", "t_a", "l")
     )
@@ -63,7 +63,7 @@ def test_sizes_of_the_three_glip_networks_differ_as_published() -> None:
     assert [m.SWIN.WINDOW_SIZE for m in (tiny, no_fusion, large)] == [7, 7, 12]
 
 
-def test_lvis_is_asked_in_chunks_and_coco_in_one() -> None:
+def test_lvis_is_evaluated_in_chunks_and_coco_with_one_prompt() -> None:
     lvis = load("zero_shot/lvis_glip_swin_t.yaml")
     coco = load("zero_shot/coco_glip_swin_t.yaml")
     assert (lvis.MODEL.PROMPT.MAX_CLASSES, coco.MODEL.PROMPT.MAX_CLASSES) == (40, 0)

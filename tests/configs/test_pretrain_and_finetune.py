@@ -1,4 +1,4 @@
-"""The recipes name the networks, losses and hyper-parameters that they should."""
+"""Networks, losses and hyper-parameters of the training recipes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from detectron2.modeling import build_model
 from helpers.no_memory import parameters_without_memory
 from torch import nn
 
-from glipv2_d2.checkpoint.writing import loss_prefixes
+from glipv2_d2.checkpoint.file_writing import loss_prefixes
 from glipv2_d2.data import builtin  # noqa: F401 - registers the data sets
-from glipv2_d2.engine.policies import policy_names
-from glipv2_d2.engine.recipes import MAX_EPOCHS, recipe
+from glipv2_d2.engine.finetune.policies import policy_names
+from glipv2_d2.engine.finetune.recipes import MAX_EPOCHS, recipe
 from glipv2_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -26,20 +26,20 @@ RECIPES = sorted(
     if not path.name.startswith("Base-")
 )
 PRETRAIN = [name for name in RECIPES if name.startswith("pretrain/")]
-NOT_FOR_BOXES = ("comparison", "mask_heads", "text_heads")
+NOT_FOR_BOXES = ("mask_heads", "text_heads")
 POLICIES_FOR_BOXES = [name for name in policy_names() if name not in NOT_FOR_BOXES]
 
 
 @functools.cache
 def load(name: str) -> CfgNode:
-    # Weights come from elsewhere.
+    # No weights are needed to build the network.
     opts = ["MODEL.LANGUAGE_BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "meta"]
     return load_config(CONFIGS / name, opts)
 
 
 @functools.cache
 def network(description: str) -> nn.Module:
-    """The full-size model, without memory for its weights."""
+    """The full-size model, with its parameters on the meta device."""
     cfg = load_config().clone()
     cfg.defrost()
     cfg.MODEL = CfgNode.load_cfg(description)
@@ -48,7 +48,7 @@ def network(description: str) -> nn.Module:
 
 
 def parameters(name: str) -> int:
-    """Of the network that answers, without the heads of losses."""
+    """Number of parameters at inference, without those of losses."""
     model_cfg = load(name).MODEL.clone()
     model_cfg.defrost()
     model_cfg.pop("TUNING")
@@ -57,21 +57,21 @@ def parameters(name: str) -> int:
     return sum(p.numel() for n, p in model.named_parameters() if not n.startswith(of_losses))
 
 
-# GLIPv2-T's 232 M are published; 322 M and 430 M are those of Swin-B and Swin-L with 8 blocks.
+# 232 M of GLIPv2-T are published; 322 M and 430 M are those of Swin-B and Swin-L with 8 blocks.
 SIZES = {"_t": 231_759_662, "_b": 321_851_748, "_l": 430_401_824}
-# Four hourglasses of four bottlenecks, the deconvolution, the words' projection, bias and scale.
+# Four hourglasses of four bottlenecks, the deconvolution, the text projection, bias and scale.
 BOTTLENECK = (256 * 128 + 128) + (9 * 128 * 128 + 128) + (128 * 256 + 256)
 MASK_HEAD = 16 * BOTTLENECK + (4 * 256 * 256 + 256) + (768 * 256 + 256) + 768 + 1
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_full_size_network_is_built_with_as_many_parameters(name: str) -> None:
+def test_the_full_size_network_has_the_expected_number_of_parameters(name: str) -> None:
     kind = next(kind for kind in SIZES if f"_swin{kind}" in name)
     assert parameters(name) == SIZES[kind] + (MASK_HEAD if load(name).MODEL.MASK_ON else 0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_data_sets_of_a_recipe_are_registered(name: str) -> None:
+def test_the_datasets_of_a_recipe_are_registered(name: str) -> None:
     datasets = load(name).DATASETS
     custom = {entry["name"] for entry in datasets.CUSTOM}
     for dataset in (*datasets.TRAIN, *datasets.TEST):
@@ -79,37 +79,37 @@ def test_the_data_sets_of_a_recipe_are_registered(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
-def test_pre_training_has_all_losses_and_the_second_phase_no_masked_words(name: str) -> None:
+def test_pre_training_has_all_losses_and_the_second_phase_no_mlm(name: str) -> None:
     model = load(name).MODEL
     weights = [model.INTER_IMAGE.WEIGHT, model.MLM.WEIGHT]
     assert weights == [1.0, 0.0 if "phase2" in name else 1.0]
 
 
 @pytest.mark.parametrize("policy", POLICIES_FOR_BOXES)
-def test_the_odinw_config_of_a_policy_is_its_recipe(policy: str) -> None:
+def test_the_odinw_config_of_a_policy_equals_its_recipe(policy: str) -> None:
     cfg = load(f"finetune/odinw_{policy}_glip_swin_t.yaml")
     for key, value in recipe(policy, few_shot=True).items():
         assert functools.reduce(getattr, key.split("."), cfg) == value, key
 
 
 @pytest.mark.parametrize("policy", POLICIES_FOR_BOXES)
-def test_odinw_is_trained_for_at_most_the_papers_epochs(policy: str) -> None:
+def test_odinw_is_trained_for_the_maximum_number_of_epochs(policy: str) -> None:
     cfg = load(f"finetune/odinw_{policy}_glip_swin_t.yaml")
     assert cfg.SOLVER.MAX_ITER == MAX_EPOCHS * cfg.TEST.EVAL_PERIOD
 
 
-def test_all_data_have_less_patience_than_few_shots() -> None:
-    few, all_data = recipe("full", few_shot=True), recipe("full", few_shot=False)
+def test_the_full_dataset_has_less_patience_than_few_shots() -> None:
+    few, full = recipe("full", few_shot=True), recipe("full", few_shot=False)
     keys = ("SOLVER.PLATEAU_PATIENCE", "SOLVER.EARLY_STOP_PATIENCE")
     assert [few[key] for key in keys] == [3, 8]
-    assert [all_data[key] for key in keys] == [2, 4]
+    assert [full[key] for key in keys] == [2, 4]
 
 
-def test_the_recipe_for_masks_follows_them() -> None:
+def test_the_recipe_for_masks_selects_by_mask_ap() -> None:
     assert recipe("mask_heads", few_shot=False)["SOLVER.BEST_METRIC"] == "segm/AP"
 
 
-def test_the_mask_recipes_have_masks_and_the_first_phase_learns_nothing_else() -> None:
+def test_mask_recipes_enable_masks_and_the_first_phase_trains_them_alone() -> None:
     policies = {}
     for name in RECIPES:
         cfg = load(name)

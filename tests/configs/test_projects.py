@@ -1,4 +1,4 @@
-"""The recipes of projects/ are built at full size."""
+"""The recipes of projects/, at full size."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from helpers.no_memory import parameters_without_memory
 
-from glipv2_d2.data import builtin  # noqa: F401 - registers the data sets
+from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.engine.setup import load_config
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("projects/*/configs/*"))
 GLIPV2_T, WIDTH, VOCAB_SIZE, NUM_ANSWERS = 231_759_662, 768, 30_522, 3129
 LINEAR = WIDTH * WIDTH + WIDTH
 HEADS = {
-    # The attention, two layers, and the answers.
+    # The attention pooling, two layers, and the classifier.
     "VQA": WIDTH + 1 + 2 * LINEAR + NUM_ANSWERS * WIDTH + NUM_ANSWERS,
-    # A layer, its norm, and a bias for every word.
+    # A layer, its norm, and a bias per token of the vocabulary.
     "Captioning": LINEAR + 2 * WIDTH + VOCAB_SIZE,
 }
+PROJECTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for name in HEADS
+    for path in ROOT.glob(f"projects/{name}/configs/*")
+)
 
 
 @pytest.fixture(params=PROJECTS)
@@ -41,23 +45,23 @@ def cfg(name: str, tmp_path: Path) -> CfgNode:
     return load_config(ROOT / name, opts)
 
 
-def test_it_opens_with_its_command(name: str) -> None:
+def test_header_has_the_command(name: str) -> None:
     header = itertools.takewhile(lambda line: line[0] == "#", (ROOT / name).open())
     assert any(f"tools/train_net.py --config-file {name}" in line for line in header)
 
 
-def test_the_network_is_glipv2_t_with_one_head_more(name: str, cfg: CfgNode) -> None:
+def test_the_network_is_glipv2_t_with_an_additional_head(name: str, cfg: CfgNode) -> None:
     with parameters_without_memory():
         model = build_model(cfg)
     head = HEADS[name.split("/")[1]]
     assert sum(p.numel() for p in model.parameters()) == GLIPV2_T + head
 
 
-def test_its_data_sets_are_registered(cfg: CfgNode) -> None:
+def test_datasets_are_registered(cfg: CfgNode) -> None:
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog)
 
 
-def test_the_fallbacks_are_the_sister_projects(name: str, cfg: CfgNode) -> None:
+def test_settings_that_the_paper_omits_are_those_of_fiber(name: str, cfg: CfgNode) -> None:
     """AdamW, 10 epochs of batches of 512, 10 % warm-up, fusion x 5 and heads x 50."""
     num_records = {"VQA": 443_757 + 214_354, "Captioning": 566_747}[name.split("/")[1]]
     solver = cfg.SOLVER
@@ -67,9 +71,8 @@ def test_the_fallbacks_are_the_sister_projects(name: str, cfg: CfgNode) -> None:
 
 
 @pytest.mark.parametrize("folder", ["VQA", "Captioning"])
-def test_the_readme_names_files_that_are_there(folder: str) -> None:
+def test_the_readme_refers_to_existing_files(folder: str) -> None:
     text = (ROOT / "projects" / folder / "README.md").read_text()
-    named = {
-        word for word in text.replace("`", " ").split() if word.startswith(("tools/", "projects/"))
-    }
-    assert named and all((ROOT / word).exists() for word in named)
+    words = text.replace("`", " ").split()
+    paths = {word for word in words if word.startswith(("tools/", "projects/"))}
+    assert paths and all((ROOT / path).exists() for path in paths)

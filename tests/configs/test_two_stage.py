@@ -1,4 +1,4 @@
-"""The two-stage configs are Detectron2's own, with words for classes."""
+"""The two-stage configs equal Detectron2's, with text features in place of a classifier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from helpers.no_memory import parameters_without_memory
 
-from glipv2_d2.data.scenes import drawn_cutouts
+from glipv2_d2.data.drawn import drawn_cutouts
 from glipv2_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "two_stage"
@@ -21,9 +21,9 @@ CLASS_AGNOSTIC = {
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
 }
-WORDS = {"MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", *CLASS_AGNOSTIC}
-# Which kind of clipping, where there is none; and where there is no GPU.
-OF_NO_EFFECT = {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "MODEL.DEVICE"}
+TEXT_CLASSIFIER = {"MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", *CLASS_AGNOSTIC}
+# The type of clipping while it is disabled, and the device.
+WITHOUT_EFFECT = {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "MODEL.DEVICE"}
 ZOO = {
     "mask_rcnn_R50_FPN_text.yaml": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
     "cascade_mask_rcnn_R50_FPN_text.yaml": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
@@ -49,15 +49,15 @@ def shapes(cfg: CfgNode) -> dict[str, torch.Size]:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_it_differs_from_detectron2s_in_the_names_of_its_parts_only(name: str) -> None:
+def test_it_differs_from_detectron2s_in_the_text_classifier_only(name: str) -> None:
     theirs, ours = dict(flat(model_zoo.get_config(ZOO[name]))), dict(flat(load(name)))
     differing = {key for key, value in theirs.items() if ours[key] != value}
     already = {key for key, value in CLASS_AGNOSTIC.items() if theirs[key] == value}
-    assert differing - OF_NO_EFFECT == WORDS - already
+    assert differing - WITHOUT_EFFECT == TEXT_CLASSIFIER - already
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_full_size_network_has_words_in_place_of_a_table_of_classes(name: str) -> None:
+def test_the_full_size_network_scores_text_features_in_place_of_a_classifier(name: str) -> None:
     theirs = model_zoo.get_config(ZOO[name])
     theirs.merge_from_list([item for pair in CLASS_AGNOSTIC.items() for item in pair])
     theirs.MODEL.DEVICE = "meta"
@@ -74,6 +74,6 @@ def test_the_full_size_network_has_words_in_place_of_a_table_of_classes(name: st
     assert num_language == 108_891_648  # BERT-base without its pooler
 
 
-def test_the_small_one_has_room_for_all_drawn_names() -> None:
+def test_the_small_model_has_a_class_for_every_drawn_name() -> None:
     names = {cutout.name for cutout in drawn_cutouts()}
     assert len(names) == load("drawn_small.yaml").MODEL.ROI_HEADS.NUM_CLASSES
