@@ -1,8 +1,8 @@
-"""Any picture a caller may hold, as one thing: a uint8 RGB array (H, W, 3).
+"""Load images from files, PIL images, arrays and tensors as uint8 RGB arrays (H, W, 3).
 
-Files are turned as their EXIF orientation says, and transparency is dropped, as Detectron2's
-``read_image`` does. Unlike it, 16 bit gray pictures keep their range (it saturates them), and a
-file that is no picture is an error that names it.
+As in Detectron2's ``read_image``, the EXIF orientation is applied and transparency is dropped.
+Unlike there, 16 bit gray images are scaled to 8 bits instead of saturated, and an unreadable file
+raises an error with its name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _RASTER_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
 def open_image(source: str | Path | IO[bytes]) -> Image.Image:
     """Open an image file of a raster format with Pillow.
 
-    Use this in place of ``Image.open``, which tries every format that Pillow knows: a PostScript
-    file starts Ghostscript, whatever its name, and may write files.
+    Use this in place of ``Image.open``, which tries all formats of Pillow: a PostScript file of any
+    name starts Ghostscript and may write files.
 
     Raises:
-        OSError: the file is missing, or of none of the raster formats.
+        OSError: the file is missing, or not of a raster format.
     """
     Image.init()
     formats = [name for name in _RASTER_FORMATS if name in Image.OPEN]
@@ -40,19 +40,19 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
 
 
 def load_image(source: ImageSource, channel_order: ChannelOrder | None = None) -> np.ndarray:
-    """Load a picture.
+    """Load an image.
 
     Args:
         source: see :data:`ImageSource`. Arrays and tensors are uint8 or uint16, gray or of three or
             four channels (the fourth, transparency, is dropped).
-        channel_order: of a colour array or tensor, where nothing else tells it.
+        channel_order: required for colour arrays and tensors.
 
     Returns:
         (H, W, 3) uint8, R, G, B.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no picture, or the array is not of the form above.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an image, or the array has another form.
     """
     if isinstance(source, (str, Path)):
         return read_image(source)
@@ -62,7 +62,7 @@ def load_image(source: ImageSource, channel_order: ChannelOrder | None = None) -
     if isinstance(source, Tensor):
         if source.dim() != 3:
             raise ValueError(
-                f"an image tensor is (C, H, W), not {tuple(source.shape)}; give a list for several"
+                f"an image tensor is (C, H, W), not {tuple(source.shape)}; pass a list for several"
             )
         source = source.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
@@ -78,20 +78,22 @@ def read_image(path: str | Path) -> np.ndarray:
         with PathManager.open(str(path), "rb") as file:
             return _decode(file, path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image file {str(path)!r}; check the path") from None
+        raise FileNotFoundError(
+            f"image file {str(path)!r} does not exist; check the path"
+        ) from None
     except OSError as error:
         raise ValueError(f"the image file {str(path)!r} cannot be opened: {error}") from error
 
 
 def rgb_from_pil(image: Image.Image) -> np.ndarray:
-    """Turn, widen or narrow a PIL image of any mode but F to (H, W, 3) uint8 RGB."""
+    """Convert a PIL image of any mode except F to (H, W, 3) uint8 RGB."""
     if image.format == "EPS":
-        raise ValueError("PostScript is a program: convert it to a raster image first")
+        raise ValueError("PostScript images are not supported; convert them to a raster format")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        # PIL's own conversion would cut everything above 255 off.
+        # PIL's conversion would clip values above 255.
         return rgb_from_array(np.asarray(image), None)
     if "transparency" in image.info:
         image = image.convert("RGBA")
@@ -99,29 +101,29 @@ def rgb_from_pil(image: Image.Image) -> np.ndarray:
 
 
 def rgb_from_array(array: np.ndarray, channel_order: ChannelOrder | None) -> np.ndarray:
-    """Bring an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) to (H, W, 3) uint8 RGB."""
+    """Convert an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) to (H, W, 3) uint8 RGB."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
             f"an image array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and a tensor has its "
-            f"channels first; this one is {array.shape} (channels last). Give a list for several"
+            f"channels first; this one is {array.shape} (channels last). Pass a list for several"
         )
-    array = _narrow_to_bytes(array)
+    array = _to_uint8(array)
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     if channel_order not in ("BGR", "RGB"):
         raise ValueError(
-            f"channel_order is {channel_order!r}; say 'BGR' (OpenCV, Detectron2) or 'RGB' "
+            f"channel_order is {channel_order!r}; pass 'BGR' (OpenCV, Detectron2) or 'RGB' "
             "(PIL, torchvision) for a colour array or tensor"
         )
     return array[:, :, 2::-1] if channel_order == "BGR" else array[:, :, :3]
 
 
-def _narrow_to_bytes(array: np.ndarray) -> np.ndarray:
+def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
-    # int32 is how PIL holds some 16 bit files (mode I).
+    # PIL loads some 16 bit files as int32 (mode I).
     low, high = array.min(), array.max()
     if array.dtype in (np.uint16, np.int32) and low >= 0 and high <= np.iinfo(np.uint16).max:
         return (array >> 8).astype(np.uint8)
@@ -135,9 +137,8 @@ def _decode(source: IO[bytes] | Image.Image, name: str | Path) -> np.ndarray:
     try:
         return rgb_from_pil(source if isinstance(source, Image.Image) else open_image(source))
     except Exception as error:
-        # A damaged file makes PIL raise nearly anything (SyntaxError, EOFError, struct.error, ...).
-        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        # PIL raises many types for damaged files (SyntaxError, EOFError, struct.error, ...).
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"{str(name)!r} is not a picture that can be read ({reason}); "
-            "save it again as PNG or JPEG"
+            f"{str(name)!r} is not a readable image ({reason}); save it again as PNG or JPEG"
         ) from error

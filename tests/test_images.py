@@ -19,7 +19,7 @@ def rgb() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def test_every_source_of_one_picture_gives_the_same_array(rgb, tmp_path):
+def test_all_sources_of_an_image_give_the_same_array(rgb, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(rgb).save(path)
     bgr = rgb[:, :, ::-1]
@@ -39,7 +39,7 @@ def test_every_source_of_one_picture_gives_the_same_array(rgb, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_respected_as_detectron2_does(rgb, tmp_path, orientation):
+def test_exif_orientation_is_applied_as_in_detectron2(rgb, tmp_path, orientation):
     path = tmp_path / "turned.png"
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -48,7 +48,7 @@ def test_exif_orientation_is_respected_as_detectron2_does(rgb, tmp_path, orienta
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_a_file_of_any_8_bit_mode_is_read_as_detectron2_does(rgb, tmp_path, mode):
+def test_8_bit_modes_are_loaded_as_in_detectron2(rgb, tmp_path, mode):
     path = tmp_path / "a.png"
     Image.fromarray(rgb).convert(mode).save(path)
     np.testing.assert_array_equal(load_image(path), detection_utils.read_image(str(path), "RGB"))
@@ -75,7 +75,7 @@ def test_gray_arrays_need_no_channel_order():
 
 
 @pytest.mark.parametrize("order", [None, "bgr", "HWC"])
-def test_a_colour_array_without_a_known_channel_order_is_an_error(rgb, order):
+def test_a_colour_array_without_a_channel_order_raises_an_error(rgb, order):
     with pytest.raises(ValueError, match=rf"channel_order is {order!r}.*'BGR'.*'RGB'"):
         load_image(rgb, order)
 
@@ -91,17 +91,17 @@ def test_a_colour_array_without_a_known_channel_order_is_an_error(rgb, order):
         (torch.zeros(4, 4, dtype=torch.uint8), r"\(4, 4\)"),
     ],
 )
-def test_an_array_of_unknown_meaning_is_an_error_that_says_what_it_is(array, message):
+def test_an_unsupported_array_raises_an_error_with_its_type(array, message):
     with pytest.raises(ValueError, match=message):
         load_image(array, "RGB")
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_raises_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.png.*check the path"):
         load_image(tmp_path / "nothing.png")
 
 
-def test_damaged_files_and_things_that_are_no_picture_are_named(rgb, tmp_path):
+def test_damaged_files_raise_an_error(rgb, tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.fromarray(rgb.repeat(20, 0).repeat(20, 1)).save(whole)
     contents = {
@@ -111,11 +111,11 @@ def test_damaged_files_and_things_that_are_no_picture_are_named(rgb, tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.*not a picture"):
+        with pytest.raises(ValueError, match=f"{name}.*not a readable image"):
             load_image(tmp_path / name)
 
 
-def test_a_float_picture_is_an_error_that_says_how_to_save_it(tmp_path):
+def test_a_float_image_raises_an_error_with_a_remedy(tmp_path):
     path = tmp_path / "depth.tiff"
     Image.fromarray(np.zeros((2, 2), np.float32)).save(path)
     with pytest.raises(ValueError, match="depth.tiff.*8 or 16 bits"):
@@ -132,7 +132,7 @@ showpage
 
 @pytest.fixture
 def postscript_named_jpg(tmp_path, monkeypatch) -> Path:
-    """A PostScript file named .jpg, and on PATH a ``gs`` that leaves a file behind when it runs."""
+    """A PostScript file named .jpg, and on PATH a ``gs`` that creates a file when it runs."""
     programs = tmp_path / "bin"
     programs.mkdir()
     gs = programs / "gs"
@@ -173,7 +173,7 @@ def test_a_postscript_image_opened_by_the_caller_starts_no_program(
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.tif", "a.bmp", "a.ppm"])
-def test_every_raster_format_is_read(rgb, tmp_path, name):
+def test_all_raster_formats_are_loaded(rgb, tmp_path, name):
     Image.fromarray(rgb).save(tmp_path / name)
     assert load_image(tmp_path / name).shape == rgb.shape
     assert mapper.read_image(str(tmp_path / name), "RGB").shape == rgb.shape

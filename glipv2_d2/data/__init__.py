@@ -1,6 +1,6 @@
-"""From files to input dicts. Importing it registers the built-in data sets.
+"""Datasets, readers, the mapper and the loaders. Importing it registers the built-in datasets.
 
-It also teaches Detectron2 to open images in tar shards, in every process that loads data.
+Importing it also registers a path handler, by which Detectron2 opens images in tar shards.
 """
 
 from glipv2_d2.data import builtin, custom

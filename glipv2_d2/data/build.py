@@ -1,4 +1,4 @@
-"""Registered data sets -> loaders."""
+"""Loaders of registered datasets, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.data.custom import register_custom
-from glipv2_d2.data.joined_texts import join_texts, texts_apart
 from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.data.multi_text_samples import merge_texts_per_image, split_texts
 from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.data.sanitize import sanitize_dataset
 from glipv2_d2.data.stream import TrainLoader
@@ -34,8 +34,8 @@ from glipv2_d2.structures import fields
 from glipv2_d2.text.prompts import Decoration, check_names
 from glipv2_d2.text.tokenizer import Tokenizer
 
-# Whether DATALOADER.SAMPLER_TRAIN repeats images of rare classes. Detectron2 has a second pair of
-# names for samplers that heed DATASETS.TRAIN_REPEAT_FACTOR; here all of them do.
+# Whether each value of DATALOADER.SAMPLER_TRAIN repeats images of rare classes. In Detectron2 only
+# the Weighted samplers apply DATASETS.TRAIN_REPEAT_FACTOR; here all of them do.
 BALANCES_CLASSES = {
     "TrainingSampler": False,
     "WeightedTrainingSampler": False,
@@ -43,49 +43,52 @@ BALANCES_CLASSES = {
     "WeightedCategoryTrainingSampler": True,
 }
 
-# Of one image in evaluation; each needs memory of its own.
+# Text tasks of one image per evaluation batch; bounds the memory.
 MAX_TEXTS_PER_BATCH = 16
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Endless batches of the data sets ``DATASETS.TRAIN`` together, each with its own names.
+    """Build the endless training loader of all datasets in ``DATASETS.TRAIN``.
+
+    Every dataset keeps its own class names.
 
     Raises:
-        ValueError, FileNotFoundError: a data set is not registered, not there, or not sound.
+        ValueError: a dataset is not registered or has invalid records, or a key is invalid.
+        FileNotFoundError: an annotation file or image directory does not exist.
     """
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name at least one registered data set")
+        raise ValueError("DATASETS.TRAIN is empty: give at least one registered dataset")
     register_custom(cfg.DATASETS.CUSTOM)
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     loaded = {name: load_dataset(name, filter_empty=filter_empty) for name in cfg.DATASETS.TRAIN}
     class_names = _class_names(cfg.DATASETS.TRAIN)
     _check_class_names(class_names, cfg.MODEL.PROMPT.SEPARATOR)
     tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
-    sane = {
+    records_of = {
         name: sanitize_dataset(
             records, name=name, class_names=class_names[name], tokenizer=tokenizer
         )
         for name, records in loaded.items()
     }
-    for name, records in sane.items():
+    for name, records in records_of.items():
         if not records:
-            raise ValueError(f"no image of data set {name!r} can be trained on: see the log above")
+            raise ValueError(f"dataset {name!r} has no usable training image: see the log above")
     limit = cfg.DATALOADER.TEXTS_PER_IMAGE
     if limit < 1:
         raise ValueError(f"DATALOADER.TEXTS_PER_IMAGE is {limit}; it must be at least 1")
     factor_of = _repeat_factors(cfg)
-    sane = join_texts(sane, limit, factor_of)
+    records_of = merge_texts_per_image(records_of, limit, factor_of)
     mapper = GroundingMapper(
         cfg,
         is_train=True,
         class_names=class_names,
-        decorations=_decorations(sane),
-        captions=_captions_to_pack(sane),
+        decorations=_decorations(records_of),
+        captions=_captions_to_pack(records_of),
     )
     return TrainLoader(
-        [record for records in sane.values() for record in records],
+        [record for records in records_of.values() for record in records],
         mapper=mapper,
-        make_sampler=_sampler_factory(cfg, sane, factor_of),
+        make_sampler=_sampler_factory(cfg, records_of, factor_of),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -94,12 +97,14 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Every image of a data set once, one per batch.
+    """Build the evaluation loader of a dataset: every image once, one image per batch.
 
-    A batch has all questions about an image, as inputs of the same image tensor, up to a limit.
+    The questions about an image are inputs of one batch and share its image tensor, up to
+    :data:`MAX_TEXTS_PER_BATCH`.
 
     Raises:
-        ValueError, FileNotFoundError: the data set is not registered or not there.
+        ValueError: the dataset is not registered.
+        FileNotFoundError: an annotation file or image directory does not exist.
     """
     register_custom(cfg.DATASETS.CUSTOM)
     records = load_dataset(dataset_name, filter_empty=False)
@@ -109,30 +114,30 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         class_names=_class_names([dataset_name]),
         decorations=_decorations([dataset_name]),
     )
-    joined = join_texts({dataset_name: records}, MAX_TEXTS_PER_BATCH, {})[dataset_name]
+    merged = merge_texts_per_image({dataset_name: records}, MAX_TEXTS_PER_BATCH, {})[dataset_name]
     return build_detection_test_loader(
-        joined,
+        merged,
         mapper=mapper,
-        sampler=InferenceSampler(len(joined)),
+        sampler=InferenceSampler(len(merged)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=texts_apart,
+        collate_fn=split_texts,
     )
 
 
 def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
-    """The records of a registered data set, each with its ``dataset_name``.
+    """Load the records of a registered dataset, each with its ``dataset_name``.
 
     Args:
-        filter_empty: leave out images that have nothing but crowd annotations.
+        filter_empty: drop images that have only crowd annotations.
 
     Raises:
-        ValueError: it is not registered.
-        FileNotFoundError: its annotations or images are not where it says.
+        ValueError: the dataset is not registered.
+        FileNotFoundError: an annotation file or image directory does not exist.
     """
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.list())
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it first"
-        raise ValueError(f"data set {name!r} is not registered: {hint}")
+        raise ValueError(f"dataset {name!r} is not registered: {hint}")
     _check_paths(name)
     records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
     return [{**record, fields.DATASET_NAME: name} for record in records]
@@ -142,29 +147,29 @@ def _check_paths(name: str) -> None:
     for path in missing_paths(name):
         root = os.environ.get("DETECTRON2_DATASETS", "datasets")
         raise FileNotFoundError(
-            f"data set {name!r}: {path!r} does not exist. Prepare it with the command in "
+            f"dataset {name!r}: {path!r} does not exist. Prepare it as described in "
             "datasets/README.md, or set the environment variable DETECTRON2_DATASETS to the "
-            f"directory that holds it (now {root!r})"
+            f"directory that contains it (now {root!r})"
         )
 
 
 def _class_names(dataset_names: Sequence[str]) -> dict[str, list[str]]:
-    """Of loaded data sets: many learn their names by being loaded. None for caption data."""
+    """Class names per dataset, empty for captions. Readers set them, so load the datasets first."""
     return {name: MetadataCatalog.get(name).get("thing_classes") or [] for name in dataset_names}
 
 
 def _check_class_names(class_names: dict[str, list[str]], separator: str) -> None:
-    """Raise now what would stop the training when an image happens to ask a name."""
+    """Raise now what would otherwise stop training once a prompt contains an invalid name."""
     for dataset_name, names in class_names.items():
         try:
             if names:
                 check_names(names, separator)
         except ValueError as error:
-            raise ValueError(f"data set {dataset_name!r}: {error}") from error
+            raise ValueError(f"dataset {dataset_name!r}: {error}") from error
 
 
 def _decorations(dataset_names: Iterable[str]) -> dict[str, list[Decoration]]:
-    """Of the data sets that have their own words for their classes."""
+    """Prompt texts of the classes, for datasets that have them."""
     found = {name: MetadataCatalog.get(name).get("decorations") for name in dataset_names}
     return {name: decorations for name, decorations in found.items() if decorations}
 
@@ -172,7 +177,7 @@ def _decorations(dataset_names: Iterable[str]) -> dict[str, list[Decoration]]:
 def _captions_to_pack(
     records_of: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Sequence[str]]:
-    """All captions of the data sets whose captions are packed, in one block of memory each."""
+    """All captions of each dataset with ``pack_captions``, serialized to save memory."""
     return {
         name: DatasetFromList([record[fields.CAPTION] for record in records], copy=False)
         for name, records in records_of.items()
@@ -183,10 +188,10 @@ def _captions_to_pack(
 def _sampler_factory(
     cfg: CfgNode, records_of: dict[str, list[dict[str, Any]]], factor_of: dict[str, float]
 ) -> Callable[[int], Sampler[int]]:
-    """A function from a seed to the sampler of all data sets together.
+    """A function from a seed to the sampler over the records of all datasets.
 
     Raises:
-        ValueError: ``DATALOADER.SAMPLER_TRAIN`` is wrong.
+        ValueError: ``DATALOADER.SAMPLER_TRAIN`` is unknown.
     """
     kind = cfg.DATALOADER.SAMPLER_TRAIN
     if kind not in BALANCES_CLASSES:
@@ -199,7 +204,7 @@ def _sampler_factory(
     factors = []
     for name, records in records_of.items():
         per_image = torch.ones(len(records))
-        # The classes of one data set are not those of another, and captions have none.
+        # Class indices differ between datasets, and captions have none.
         if BALANCES_CLASSES[kind] and MetadataCatalog.get(name).get("thing_classes"):
             per_image = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
                 records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
@@ -210,23 +215,23 @@ def _sampler_factory(
 
 
 def _repeat_factors(cfg: CfgNode) -> dict[str, float]:
-    """``DATASETS.TRAIN_REPEAT_FACTOR`` as a table, checked."""
+    """``DATASETS.TRAIN_REPEAT_FACTOR`` as dataset name -> factor, validated."""
     pairs = cfg.DATASETS.TRAIN_REPEAT_FACTOR
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(
-                f"DATASETS.TRAIN_REPEAT_FACTOR: {pair!r} is no pair of a name and a factor; write "
-                "[[flickr30k_separate_train, 8], [mixed_train_no_coco, 4]]"
+                f"DATASETS.TRAIN_REPEAT_FACTOR: {pair!r} is not a pair of a dataset and a factor; "
+                "write [[flickr30k_separate_train, 8], [mixed_train_no_coco, 4]]"
             )
         name, factor = pair
         if name not in cfg.DATASETS.TRAIN:
             raise ValueError(
-                f"DATASETS.TRAIN_REPEAT_FACTOR names {name!r}, which is not in DATASETS.TRAIN "
-                f"{tuple(cfg.DATASETS.TRAIN)}"
+                f"DATASETS.TRAIN_REPEAT_FACTOR has the dataset {name!r}, which is not in "
+                f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}"
             )
         if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
             raise ValueError(
                 f"DATASETS.TRAIN_REPEAT_FACTOR: the factor of {name!r} is {factor!r}; use a "
-                "number over 0 (0.5 sees half of the images in each round, 8 all of them 8 times)"
+                "number above 0 (0.5 samples half of the images per epoch, 8 each of them 8 times)"
             )
     return dict(pairs)

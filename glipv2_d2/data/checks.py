@@ -1,6 +1,6 @@
-"""What is wrong with a data set, looked for in its records, its names and its image files.
+"""Finds the defects of a dataset in its records, class names and image files.
 
-Nothing is changed here: :mod:`glipv2_d2.data.sanitize` is what training does about it.
+This module only reports them; :mod:`glipv2_d2.data.sanitize` repairs records for training.
 """
 
 from __future__ import annotations
@@ -18,51 +18,54 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.mapper import read_image
+from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, record_tasks
 from glipv2_d2.data.registration import Record
-from glipv2_d2.data.sanitize import CLIP_TOLERANCE, spans_are_within, to_xyxy
-from glipv2_d2.data.text_tasks import asks_words_only, place_of, task_faults
-from glipv2_d2.structures import fields
+from glipv2_d2.data.sanitize import CLIP_TOLERANCE, spans_within, to_xyxy
+from glipv2_d2.data.text_tasks import describe_record, task_faults
+from glipv2_d2.structures import QueryKind, fields
 from glipv2_d2.text.prompts import class_prompts, clean_name
 from glipv2_d2.text.tokenizer import Tokenizer
 
-# Of every kind of defect, what it means and what becomes of it in training.
+# For every kind of defect, its meaning and its effect on training.
 DEFECTS = {
-    "does-not-load": "the data set cannot be read",
-    "left-out-by-reader": "entries of the files that the reader left out",
-    "no-question": "images without class names and without a caption: there is nothing to ask",
-    "no-annotations": "images without a list of annotations: training refuses them",
-    "repeated-id": "records whose image_id (or question_id) another record has: results cannot be "
-    "told apart",
-    "empty-name": "class names without words: training refuses them",
-    "unreadable-name": "class names of which the tokenizer reads no character",
-    "long-name": "class names that are longer than a prompt: they are never asked",
-    "same-text": "class names that a prompt spells like another one: their scores are the same",
-    "unknown-class": "boxes of a class that is not in the list: training refuses them",
-    "box-outside": "boxes that reach out of their image: training clips them",
+    "does-not-load": "the dataset cannot be loaded",
+    "left-out-by-reader": "file entries that the reader dropped",
+    "no-prompt": "images without class names and without a caption: there is no prompt for them",
+    "no-annotations": "images without a list of annotations: training rejects them",
+    "repeated-id": "records that share their image_id (or question_id) with another one: their "
+    "results are confused",
+    "empty-name": "empty class names: training rejects them",
+    "untokenizable-name": "class names without a character known to the tokenizer",
+    "long-name": "class names longer than a prompt: they are never part of one",
+    "same-text": "class names with the same prompt text as another one: they get equal scores",
+    "unknown-class": "boxes with a class index out of range: training rejects them",
+    "box-outside": "boxes that extend beyond their image: training clips them",
     "box-without-area": "boxes without area inside their image: training drops them",
     "repeated-box": "boxes that an image has twice with the same class",
-    "empty-caption": "captions without words: training leaves them out",
+    "empty-caption": "empty captions: training drops them",
     "span-outside": "boxes with a span outside of their caption: training drops them",
-    "span-cuts-word": "spans that begin or end in a word or at a blank: not those of a phrase",
-    "span-not-phrase": "spans whose characters are not the phrase that the annotation names",
-    "empty-question": "questions without words: training and evaluation refuse them",
-    "no-question-id": "questions without question_id: training and evaluation refuse them",
-    "no-answer-scores": "answers that are no scores from 0 to 1 by answer: training and evaluation "
-    "refuse them",
-    "no-caption-list": "target_captions that are no list: training and evaluation refuse them",
-    "empty-target-caption": "captions to be said, without words: training refuses them",
-    "box-without-phrase": "boxes of a caption that say nothing they show: training drops them",
+    "span-cuts-word": "spans that begin or end inside a word or at a space: not a phrase",
+    "span-not-phrase": "spans whose text differs from the annotation's phrase",
+    "empty-question": "empty questions: training and evaluation reject them",
+    "no-question-id": "questions without question_id: training and evaluation reject them",
+    "invalid-answer-scores": "answers that are not scores from 0 to 1 by answer: training and "
+    "evaluation reject them",
+    "invalid-caption-list": "target_captions that are not a list: training and evaluation reject "
+    "them",
+    "empty-target-caption": "empty target captions: training rejects them",
+    "box-without-phrase": "boxes of a caption without a phrase: training drops them",
     "image-does-not-open": "images that are missing or broken: training skips them",
     "image-size": "images of another size than recorded: training skips them",
 }
-# What is worth knowing and not wrong.
+# Properties that are worth knowing but not wrong.
 NOTES = {
-    "needs-chunks": "lists of names that need several prompts at inference; training samples",
-    "long-caption": "captions longer than a prompt: what is beyond is dropped",
-    "nothing-to-find": "images without a box: all of their prompt is negative",
+    "needs-chunks": "lists of class names that need several prompts at inference; training samples "
+    "them",
+    "long-caption": "captions longer than a prompt: the rest is dropped",
+    "no-boxes": "images without a box: their whole prompt is negative",
 }
 
-# Images are decoded by libraries that let other threads run.
+# Decoding an image releases the interpreter lock.
 NUM_THREADS = 4
 
 Progress = Callable[..., Iterable[Any]]
@@ -74,13 +77,13 @@ def no_progress(items: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 @dataclass
 class DatasetReport:
-    """What one data set holds, and what is wrong with it.
+    """The size of a dataset and its defects.
 
     Attributes:
-        num_captions: to be grounded, and to be said.
+        num_captions: captions to ground and captions to generate.
         num_classes: 0 for captions and questions.
-        num_prompts: that its names take at inference.
-        faults: keys are those of :data:`DEFECTS` and :data:`NOTES`.
+        num_prompts: prompts that the class names need at inference.
+        faults: counts by the keys of :data:`DEFECTS` and :data:`NOTES`.
     """
 
     name: str
@@ -98,8 +101,8 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class NameLimits:
-    """What a list of names is measured by: the parts of ``MODEL.PROMPT``."""
+class PromptLimits:
+    """The limits of a prompt: tokens, separator and maximum number of class names."""
 
     tokenizer: Tokenizer
     separator: str
@@ -107,19 +110,19 @@ class NameLimits:
 
 
 def check_dataset(
-    name: str, limits: NameLimits, *, open_images: bool, progress: Progress = no_progress
+    name: str, limits: PromptLimits, *, open_images: bool, progress: Progress = no_progress
 ) -> DatasetReport:
-    """Read a registered data set and look at all of it.
+    """Load a registered dataset and check all of its records.
 
     Args:
-        open_images: decode every image file; else only the annotations are looked at.
-        progress: wraps what takes long, called as tqdm is.
+        open_images: also decode every image file.
+        progress: wraps long iterations, with tqdm's arguments.
     """
     report = DatasetReport(name)
     try:
         with _collected_warnings(report.faults):
             records = DatasetCatalog.get(name)
-    # Whatever a reader raises, also a foreign one: that it does is the finding.
+    # A reader, also a third-party one, may raise any exception; each is a defect.
     except Exception as error:
         report.faults.add("does-not-load", f"{type(error).__name__}: {error}")
         return report
@@ -127,7 +130,7 @@ def check_dataset(
     report.num_classes = len(names)
     report.num_images = len(records)
     if names:
-        report.num_prompts = check_names(names, limits, report.faults)
+        report.num_prompts = check_class_names(names, limits, report.faults)
     check_ids(records, report.faults)
     own_lists: set[tuple[str, ...]] = set()
     for record in progress(records, desc=f"{name}, annotations"):
@@ -138,7 +141,7 @@ def check_dataset(
         own = record.get(fields.CLASSES)
         if own is not None and tuple(own) not in own_lists:
             own_lists.add(tuple(own))
-            check_names(own, limits, report.faults)
+            check_class_names(own, limits, report.faults)
         check_record(record, names if own is None else own, limits.tokenizer, report.faults)
     if open_images:
         check_images(records, report.faults, progress=progress, label=f"{name}, images")
@@ -147,7 +150,7 @@ def check_dataset(
 
 @contextlib.contextmanager
 def _collected_warnings(faults: Faults) -> Iterator[None]:
-    """What readers warn of counts as left out."""
+    """Count the warnings of readers as dropped entries."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -168,42 +171,42 @@ def _collected_warnings(faults: Faults) -> Iterator[None]:
         logger.removeHandler(collector)
 
 
-def check_names(names: Sequence[str], limits: NameLimits, faults: Faults) -> int:
-    """Look at a list of class names; returns the prompts that it takes at inference."""
+def check_class_names(names: Sequence[str], limits: PromptLimits, faults: Faults) -> int:
+    """Check a list of class names; returns the number of prompts it needs at inference."""
     tokenizer = limits.tokenizer
-    words = [clean_name(name) if isinstance(name, str) else "" for name in names]
-    costs = tokenizer.counts(words)
+    texts = [clean_name(name) if isinstance(name, str) else "" for name in names]
+    costs = tokenizer.counts(texts)
     room = tokenizer.max_tokens - tokenizer.num_special_tokens
-    sound = []
+    usable = []
     places_of = defaultdict(list)
-    for i, (name, text, cost) in enumerate(zip(names, words, costs, strict=True)):
+    for i, (name, text, cost) in enumerate(zip(names, texts, costs, strict=True)):
         if not text.replace(limits.separator.strip(), "").strip():
             faults.add("empty-name", f"{name!r} (class {i})")
         elif cost == 0:
-            faults.add("unreadable-name", f"{name!r} (class {i})")
+            faults.add("untokenizable-name", f"{name!r} (class {i})")
         elif cost > room:
             faults.add("long-name", f"{name!r} (class {i}, {cost} tokens)")
         else:
-            sound.append(name)
+            usable.append(name)
             places_of[" ".join(text.split()).casefold()].append(f"{name!r} (class {i})")
     for places in places_of.values():
         faults.add("same-text", " = ".join(places), len(places) - 1)
-    if not sound:
+    if not usable:
         return 0
     prompts = class_prompts(
-        sound,
+        usable,
         tokenizer,
         separator=limits.separator,
         max_tokens=tokenizer.max_tokens,
         max_classes=limits.max_classes,
     )
     if len(prompts) > 1:
-        faults.add("needs-chunks", f"{len(sound)} names in {len(prompts)} prompts")
+        faults.add("needs-chunks", f"{len(usable)} names in {len(prompts)} prompts")
     return len(prompts)
 
 
 def check_ids(records: Sequence[Record], faults: Faults) -> None:
-    """Results are matched to images by ``image_id``, to questions by ``question_id``."""
+    """Check that ids are unique: ``image_id`` of images, ``question_id`` of questions."""
     keys = [fields.QUESTION_ID if fields.QUESTION in record else "image_id" for record in records]
     counts = Counter(
         record[key] for key, record in zip(keys, records, strict=True) if key in record
@@ -215,28 +218,29 @@ def check_ids(records: Sequence[Record], faults: Faults) -> None:
 def check_record(
     record: Record, names: Sequence[str], tokenizer: Tokenizer, faults: Faults
 ) -> None:
-    """Look at one record's annotations.
+    """Check the annotations of one record.
 
     Args:
-        names: the list that its classes index; empty for captions.
+        names: class names that its class indices refer to; empty for captions.
     """
     where = record.get(fields.FILE_NAME)
     for fault in task_faults(record):
-        faults.add(fault, place_of(record))
-    if asks_words_only(record):
+        faults.add(fault, describe_record(record))
+    tasks = record_tasks(record)
+    if not tasks & LOCALIZATION_TASKS:
         return
     if record.get("annotations") is None:
         faults.add("no-annotations", where)
         return
     annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     if not annotations:
-        faults.add("nothing-to-find", where)
+        faults.add("no-boxes", where)
     if fields.HEIGHT in record and fields.WIDTH in record:
         _check_boxes(annotations, record, faults)
-    if fields.CAPTION in record:
+    if QueryKind.GROUND in tasks:
         _check_caption(record, annotations, tokenizer, faults)
     elif not names:
-        faults.add("no-question", where)
+        faults.add("no-prompt", where)
     else:
         for annotation in annotations:
             if not 0 <= annotation["category_id"] < len(names):
@@ -250,13 +254,13 @@ def _check_boxes(annotations: Sequence[dict[str, Any]], record: Record, faults: 
         box = np.asarray(to_xyxy(annotation), dtype=float)
         where = f"{record.get(fields.FILE_NAME)} {np.round(box, 1).tolist()}"
         clipped = box.clip(0, [width, height, width, height])
-        # Written so that a NaN counts as no area.
+        # Also true for NaN.
         if not (clipped[2:] > clipped[:2]).all():
             faults.add("box-without-area", where)
         elif np.abs(clipped - box).max() > CLIP_TOLERANCE:
             faults.add("box-outside", where)
-        shown = annotation.get("category_id"), str(annotation.get("tokens_positive"))
-        key = (*box.tolist(), *shown)
+        label = annotation.get("category_id"), str(annotation.get("tokens_positive"))
+        key = (*box.tolist(), *label)
         faults.add("repeated-box", where, int(key in seen))
         seen.add(key)
 
@@ -274,21 +278,15 @@ def _check_caption(
         faults.add("long-caption", where)
     for annotation in annotations:
         spans = annotation.get("tokens_positive") or ()
+        texts = [caption[begin:end] for begin, end in spans]
         if not spans and fields.PHRASES not in record:
             faults.add("box-without-phrase", where)
-        elif not spans_are_within(annotation, len(caption)):
+        elif not spans_within(annotation, len(caption)):
             faults.add("span-outside", f"{where} {spans} of {len(caption)} characters")
         elif any(_cuts_word(caption, begin, end) for begin, end in spans):
-            faults.add("span-cuts-word", f"{where} {_texts(caption, spans)} of {caption!r}")
-        elif "phrase" in annotation and annotation["phrase"] != " ".join(_texts(caption, spans)):
-            faults.add(
-                "span-not-phrase",
-                f"{where} {_texts(caption, spans)}, named {annotation['phrase']!r}",
-            )
-
-
-def _texts(caption: str, spans: Iterable[Sequence[int]]) -> list[str]:
-    return [caption[begin:end] for begin, end in spans]
+            faults.add("span-cuts-word", f"{where} {texts} of {caption!r}")
+        elif "phrase" in annotation and annotation["phrase"] != " ".join(texts):
+            faults.add("span-not-phrase", f"{where} {texts}, named {annotation['phrase']!r}")
 
 
 def _cuts_word(text: str, begin: int, end: int) -> bool:
@@ -298,14 +296,14 @@ def _cuts_word(text: str, begin: int, end: int) -> bool:
 
 
 def _is_within_word(text: str, position: int) -> bool:
-    """Whether the characters on both sides of a position are of one word."""
+    """Whether the characters before and after a position belong to one word."""
     return 0 < position < len(text) and text[position - 1 : position + 1].isalnum()
 
 
 def check_images(
     records: Sequence[Record], faults: Faults, *, progress: Progress, label: str
 ) -> None:
-    """Decode every image file once and compare its size."""
+    """Decode every image file once and compare its size with the recorded one."""
     record_of = {record[fields.FILE_NAME]: record for record in records}
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = pool.map(_size_or_fault, record_of)
@@ -321,7 +319,7 @@ def check_images(
 
 
 def _size_or_fault(path: str) -> tuple[int, int] | str:
-    """The (height, width) of an image, or why there is none."""
+    """The (height, width) of an image, or the message of the error that decoding it raises."""
     try:
         height, width = read_image(path, "RGB").shape[:2]
     except (OSError, ValueError) as error:

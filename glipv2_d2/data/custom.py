@@ -1,4 +1,4 @@
-"""Data sets that a config describes by itself: ``DATASETS.CUSTOM``."""
+"""Datasets defined in the config: ``DATASETS.CUSTOM``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning
 from glipv2_d2.data.readers.grounded_text import register_grounded_text
 from glipv2_d2.data.readers.grounding import register_grounding
-from glipv2_d2.data.readers.vqa import register_listed_questions
+from glipv2_d2.data.readers.vqa import register_questions
 
 DEFAULT_FORMAT = "coco"
 
-# Per format the function that registers it, and the keys of its paths, in its order; the last may
-# be left out where the key ends in "?".
+# For each format, the function that registers it and the keys of its path arguments, in order. A
+# key that ends in "?" is optional.
 FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "coco": (register_coco, ("json", "images")),
     "grounding": (register_grounding, ("json", "images")),
@@ -26,22 +26,22 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "webdataset": (register_shards, ("shards",)),
     "grounded_text": (register_grounded_text, ("json", "images")),
     "captioning": (register_captioning, ("json", "images")),
-    "vqa": (register_listed_questions, ("json", "images", "questions", "answers?")),
+    "vqa": (register_questions, ("json", "images", "questions", "answers?")),
 }
 
-# What this module has registered, to tell a second call from a second data set.
+# The entries registered so far. An equal entry is ignored, a different one is an error.
 _registered: dict[str, dict[str, Any]] = {}
 
 
 def register_custom(entries: Sequence[dict[str, Any]]) -> None:
-    """Register the entries of ``DATASETS.CUSTOM``; a second time does nothing.
+    """Register the entries of ``DATASETS.CUSTOM``; registered entries are skipped.
 
     An entry is ``{name: my_train, json: my/train.json, images: my/train}``; ``format`` is one of
     :data:`FORMATS`, default "coco". A test set of questions has no ``answers``. Paths are relative
-    to the working directory, "~" is the home.
+    to the working directory; "~" is the home directory.
 
     Raises:
-        ValueError: an entry has a missing, unknown or empty key, or a name that is taken.
+        ValueError: an entry has a missing, unknown or empty key, or another dataset has its name.
     """
     for entry in entries:
         register_format, keys = _check_entry(entry)
@@ -49,8 +49,8 @@ def register_custom(entries: Sequence[dict[str, Any]]) -> None:
         if name in DatasetCatalog:
             if _registered.get(name) != entry:
                 raise ValueError(
-                    f"DATASETS.CUSTOM: the name {name!r} is taken by another data set: choose "
-                    "another name"
+                    f"DATASETS.CUSTOM: another dataset is registered as {name!r}: choose another "
+                    "name"
                 )
             continue
         paths = [entry.get(key.removesuffix("?")) for key in keys]
@@ -61,13 +61,11 @@ def register_custom(entries: Sequence[dict[str, Any]]) -> None:
 def _check_entry(entry: Any) -> tuple[Callable[..., None], tuple[str, ...]]:
     if not isinstance(entry, dict):
         raise ValueError(
-            f"DATASETS.CUSTOM: {entry!r} is no table of keys; write {_example(DEFAULT_FORMAT)}"
+            f"DATASETS.CUSTOM: {entry!r} is not a mapping; write {_example(DEFAULT_FORMAT)}"
         )
     kind = entry.get("format", DEFAULT_FORMAT)
     if kind not in FORMATS:
-        raise ValueError(
-            f"DATASETS.CUSTOM: format {kind!r} is not known; use one of {sorted(FORMATS)}"
-        )
+        raise ValueError(f"DATASETS.CUSTOM: unknown format {kind!r}; use one of {sorted(FORMATS)}")
     register_format, keys = FORMATS[kind]
     required = {"name", *(key for key in keys if not key.endswith("?"))}
     known = {"name", "format", *(key.removesuffix("?") for key in keys)}
@@ -75,14 +73,14 @@ def _check_entry(entry: Any) -> tuple[Callable[..., None], tuple[str, ...]]:
     if wrong or not all(isinstance(v, str) and v for v in entry.values()):
         raise ValueError(
             f"DATASETS.CUSTOM: {entry!r} should have the keys {sorted(required)} (format: {kind}), "
-            f"each with a text; missing or unknown: {sorted(map(str, wrong)) or 'none'}. Example: "
-            f"{_example(kind)}"
+            "each with a nonempty string; missing or unknown: "
+            f"{sorted(map(str, wrong)) or 'none'}. Example: {_example(kind)}"
         )
     return register_format, keys
 
 
 def _example(kind: str) -> str:
-    """What an entry of a format may look like.
+    """An example entry of a format, for error messages.
 
     >>> _example("webdataset")
     '{name: my_train, format: webdataset, shards: my/shards}'

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, counted by kind, with the first places of each kind."""
+"""Faults of a dataset, counted by kind, with examples of each kind."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ MAX_EXAMPLES = 5
 
 @dataclass
 class Faults:
-    """Counts that name where they come from.
+    """Counts of faults, with the first locations of each kind.
 
     Attributes:
-        counts: of each kind of fault.
-        examples: of each kind the first places (files, images, names).
+        counts: number of faults of each kind.
+        examples: the first locations (files, images, class names) of each kind.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, kind: str, where: object, count: int = 1) -> None:
-        """Count ``count`` faults of a kind at one place."""
+        """Count ``count`` faults of one kind at one location."""
         if count == 0:
             return
         self.counts[kind] += count
@@ -39,9 +39,9 @@ class Faults:
         )
 
     def warn(self, logger: logging.Logger, dataset_name: str) -> None:
-        """One warning that tells all of them; none where there are none.
+        """Log one warning with all faults; nothing if there are none.
 
         The log record carries the counts as ``faults``, for tools that collect them.
         """
         if self:
-            logger.warning("data set %r: %s", dataset_name, self, extra={"faults": self})
+            logger.warning("dataset %r: %s", dataset_name, self, extra={"faults": self})

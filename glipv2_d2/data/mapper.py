@@ -1,33 +1,33 @@
-"""From a data set's record to the model's input dict (see :mod:`glipv2_d2.structures.fields`)."""
+"""Maps a dataset's record to the model's input dict (:mod:`glipv2_d2.structures.fields`)."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from PIL import ImageOps
 
-from glipv2_d2.data.caption_text import CaptionPacker, is_mirrored, swap_sides
+from glipv2_d2.config import configurable
+from glipv2_d2.data.caption_transforms import CaptionPacker, is_flipped, swap_left_right
 from glipv2_d2.data.prompt_sampling import sample_classes
+from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, TEXT_TASKS, record_tasks
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.data.sanitize import caption_labels, fit_caption
 from glipv2_d2.data.text_tasks import (
     EVALUATION_KEYS,
-    asks_words_only,
     check_text_task,
-    is_text_task,
-    mirrored,
+    mirror_text_fields,
 )
 from glipv2_d2.images import open_image
-from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.text.prompts import (
     Decoration,
     check_names,
@@ -37,15 +37,22 @@ from glipv2_d2.text.prompts import (
 )
 from glipv2_d2.text.tokenizer import Tokenizer
 
-# Names, and what a prompt says for them where that is something else.
-_Names = tuple[tuple[str, ...], tuple[Decoration, ...]]
+# Class names and their custom prompt texts, which may be empty.
+_ClassTexts = tuple[tuple[str, ...], tuple[Decoration, ...]]
 
-# Lists of names that are kept measured: a data set has one.
-MAX_MEASURED_LISTS = 64
+# Lists of class names whose token counts are cached; a dataset has one list.
+MAX_CACHED_LISTS = 64
 
 
-class ClassPrompter:
-    """Samples the prompts of training images from lists of class names."""
+class ClassPromptSampler:
+    """Samples training prompts of class names: the positives of an image and random negatives."""
+
+    config_keys: ClassVar[dict[str, str]] = {
+        "separator": "MODEL.PROMPT.SEPARATOR",
+        "max_negatives": "DATALOADER.PROMPT.MAX_NEGATIVES",
+        "full_negatives_prob": "DATALOADER.PROMPT.FULL_NEGATIVES_PROB",
+        "shuffle": "DATALOADER.PROMPT.SHUFFLE",
+    }
 
     @configurable
     def __init__(
@@ -59,11 +66,11 @@ class ClassPrompter:
     ) -> None:
         """
         Args:
-            separator: between the names of a prompt.
+            separator: string between two class names of a prompt.
             max_negatives, full_negatives_prob, shuffle: see :func:`sample_classes`.
 
         Raises:
-            ValueError: two names would run together with this separator.
+            ValueError: the tokenizer would merge two names around this separator.
         """
         check_separator(separator, tokenizer)
         self.tokenizer = tokenizer
@@ -71,8 +78,8 @@ class ClassPrompter:
         self.max_negatives = max_negatives
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
-        # Every image of a data set brings the same list of names: measure it once.
-        self._measured: dict[_Names, tuple[list[str], list[int]]] = {}
+        # All images of a dataset share one list of class names.
+        self._cache: dict[_ClassTexts, tuple[list[str], list[int]]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -91,23 +98,23 @@ class ClassPrompter:
         rng: np.random.Generator,
         decorations: Sequence[Decoration] = (),
     ) -> Prompt:
-        """The prompt of an image.
+        """Sample the prompt of an image.
 
         Args:
-            names: the data set's, or the image's own.
+            names: class names of the dataset, or of the image.
             positives: indices in ``names`` of the classes in the image.
-            decorations: per name what the prompt says for it; none: the cleaned names.
+            decorations: custom prompt text per name; if empty, the cleaned names are used.
 
         Returns:
-            A prompt whose ``classes`` index ``names``. It lacks positives only where they exceed
-            the token limit.
+            A prompt whose ``classes`` index ``names``. It contains all positives that fit the
+            token limit.
         """
-        texts, costs = self._measure(tuple(names), tuple(decorations))
+        texts, costs = self._texts_and_costs(tuple(names), tuple(decorations))
         classes = sample_classes(
             positives,
             texts,
             costs,
-            # No separator follows the last name.
+            # Costs include a separator, but none follows the last name.
             budget=self.tokenizer.max_tokens
             - self.tokenizer.num_special_tokens
             + self.tokenizer.count(self.separator),
@@ -123,39 +130,38 @@ class ClassPrompter:
             decorations=[decorations[c] for c in classes] if decorations else None,
         )
 
-    def _measure(
+    def _texts_and_costs(
         self, names: tuple[str, ...], decorations: tuple[Decoration, ...]
     ) -> tuple[list[str], list[int]]:
-        """What tells the words of every name apart, and the tokens that they take."""
+        """The normalized prompt text of every name, by which equal ones are found, and its cost."""
         key = (names, decorations)
-        if key not in self._measured:
-            if len(self._measured) >= MAX_MEASURED_LISTS:
-                self._measured.pop(next(iter(self._measured)))
-            words = ["".join(parts) for parts in decorations] or [clean_name(n) for n in names]
-            texts = [" ".join(text.split()).casefold() for text in words]
-            costs = self.tokenizer.counts([text + self.separator for text in words])
-            self._measured[key] = (texts, costs)
-        return self._measured[key]
+        if key not in self._cache:
+            if len(self._cache) >= MAX_CACHED_LISTS:
+                self._cache.pop(next(iter(self._cache)))
+            texts = ["".join(parts) for parts in decorations] or [clean_name(n) for n in names]
+            normalized = [" ".join(text.split()).casefold() for text in texts]
+            costs = self.tokenizer.counts([text + self.separator for text in texts])
+            self._cache[key] = (normalized, costs)
+        return self._cache[key]
 
 
 class GroundingMapper:
-    """Reads the image, augments it with its boxes, and adds what it is asked.
+    """Loads and augments the image of a record with its boxes, and builds the prompt.
 
-    In training the result has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index the
-    image's ``classes``, the data set's names, or the phrases of ``caption``. For evaluation it has
-    ``image`` and ``classes`` or ``caption``, and ``prompt`` where the data set has its own words
-    for its classes. ``height`` and ``width`` are the original's.
+    In training the input dict has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index
+    the image's ``classes``, the dataset's class names, or the phrases of ``caption``. For
+    evaluation it has ``image`` and ``classes`` or ``caption``, and a ``prompt`` if the dataset has
+    custom prompt texts. ``height`` and ``width`` are those of the original image.
 
-    With masks, ``instances`` have ``gt_masks`` and ``gt_has_mask``, (n,) bool: a box without a mask
-    in its file has a rectangle, which is no truth about the mask.
+    With masks, ``instances`` have ``gt_masks`` and ``gt_has_mask``, (n,) bool: a box without an
+    annotated mask gets its rectangle as a placeholder.
 
-    Where an image is mirrored, "left" and "right" change places in its ``caption``; a caption that
-    is packed with others is whole in ``prompt`` only.
+    A horizontal flip swaps "left" and "right" in the ``caption``, in a ``question``, its
+    ``answers`` and the ``target_captions``, of which training samples one. Captions packed around
+    ``caption`` are in ``prompt`` only. A record with text tasks only gets no prompt, classes or
+    instances.
 
-    A ``question``, its ``answers`` and ``target_captions`` are mirrored likewise; of the captions,
-    training draws one. A record that asks for words only gets no prompt, classes or instances.
-
-    Random numbers come from numpy's global state, as those of Detectron2's augmentations do.
+    Random numbers come from numpy's global state, as in Detectron2's augmentations.
     """
 
     @configurable
@@ -170,20 +176,21 @@ class GroundingMapper:
         decorations: Mapping[str, Sequence[Decoration]],
         captions: Mapping[str, Sequence[str]],
         tokenizer: Tokenizer,
-        class_prompter: ClassPrompter,
+        class_prompt_sampler: ClassPromptSampler,
         caption_packer: CaptionPacker,
     ) -> None:
         """
         Args:
-            image_format: order of the channels, ``INPUT.FORMAT``.
-            mask_format: of ``gt_masks``, "polygon" (an image that has an RLE mask gets bitmasks
-                all the same) or "bitmask"; None: no masks.
-            class_names: of each data set. A record without ``dataset_name`` is of the first.
-            decorations: of data sets with their own words, what a prompt says for each class.
-            captions: of data sets whose captions are packed, those to draw negatives from.
-            tokenizer: says how much of a caption fits.
-            class_prompter: makes the training prompts of class names.
-            caption_packer: puts negative captions around a caption.
+            image_format: order of the channels, such as "BGR".
+            mask_format: format of ``gt_masks``, "polygon" (an image with an RLE mask still gets
+                bitmasks) or "bitmask"; None loads no masks.
+            class_names: class names per dataset. A record without ``dataset_name`` belongs to the
+                first.
+            decorations: custom prompt texts of the classes, per dataset that has them.
+            captions: captions to sample negatives from, per dataset whose captions are packed.
+            tokenizer: limits the tokens of a caption.
+            class_prompt_sampler: samples training prompts of class names.
+            caption_packer: packs negative captions around a caption.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -193,7 +200,7 @@ class GroundingMapper:
         self.decorations = dict(decorations)
         self.captions = dict(captions)
         self.tokenizer = tokenizer
-        self.class_prompter = class_prompter
+        self.class_prompt_sampler = class_prompt_sampler
         self.caption_packer = caption_packer
 
     @classmethod
@@ -215,18 +222,20 @@ class GroundingMapper:
             "decorations": decorations or {},
             "captions": captions or {},
             "tokenizer": tokenizer,
-            "class_prompter": ClassPrompter(cfg, tokenizer),
+            "class_prompt_sampler": ClassPromptSampler(cfg, tokenizer),
             "caption_packer": CaptionPacker(cfg, tokenizer),
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The input dict of one record in Detectron2's format; the record is left as it is.
+        """The input dict of one record in Detectron2's format. The record is not modified.
 
         Raises:
-            FileNotFoundError, OSError: the image is missing, or no image.
-            ValueError: nothing says what the image is asked, or a question or caption is empty.
+            FileNotFoundError, OSError: the image does not exist or cannot be decoded.
+            ValueError: the image has no class names and no caption, or a question or caption is
+                empty.
         """
         record = copy.deepcopy(record)
+        tasks = record_tasks(record)
         image = read_image(record[fields.FILE_NAME], self.image_format)
         detection_utils.check_image_size(record, image)
         aug_input = T.AugInput(image)
@@ -234,100 +243,106 @@ class GroundingMapper:
         record[fields.IMAGE] = torch.from_numpy(
             np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         )
-        if is_text_task(record):
-            record = self._ask_for_words(record, transforms)
-        if asks_words_only(record):
+        if tasks & TEXT_TASKS:
+            record = self._map_text_fields(record, transforms)
+        if not tasks & LOCALIZATION_TASKS:
             return record
-        if fields.CAPTION not in record:
-            record[fields.CLASSES] = self._names_of(record)
+        if QueryKind.DETECT in tasks:
+            record[fields.CLASSES] = self._class_names_of(record)
         annotations = record.pop("annotations", [])
         if not self.is_train:
-            return self._ask_in_evaluation(record)
-        if fields.CAPTION in record:
-            prompt, annotations = self._ask_caption(record, annotations, transforms)
+            return self._with_custom_prompt(record)
+        if QueryKind.GROUND in tasks:
+            prompt, annotations = self._caption_prompt(record, annotations, transforms)
             instances = _to_instances(annotations, transforms, aug_input.image, self.mask_format)
         else:
             instances = _to_instances(annotations, transforms, aug_input.image, self.mask_format)
-            prompt = self.class_prompter(
+            prompt = self.class_prompt_sampler(
                 record[fields.CLASSES],
                 instances.gt_classes.unique().tolist(),
                 _generator(),
                 self._decorations_of(record),
             )
-        asked = torch.isin(instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64))
+        in_prompt = torch.isin(
+            instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64)
+        )
         record[fields.PROMPT] = prompt
-        record[fields.INSTANCES] = instances[asked]
+        record[fields.INSTANCES] = instances[in_prompt]
         return record
 
-    def _ask_for_words(self, record: dict[str, Any], transforms: T.TransformList) -> dict[str, Any]:
+    def _map_text_fields(
+        self, record: dict[str, Any], transforms: T.TransformList
+    ) -> dict[str, Any]:
+        """The record with flipped text fields and, in training, one sampled target caption."""
         check_text_task(record, is_train=self.is_train)
         record = {key: value for key, value in record.items() if key not in EVALUATION_KEYS}
         if fields.MORE in record:
             record[fields.MORE] = [
-                self._ask_for_words(text, transforms) for text in record[fields.MORE]
+                self._map_text_fields(text, transforms) for text in record[fields.MORE]
             ]
-        if is_mirrored(transforms):
-            record = mirrored(record)
+        if is_flipped(transforms):
+            record = mirror_text_fields(record)
         if self.is_train and fields.TARGET_CAPTIONS in record:
             captions = record[fields.TARGET_CAPTIONS]
             record[fields.TARGET_CAPTIONS] = [captions[_generator().integers(len(captions))]]
         return record
 
-    def _ask_in_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _with_custom_prompt(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record with a prompt of its dataset's custom texts, if the dataset has them."""
         decorations = self._decorations_of(record)
         if decorations:
             record[fields.PROMPT] = class_prompt(
                 record[fields.CLASSES],
-                separator=self.class_prompter.separator,
+                separator=self.class_prompt_sampler.separator,
                 decorations=decorations,
             )
         return record
 
-    def _ask_caption(
+    def _caption_prompt(
         self,
         record: dict[str, Any],
         annotations: list[dict[str, Any]],
         transforms: T.TransformList,
     ) -> tuple[Prompt, list[dict[str, Any]]]:
-        """The prompt of a caption, and the annotations with their phrases as classes."""
+        """The prompt of a caption, and the annotations with phrase indices as classes."""
         phrases, labels = caption_labels({**record, "annotations": annotations})
-        if is_mirrored(transforms):
-            record[fields.CAPTION], phrases = swap_sides(record[fields.CAPTION], phrases)
+        if is_flipped(transforms):
+            record[fields.CAPTION], phrases = swap_left_right(record[fields.CAPTION], phrases)
             record[fields.PHRASES] = phrases
         prompt = fit_caption(record[fields.CAPTION], phrases, self.tokenizer)
-        others = self.captions.get(record.get(fields.DATASET_NAME, ""))
-        if others is not None:
-            prompt = self.caption_packer(prompt, others, _generator())
+        negatives = self.captions.get(record.get(fields.DATASET_NAME, ""))
+        if negatives is not None:
+            prompt = self.caption_packer(prompt, negatives, _generator())
         return prompt, _with_classes(annotations, labels)
 
     def _decorations_of(self, record: dict[str, Any]) -> Sequence[Decoration]:
-        """The data set's own words for its classes; none for an image's own names."""
+        """The dataset's custom prompt texts; empty if the image has class names of its own."""
         dataset_name = record.get(fields.DATASET_NAME, "")
         decorations = self.decorations.get(dataset_name, ())
         if decorations and record.get(fields.CLASSES) == list(self.class_names[dataset_name]):
             return decorations
         return ()
 
-    def _names_of(self, record: dict[str, Any]) -> list[str]:
-        """The names that an image's class indices stand for."""
+    def _class_names_of(self, record: dict[str, Any]) -> list[str]:
+        """The class names that the image's class indices refer to."""
         if record.get(fields.CLASSES) is not None:
-            return check_names(record[fields.CLASSES], self.class_prompter.separator)
+            return check_names(record[fields.CLASSES], self.class_prompt_sampler.separator)
         name = record.get(fields.DATASET_NAME, next(iter(self.class_names), ""))
         names = self.class_names.get(name, ())
         if not names:
             raise ValueError(
-                f"nothing says what to look for in {record[fields.FILE_NAME]!r}: give it 'classes' "
-                f"or a 'caption', or its data set {name!r} thing_classes in the metadata"
+                f"image {record[fields.FILE_NAME]!r} has no class names: set 'classes' or "
+                f"'caption' in its record, or thing_classes in the metadata of dataset {name!r}"
             )
         return list(names)
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Read an image of a dataset as (H, W, 3) uint8, as Detectron2's ``read_image`` does.
+    """Read an image file as (H, W, 3) uint8, as Detectron2's ``read_image`` does.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is no image, or a broken one.
+        FileNotFoundError: the file does not exist.
+        OSError: the file is not an image, or is broken.
     """
     try:
         with PathManager.open(file_name, "rb") as file:
@@ -335,14 +350,14 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
             return detection_utils.convert_PIL_to_numpy(image, image_format)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"image {file_name!r} does not exist: check the data set's image directory, or take "
-            "the image out of its annotations"
+            f"image {file_name!r} does not exist: check the dataset's image directory, or remove "
+            "the image from its annotations"
         ) from error
-    # PIL reports broken files by any of these.
+    # PIL raises any of these for a broken file.
     except (OSError, SyntaxError, ValueError) as error:
         raise OSError(
-            f"image {file_name!r} cannot be read ({error}): replace it, or take it out of the "
-            "data set's annotations"
+            f"image {file_name!r} cannot be read ({error}): replace it, or remove it from the "
+            "dataset's annotations"
         ) from error
 
 
@@ -357,7 +372,7 @@ def _with_classes(
 
 
 def _generator() -> np.random.Generator:
-    """Draws that follow from numpy's global state."""
+    """A generator seeded from numpy's global state."""
     return np.random.default_rng(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
 
 
@@ -367,7 +382,7 @@ def _to_instances(
     image: np.ndarray,
     mask_format: str | None,
 ) -> Instances:
-    """What the annotations have, without crowds and empty boxes; frame: the transformed image."""
+    """Instances in the frame of the transformed image, without crowds and empty boxes."""
     image_size = image.shape[:2]
     annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
     keys = ["bbox", "bbox_mode", "category_id"] + (["segmentation"] if mask_format else [])
@@ -383,7 +398,7 @@ def _to_instances(
     has_mask = ["segmentation" in annotation for annotation in transformed]
     for annotation in transformed:
         annotation.setdefault("segmentation", [_rectangle(annotation["bbox"])])
-    # A polygon stays one where it can; a decoded RLE is an array.
+    # Transformed polygons are lists, a transformed RLE is an array.
     only_polygons = all(isinstance(a["segmentation"], list) for a in transformed)
     instances = detection_utils.annotations_to_instances(
         transformed, image_size, mask_format if only_polygons else "bitmask"
@@ -395,6 +410,6 @@ def _to_instances(
 
 
 def _rectangle(box: Sequence[float]) -> np.ndarray:
-    """A box (XYXY) as a polygon."""
+    """The corners of a box (XYXY) as a flat polygon."""
     x1, y1, x2, y2 = box
     return np.array([x1, y1, x2, y1, x2, y2, x1, y2], dtype=np.float64)

@@ -1,11 +1,12 @@
-"""A user's own words for the classes of a data set.
+"""Custom prompt texts for the classes of a dataset.
 
-A JSON file names, per data set and class, what a prompt says for the class::
+A JSON file gives the prompt text per dataset and class::
 
     {"odinw_pothole_val": {"pothole": ["there are some ", "holes", " on the road"]},
      "coco_2017_val": {"mouse": "computer mouse"}}
 
-Of three texts the middle one stands for the class. Other classes keep their names.
+Of three strings, the second stands for the class and the others surround it. Other classes keep
+their names.
 """
 
 from __future__ import annotations
@@ -20,53 +21,58 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from glipv2_d2.text.prompts import Decoration, clean_name
 
 Overrides = dict[str, dict[str, Decoration]]
-"""Data set -> class name -> what a prompt says for it."""
+"""Dataset name -> class name -> its prompt text."""
 
 
-def read_overrides(path: str | Path) -> Overrides:
-    """The content of a file.
+def load_prompt_overrides(path: str | Path) -> Overrides:
+    """Load the prompt texts of a JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not of the form above.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not have the format above.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return {
-            dataset: {name: _decoration(words) for name, words in of_dataset.items()}
+            dataset: {name: _decoration(text) for name, text in of_dataset.items()}
             for dataset, of_dataset in content.items()
         }
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"the file of prompts '{path}' does not exist") from error
+        raise FileNotFoundError(f"the prompt file '{path}' does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"'{path}' is no file of prompts ({error}): write "
-            '{"data set": {"class": ["words before ", "name", " words after"]}}'
+            f"'{path}' is not a prompt file ({error}): write "
+            '{"dataset": {"class": ["text before ", "name", " text after"]}}'
         ) from error
 
 
-def _decoration(words: Any) -> Decoration:
-    parts = ["", words, ""] if isinstance(words, str) else words
-    is_texts = isinstance(parts, list) and all(isinstance(part, str) for part in parts)
-    if not is_texts or len(parts) != len(Decoration._fields) or not parts[1].strip():
-        raise ValueError(f"{words!r} is neither a name nor three texts, the second one a name")
+def _decoration(text: Any) -> Decoration:
+    parts = ["", text, ""] if isinstance(text, str) else text
+    is_strings = isinstance(parts, list) and all(isinstance(part, str) for part in parts)
+    if not is_strings or len(parts) != len(Decoration._fields) or not parts[1].strip():
+        raise ValueError(f"{text!r} is neither a name nor three strings, the second one a name")
     return Decoration(*parts)
 
 
-def override_prompts(dataset_name: str, words: Mapping[str, Decoration]) -> None:
-    """Have a registered data set ask these words in evaluation and in training.
+def override_prompts(dataset_name: str, text_of: Mapping[str, Decoration]) -> None:
+    """Set the prompt text of some classes of a registered dataset, for evaluation and training.
+
+    Args:
+        text_of: class name -> prompt text.
 
     Raises:
-        ValueError: it has no class of a name.
+        ValueError: the dataset has no class of that name.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("thing_classes"):
-        DatasetCatalog.get(dataset_name)  # learns its names by being read
+        DatasetCatalog.get(dataset_name)  # Its reader sets the class names.
     names = metadata.get("thing_classes") or []
-    unknown = [name for name in words if name not in names]
+    unknown = [name for name in text_of if name not in names]
     if unknown:
-        raise ValueError(f"data set {dataset_name!r} has no classes {unknown}; it has {names}")
+        raise ValueError(f"dataset {dataset_name!r} has no classes {unknown}; it has {names}")
     # Metadata refuse to change a value that is set.
     if metadata.get("decorations"):
         del metadata.decorations
-    metadata.decorations = [words.get(name, Decoration("", clean_name(name), "")) for name in names]
+    metadata.decorations = [
+        text_of.get(name, Decoration("", clean_name(name), "")) for name in names
+    ]

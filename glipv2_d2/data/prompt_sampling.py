@@ -1,7 +1,7 @@
-"""Which class names a training image is asked: those in it, and some that are not.
+"""Sampling the class names of a training prompt: positives in the image, and random negatives.
 
-A *class* indexes the data set's list of names. A *cost* is the tokens that a name takes in a
-prompt, its separator included. The *budget* is the tokens that a prompt has for names.
+A *class* indexes the dataset's list of class names. A *cost* is the number of tokens of a class
+name in a prompt, separator included. The *budget* is the number of tokens available to them.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ def sample_classes(
     shuffle: bool,
     rng: np.random.Generator,
 ) -> list[int]:
-    """The classes to ask, in the order of the prompt (GLIP spec 16).
+    """Sample the classes of a prompt, in prompt order (glip_reference.md 16).
 
     Args:
-        positives: classes that are in the image; those beyond the budget are left out, at random.
-        texts: of every class, what the prompt says for it. A text that is asked already is not
-            drawn as a negative (our choice: "bow (weapon)" is no negative for "bow (ribbon)").
-        costs: of every class.
-        max_negatives: classes drawn at most, positives among them not counted in the end.
-        full_negatives_prob: how often exactly so many are drawn, else a uniform number.
-        shuffle: random order, else that of the data set.
+        positives: classes in the image; if they exceed the budget, random ones are dropped.
+        texts: prompt text of every class. A class whose text is in the prompt already is not used
+            as a negative (our choice: "bow (weapon)" is not a negative for "bow (ribbon)").
+        costs: cost of every class.
+        max_negatives: maximum number of classes drawn as negatives; positives among them are
+            discarded.
+        full_negatives_prob: probability of drawing ``max_negatives``; otherwise a uniform number.
+        shuffle: shuffle the classes; otherwise they keep the dataset's order.
 
     Raises:
-        ValueError: not one name fits the budget.
+        ValueError: no class name fits the budget.
     """
     chosen = _within_budget(rng.permutation(positives).tolist(), costs, budget)
-    asked = {texts[c] for c in chosen}
+    used_texts = {texts[c] for c in chosen}
     spent = sum(costs[c] for c in chosen)
     drawn = _draw(len(texts), max_negatives, full_negatives_prob, rng)
     present = set(positives)
     negatives = []
     for c in drawn:
-        if c not in present and texts[c] not in asked:
+        if c not in present and texts[c] not in used_texts:
             negatives.append(c)
-            asked.add(texts[c])
+            used_texts.add(texts[c])
     chosen += _within_budget(negatives, costs, budget - spent)
     if not chosen:
-        # Nothing to see and nothing drawn: an image without boxes is still asked one name.
+        # Neither positives nor negatives: a prompt needs at least one class name.
         chosen = _within_budget(rng.permutation(len(texts)).tolist(), costs, budget)[:1]
     if not chosen:
         raise ValueError(
-            f"no class name fits a prompt of {budget} tokens, the shortest takes {min(costs)}: "
-            "raise MODEL.PROMPT.MAX_TOKENS or shorten the names"
+            f"no class name fits the budget of {budget} tokens, the shortest takes {min(costs)}: "
+            "use a tokenizer with more max_tokens, or shorten the class names"
         )
     return rng.permutation(chosen).tolist() if shuffle else sorted(chosen)
 
@@ -69,7 +70,7 @@ def _draw(
 
 
 def _within_budget(classes: Sequence[int], costs: Sequence[int], budget: int) -> list[int]:
-    """The classes that still fit, in order; a long one does not shut out the short ones after."""
+    """The classes that fit the budget, in order; one that does not fit is skipped."""
     kept = []
     for c in classes:
         if costs[c] <= budget:

@@ -1,4 +1,4 @@
-"""Putting a data set into Detectron2's catalogs."""
+"""Registering datasets in Detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -10,55 +10,57 @@ from detectron2.utils.file_io import PathManager
 
 Record = dict[str, Any]
 
-LEARNED_BY_READING = ("thing_classes", "thing_dataset_id_to_contiguous_id")
-"""Metadata that readers set."""
+READER_METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id")
+"""Metadata keys that a reader sets when it loads the records."""
 
 
 def register(
-    name: str, read: Callable[[], list[Record]], *, source_files: Sequence[str], **metadata: Any
+    name: str, load: Callable[[], list[Record]], *, source_files: Sequence[str], **metadata: Any
 ) -> None:
-    """Register a data set, unless its name is taken already.
+    """Register a dataset, unless its name is already registered.
 
     Args:
-        read: gives the records. It runs when the data set is first asked for.
-        source_files: annotation files and image directories that must be there. Where one is
-            missing, the loaders say so with the way to prepare the data set.
-        metadata: such as ``evaluator_type``, which chooses the evaluator; ``pack_captions``, to
-            mix other captions of the data set into a training prompt; ``decorations``, per class
-            what a prompt says for it.
+        load: returns the records; called on first use of the dataset.
+        source_files: annotation files and image directories that the dataset needs. Loaders check
+            them and report a missing one together with how to prepare the dataset.
+        metadata: such as ``evaluator_type``, which selects the evaluator; ``pack_captions``, to
+            add other captions of the dataset to a training prompt; ``decorations``, the prompt
+            text of each class.
     """
     if name in DatasetCatalog:
         return
-    DatasetCatalog.register(name, read)
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(source_files=tuple(source_files), **metadata)
 
 
 def missing_paths(name: str) -> list[str]:
-    """The annotation files and image directories of a registered data set that are not there."""
+    """The annotation files and image directories of a registered dataset that do not exist."""
     metadata = MetadataCatalog.get(name)
-    # Detectron2's own data sets have these two.
+    # Detectron2's own datasets have these two keys.
     own = (metadata.get("json_file"), metadata.get("image_root"))
     paths = metadata.get("source_files", own)
     return [path for path in paths if path and not PathManager.exists(path)]
 
 
 def register_first(name: str, num_records: int) -> None:
-    """Register ``<name>_<num_records>``: the first images or questions of a registered data set.
+    """Register ``<name>_<num_records>``: the first images or questions of a registered dataset.
 
-    For tables of many runs. It has no annotation file of its own: Detectron2's COCOEvaluator then
-    takes the ground truth from the records.
+    It has no annotation file, so Detectron2's COCOEvaluator takes the ground truth from the
+    records.
     """
-    register_part(name, f"{name}_{num_records}", lambda records: records[:num_records])
+    register_subset(name, f"{name}_{num_records}", lambda records: records[:num_records])
 
 
-def register_part(name: str, part: str, choose: Callable[[list[Record]], list[Record]]) -> None:
-    """Register, under the name ``part``, some of the records of a registered data set."""
+def register_subset(name: str, subset: str, select: Callable[[list[Record]], list[Record]]) -> None:
+    """Register a subset of the records of a registered dataset, under the name ``subset``."""
     metadata = MetadataCatalog.get(name)
 
-    def read() -> list[Record]:
+    def load() -> list[Record]:
         records = DatasetCatalog.get(name)
-        learned = {key: metadata.get(key) for key in LEARNED_BY_READING if metadata.get(key)}
-        MetadataCatalog.get(part).set(**learned)
-        return choose(records)
+        set_by_reader = {key: metadata.get(key) for key in READER_METADATA if metadata.get(key)}
+        MetadataCatalog.get(subset).set(**set_by_reader)
+        return select(records)
 
-    register(part, read, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type)
+    register(
+        subset, load, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type
+    )

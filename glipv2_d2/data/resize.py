@@ -1,4 +1,4 @@
-"""Resizing and flipping: the augmentations that a config asks for."""
+"""Image augmentations: crop, resize and flip."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 
 
 class TruncatedResizeShortestEdge(T.Augmentation):
-    """Detectron2's ``ResizeShortestEdge`` with GLIP's arithmetic.
+    """Detectron2's ``ResizeShortestEdge`` with GLIP's arithmetic (glip_reference.md 1).
 
-    The long side is truncated where Detectron2 rounds, and a side that would exceed the maximum
-    shrinks the short side first, so that sizes differ by a pixel or two (GLIP spec 1).
+    The long side is truncated where Detectron2 rounds it. If it would exceed the maximum, the
+    short side is reduced first. Sizes differ from Detectron2's by a pixel or two.
     """
 
     def __init__(
@@ -26,9 +26,9 @@ class TruncatedResizeShortestEdge(T.Augmentation):
     ) -> None:
         """
         Args:
-            short_edge_length: in pixels. For "choice" one of them is drawn, for "range" a number
-                between the two, both included. 0 leaves the image as it is.
-            max_size: of the long edge, in pixels.
+            short_edge_length: in pixels. "choice" draws one of the values, "range" an integer
+                between the two, both included. 0 keeps the size of the image.
+            max_size: maximum of the long edge, in pixels.
             sample_style: "choice" or "range".
         """
         super().__init__()
@@ -40,9 +40,9 @@ class TruncatedResizeShortestEdge(T.Augmentation):
         self._init({"lengths": lengths, "max_size": max_size, "sample_style": sample_style})
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw a size for ``image``, (H, W, C)."""
+        """A resize of ``image``, (H, W, C), to a random size."""
         height, width = image.shape[:2]
-        # From numpy's global state, as in all of Detectron2's augmentations.
+        # From numpy's global state, as in Detectron2's own augmentations.
         if self.sample_style == "range":
             size = np.random.randint(self.lengths[0], self.lengths[1] + 1)  # noqa: NPY002
         else:
@@ -56,7 +56,7 @@ class TruncatedResizeShortestEdge(T.Augmentation):
     def get_output_shape(
         height: int, width: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
-        """The new (height, width).
+        """The resized (height, width).
 
         >>> TruncatedResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
         (800, 1066)
@@ -67,7 +67,7 @@ class TruncatedResizeShortestEdge(T.Augmentation):
             size = round(max_size * short / long)
         if size == short:
             return height, width
-        # A strip thinner than a pixel keeps one.
+        # A side keeps at least one pixel.
         size = max(size, 1)
         new_long = int(size * long / short)
         return (size, new_long) if height <= width else (new_long, size)
@@ -80,10 +80,10 @@ _RESIZES = {
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Crop (training, if asked), resize, flip (training).
+    """The augmentations of a config: in training crop, resize and flip, otherwise resize only.
 
     Raises:
-        ValueError: ``INPUT.RESIZE`` names no known rule.
+        ValueError: ``INPUT.RESIZE`` is unknown.
     """
     if cfg.INPUT.RESIZE not in _RESIZES:
         raise ValueError(f"INPUT.RESIZE is {cfg.INPUT.RESIZE!r}; use one of {sorted(_RESIZES)}")

@@ -1,6 +1,6 @@
-"""What training data may have wrong, put right once, counted and told.
+"""Repairs the records of a training dataset, and reports the changes.
 
-A *record* is one image's dict in Detectron2's format, boxes in pixels of the original image.
+A *record* is one image's dict in Detectron2's format, with boxes in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -13,30 +13,26 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.text_tasks import (
-    asks_words_only,
-    check_text_task,
-    is_text_task,
-    place_of,
-)
-from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, TEXT_TASKS, record_tasks
+from glipv2_d2.data.text_tasks import check_text_task, describe_record
+from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.structures.text import Span
 from glipv2_d2.text.prompts import caption_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-BOXES_CLIPPED = "boxes reached out of their image and were clipped"
+BOXES_CLIPPED = "boxes extended beyond their image and were clipped"
 BOXES_WITHOUT_AREA = "boxes had no area inside their image and were dropped"
 BOXES_WITHOUT_PHRASE = "boxes had no phrase in their caption and were dropped"
-BOXES_OF_NO_CHARACTERS = "boxes had a span outside of their caption and were dropped"
-EMPTY_CAPTIONS = "captions were empty and were left out with their image"
-PHRASES_TOO_LONG = "phrases lay beyond the token limit and were dropped"
-QUESTIONS_TOO_LONG = "questions were longer than the token limit and were left out"
-NO_WORD_ANSWERED = "questions had no answer with words and were left out"
+SPANS_OUTSIDE_CAPTION = "boxes had a span outside of their caption and were dropped"
+EMPTY_CAPTIONS = "captions were empty and were dropped with their image"
+PHRASES_TOO_LONG = "phrases were beyond the token limit and were dropped"
+QUESTIONS_TOO_LONG = "questions were longer than the token limit and were dropped"
+EMPTY_ANSWERS = "questions had only empty answers and were dropped"
 BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
 
-# A box that is out by less is a rounding of the annotation, not worth a word. In pixels.
+# Boxes that extend beyond the image by less, in pixels, are clipped without a report.
 CLIP_TOLERANCE = 0.01
 
 
@@ -47,37 +43,40 @@ def sanitize_dataset(
     class_names: Sequence[str],
     tokenizer: Tokenizer,
 ) -> list[dict[str, Any]]:
-    """Copies of the records that a model can be trained on, with one report of what changed.
+    """Copies of the usable records, repaired, with one logged report of all changes.
 
-    The report counts every kind of change and names the first images. Crowd regions go without a
-    word, as in Detectron2. An image whose boxes are all gone stays: it has nothing to find.
+    The report counts every kind of change and names the first images. Crowd regions are dropped
+    without a report, as in Detectron2. An image that loses all boxes is kept as a negative.
 
     Args:
-        name: of the data set, for the report.
-        class_names: of the data set, for records without ``classes`` or ``caption``.
+        name: name of the dataset, for the report.
+        class_names: class names of records without ``classes`` or ``caption``.
 
     Raises:
-        ValueError: a record has nothing to learn, a class that is not in its list, or a question
-            or caption to be said without words.
+        ValueError: a record has no training target, a class index out of range, or an empty
+            question or target caption.
     """
     faults = Faults()
-    sane = []
+    sanitized = []
     for record in records:
         if fields.CAPTION in record and not record[fields.CAPTION].strip():
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
         elif record.get(fields.ANSWERS) == {}:
-            faults.add(NO_WORD_ANSWERED, place_of(record))
+            faults.add(EMPTY_ANSWERS, describe_record(record))
         elif fields.QUESTION in record and not _question_fits(record[fields.QUESTION], tokenizer):
-            faults.add(QUESTIONS_TOO_LONG, place_of(record))
+            faults.add(QUESTIONS_TOO_LONG, describe_record(record))
         else:
-            sane.append(_sanitize_record(record, class_names, tokenizer, faults))
+            sanitized.append(_sanitize_record(record, class_names, tokenizer, faults))
     faults.warn(logger, name)
-    return sane
+    return sanitized
 
 
 def _question_fits(question: Any, tokenizer: Tokenizer) -> bool:
-    """Whether a question can be asked, with one token for its answer; of no text others tell."""
-    # An ASCII character is at most one token: most questions need not be counted.
+    """Whether a question fits the token limit with one token for its answer.
+
+    True for values of other types, which :func:`check_text_task` reports.
+    """
+    # An ASCII character is at most one token, so most questions need no tokenization.
     room = tokenizer.max_tokens - tokenizer.num_special_tokens - 1
     if not isinstance(question, str) or (question.isascii() and len(question) <= room):
         return True
@@ -91,20 +90,21 @@ def _sanitize_record(
     faults: Faults,
 ) -> dict[str, Any]:
     file_name = record.get(fields.FILE_NAME)
-    if is_text_task(record):
+    tasks = record_tasks(record)
+    if tasks & TEXT_TASKS:
         check_text_task(record, is_train=True)
-    if asks_words_only(record):
+    if not tasks & LOCALIZATION_TASKS:
         return record
     if "annotations" not in record:
         raise ValueError(
-            f"the training image {file_name!r} has no 'annotations'; an image with nothing to "
-            "find has an empty list"
+            f"the training image {file_name!r} has no 'annotations'; use an empty list for an "
+            "image without objects"
         )
     annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     if fields.HEIGHT in record and fields.WIDTH in record:
         size = (record[fields.HEIGHT], record[fields.WIDTH])
         annotations = _clip_boxes(annotations, size, file_name, faults)
-    if fields.CAPTION in record:
+    if QueryKind.GROUND in tasks:
         return _sanitize_caption({**record, "annotations": annotations}, tokenizer, faults)
     own_names = record.get(fields.CLASSES)
     num_classes = len(class_names if own_names is None else own_names)
@@ -112,7 +112,7 @@ def _sanitize_record(
         if not 0 <= annotation["category_id"] < num_classes:
             raise ValueError(
                 f"the image {file_name!r} has a box of class {annotation['category_id']}, but "
-                f"its list has {num_classes} names: classes count from 0"
+                f"its list has {num_classes} class names: indices start at 0"
             )
     return {**record, "annotations": annotations}
 
@@ -120,14 +120,14 @@ def _sanitize_record(
 def _clip_boxes(
     annotations: list[dict[str, Any]], size: tuple[int, int], file_name: str | None, faults: Faults
 ) -> list[dict[str, Any]]:
-    """Annotations with XYXY boxes inside the image, without those that have no area there."""
+    """Annotations with XYXY boxes clipped to the image; those without area are dropped."""
     height, width = size
     kept = []
     for annotation in annotations:
         box = np.asarray(to_xyxy(annotation), dtype=float)
         clipped = box.clip(0, [width, height, width, height])
         x1, y1, x2, y2 = clipped.tolist()
-        # Written so that a NaN counts as no area.
+        # Also true for NaN.
         if not (x2 > x1 and y2 > y1):
             faults.add(BOXES_WITHOUT_AREA, file_name)
             continue
@@ -138,7 +138,7 @@ def _clip_boxes(
 
 
 def to_xyxy(annotation: dict[str, Any]) -> list[float]:
-    """The box of an annotation as XYXY, x2 = x + w."""
+    """The box of an annotation in XYXY, with x2 = x + w."""
     box, mode = annotation["bbox"], annotation["bbox_mode"]
     if mode == BoxMode.XYWH_ABS:
         x, y, width, height = box
@@ -149,47 +149,47 @@ def to_xyxy(annotation: dict[str, Any]) -> list[float]:
 def _sanitize_caption(
     record: dict[str, Any], tokenizer: Tokenizer, faults: Faults
 ) -> dict[str, Any]:
-    """Phrases and class indices in place of ``tokens_positive``, as far as the tokens reach."""
+    """Replace ``tokens_positive`` by phrases and class indices, within the token limit."""
     file_name, length = record.get(fields.FILE_NAME), len(record[fields.CAPTION])
-    within = [a for a in record["annotations"] if spans_are_within(a, length)]
-    faults.add(BOXES_OF_NO_CHARACTERS, file_name, len(record["annotations"]) - len(within))
+    within = [a for a in record["annotations"] if spans_within(a, length)]
+    faults.add(SPANS_OUTSIDE_CAPTION, file_name, len(record["annotations"]) - len(within))
     record = {**record, "annotations": within}
     phrases, labels = caption_labels(record)
     for label in labels:
         if label is not None and not 0 <= label < len(phrases):
             raise ValueError(
                 f"the image {record.get(fields.FILE_NAME)!r} has a box of phrase {label}, but its "
-                f"caption has {len(phrases)} phrases: they count from 0"
+                f"caption has {len(phrases)} phrases: indices start at 0"
             )
     prompt = fit_caption(record[fields.CAPTION], phrases, tokenizer)
-    asked = set(prompt.classes)
+    in_prompt = set(prompt.classes)
     annotations = []
     for annotation, label in zip(record["annotations"], labels, strict=True):
         if label is None:
             faults.add(BOXES_WITHOUT_PHRASE, file_name)
-        elif label not in asked:
+        elif label not in in_prompt:
             faults.add(BOXES_OF_LONG_PHRASES, file_name)
         else:
             annotations.append({**annotation, "category_id": label})
-    faults.add(PHRASES_TOO_LONG, file_name, len(phrases) - len(asked))
+    faults.add(PHRASES_TOO_LONG, file_name, len(phrases) - len(in_prompt))
     return {**record, fields.PHRASES: phrases, "annotations": annotations}
 
 
-def spans_are_within(annotation: dict[str, Any], length: int) -> bool:
-    """Whether all ``tokens_positive`` of an annotation are characters of a caption."""
+def spans_within(annotation: dict[str, Any], length: int) -> bool:
+    """Whether all ``tokens_positive`` of an annotation lie within a caption of this length."""
     return all(0 <= begin < end <= length for begin, end in annotation.get("tokens_positive") or ())
 
 
 def caption_labels(
     record: dict[str, Any],
 ) -> tuple[list[list[Span]], list[int | None]]:
-    """The phrases of a caption, and for each annotation which one it shows.
+    """The phrases of a caption, and the phrase index of each annotation.
 
-    Annotations say it in MDETR's way, by ``tokens_positive`` ([[begin, end], ...]): every distinct
-    list of spans is a phrase. Or the record lists ``phrases``, and ``category_id`` indexes them.
+    If the record lists ``phrases``, ``category_id`` indexes them. Otherwise every distinct
+    ``tokens_positive`` ([[begin, end], ...], MDETR's format) of its annotations is a phrase.
 
     Returns:
-        phrases in order of appearance, and per annotation an index, or None for a box without one.
+        phrases in order of appearance, and one index per annotation, None for a box without spans.
     """
     if fields.PHRASES in record:
         return record[fields.PHRASES], [a["category_id"] for a in record["annotations"]]
@@ -202,9 +202,9 @@ def caption_labels(
 
 
 def fit_caption(caption: str, phrases: Sequence[Sequence[Span]], tokenizer: Tokenizer) -> Prompt:
-    """The caption's prompt, cut where the tokens end."""
+    """The prompt of a caption, truncated to the token limit."""
     prompt = caption_prompt(caption, phrases)
-    # An ASCII character is at most one token: most captions need not be counted.
+    # An ASCII character is at most one token, so most captions need no tokenization.
     if caption.isascii() and len(caption) <= tokenizer.max_tokens - tokenizer.num_special_tokens:
         return prompt
     return tokenizer.fit(prompt)

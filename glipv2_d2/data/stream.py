@@ -1,6 +1,6 @@
-"""An endless, repeatable stream of training batches that can begin in its middle.
+"""An endless, reproducible stream of training batches that resumes at any iteration.
 
-A *place* is a position in the endless order of a sampler.
+A *position* is an index into the endless sequence of a sampler.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-# Of an input dict, on its way from a worker: what was drawn in its place and could not be used.
+# Key of an input dict between worker and loader: errors of the records that it replaces.
 SKIPPED = "skipped"
-# Draws at one place. More bad ones in a row are no bad records, but a lost disk.
+# Records tried at one position. More errors in a row indicate an unavailable disk.
 MAX_DRAWS = 10
-# So many skipped records are named one by one, then only every so manieth.
-NUM_NAMED = 100
+# The first skipped records are all logged, later ones at this interval.
+LOG_INTERVAL = 100
 
 
 class TrainLoader:
     """Batches of mapped records, a pure function of seed and iteration.
 
-    Detectron2's loaders begin anew when training resumes: the first images are seen again, and
-    with other augmentations. Here the order continues at ``start_iteration``, and every image's
-    random numbers follow from its place in the stream, so that a resumed run sees what the
-    uninterrupted one would have, whatever the number of workers, also with
-    ``aspect_ratio_grouping``: wide and high images are in different batches, as in Detectron2.
+    Detectron2's loaders restart their order when training resumes. This one continues at
+    ``start_iteration``, and seeds the augmentations of every image by its position. A resumed run
+    thus gets the batches of an uninterrupted one, with any number of workers.
+    ``aspect_ratio_grouping`` puts wide and tall images into different batches, as in Detectron2.
 
-    A record that cannot be used (a broken image, one of another size than recorded) is replaced by
-    another one, named in a warning and counted in ``num_skipped``.
+    An unusable record (a broken image, or one of another size than recorded) is replaced by
+    another one, logged in a warning and counted in ``num_skipped``.
     """
 
     def __init__(
@@ -56,10 +55,10 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            mapper: a record -> an input dict; draws from numpy's global random state.
-            make_sampler: a seed -> one of Detectron2's endless training samplers.
-            batch_size: images of one iteration, all processes together.
-            seed: the same in all processes.
+            mapper: record -> input dict; uses numpy's global random state.
+            make_sampler: seed -> one of Detectron2's endless training samplers.
+            batch_size: images per iteration, over all processes.
+            seed: must be equal in all processes.
         """
         self.groups = np.array(
             [aspect_ratio_grouping and is_wide(record) for record in records], dtype=bool
@@ -87,33 +86,33 @@ class TrainLoader:
             stream,
             None,
             self.batch_size,
-            # The stream has its own groups, which it can find again in its middle.
+            # SeededStream groups the records itself, so that it can resume.
             aspect_ratio_grouping=False,
             num_workers=self.num_workers,
-            # Else making the iterator would draw from torch's state, which the model uses.
+            # Without a seed, the iterator would advance torch's global random state.
             seed=self.seed,
         )
         for batch in batches:
             for x in batch:
-                self._tell(x.pop(SKIPPED, ()))
+                self._log_skipped(x.pop(SKIPPED, ()))
             yield batch
 
-    def _tell(self, reasons: Sequence[str]) -> None:
-        for reason in reasons:
+    def _log_skipped(self, errors: Sequence[str]) -> None:
+        for error in errors:
             self.num_skipped += 1
-            if self.num_skipped <= NUM_NAMED or self.num_skipped % NUM_NAMED == 0:
-                logger.warning("skipped training record no. %d: %s", self.num_skipped, reason)
+            if self.num_skipped <= LOG_INTERVAL or self.num_skipped % LOG_INTERVAL == 0:
+                logger.warning("skipped training record no. %d: %s", self.num_skipped, error)
 
 
 def is_wide(record: Record) -> bool:
-    """Whether an image is wider than high; one of unknown size counts as high."""
+    """Whether an image is wider than it is tall; False if its size is unknown."""
     return record.get(fields.WIDTH, 0) > record.get(fields.HEIGHT, 0)
 
 
 class SeededStream(IterableDataset):
-    """Mapped records in a sampler's order, numpy seeded anew at each place of it.
+    """Mapped records in a sampler's order, with numpy reseeded at each position.
 
-    They come batch by batch, each of one group.
+    Consecutive records form batches, each from one group.
     """
 
     def __init__(
@@ -129,9 +128,9 @@ class SeededStream(IterableDataset):
     ) -> None:
         """
         Args:
-            groups: (records,) the group of each record.
-            batch_size: of this process. A data loader's workers take turns by batches.
-            start: batches to leave out.
+            groups: (num_records,) group of each record.
+            batch_size: images per batch of this process. Workers take turns by batches.
+            start: number of batches to skip.
         """
         self.records = records
         self.mapper = mapper
@@ -146,22 +145,22 @@ class SeededStream(IterableDataset):
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, batch in enumerate(self._batches()):
             if number >= self.start and (number - self.start) % num_workers == worker_id:
-                for place, index in batch:
-                    yield self._map(place, index)
+                for position, index in batch:
+                    yield self._map(position, index)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Places with the index of their record; a batch is ready when its group has enough."""
-        waiting = defaultdict(list)
-        for place, index in enumerate(self.sampler):
+        """Batches of (position, record index), each as soon as its group is large enough."""
+        pending = defaultdict(list)
+        for position, index in enumerate(self.sampler):
             group = self.groups[index].item()
-            waiting[group].append((place, index))
-            if len(waiting[group]) == self.batch_size:
-                yield waiting.pop(group)
+            pending[group].append((position, index))
+            if len(pending[group]) == self.batch_size:
+                yield pending.pop(group)
 
-    def _map(self, place: int, index: int) -> Record:
-        """The record, or where it cannot be used another one, drawn by the place."""
+    def _map(self, position: int, index: int) -> Record:
+        """The mapped record, or if it is unusable another one, drawn with the position's seed."""
         skipped: list[str] = []
-        seed = np.random.SeedSequence([*self.seed, place])
+        seed = np.random.SeedSequence([*self.seed, position])
         while len(skipped) < MAX_DRAWS:
             # Detectron2's augmentations draw from the global state.
             np.random.seed(seed.generate_state(4))  # noqa: NPY002
@@ -174,7 +173,6 @@ class SeededStream(IterableDataset):
                 continue
             return {**mapped, SKIPPED: skipped} if skipped else mapped
         raise ValueError(
-            f"{MAX_DRAWS} training records, drawn one after the other, could not be used; the "
-            f"first: {skipped[0]}; the last: {skipped[-1]}. Find all of them with "
-            "python tools/check_dataset.py"
+            f"{MAX_DRAWS} training records in a row are unusable; the first: {skipped[0]}; the "
+            f"last: {skipped[-1]}. Find all of them with python tools/check_dataset.py"
         )

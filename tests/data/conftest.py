@@ -15,7 +15,7 @@ from glipv2_d2.text import Tokenizer
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> None:
+def _seed_numpy() -> None:
     np.random.seed(0)  # noqa: NPY002
 
 
@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def register() -> Iterator[Callable[..., str]]:
-    """Registers a function of records, or (annotations, images); forgets it after the test."""
+    """Register a function of records, or (annotations, images), until the end of the test."""
     names = []
 
     def register_dataset(name: str, source: object, **metadata: object) -> str:

@@ -1,4 +1,4 @@
-"""Lists of answers and what they reach."""
+"""The answer vocabulary, and answers that ignore the image."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from glipv2_d2.data.answer_vocabulary import (
+    best_answer_in_vocabulary,
     build_vocabulary,
-    commonest_answers,
+    most_common_answers,
     prior_answers,
-    reachable_answer,
-    unlikely_answers,
 )
 from glipv2_d2.data.text_tasks import soft_scores
 
@@ -36,33 +35,33 @@ RECORDS = [
 ]
 
 
-def test_an_answer_counts_once_for_each_question_whose_best_one_it_is() -> None:
+def test_answer_is_counted_once_per_question_as_its_majority_answer() -> None:
     assert build_vocabulary(RECORDS, 2) == ["2", "yes"]
     assert build_vocabulary(RECORDS, 1) == ["2", "yes", "a", "no"]
 
 
-def test_the_order_of_the_questions_does_not_matter() -> None:
+def test_vocabulary_does_not_depend_on_record_order() -> None:
     assert build_vocabulary(RECORDS[::-1], 1) == build_vocabulary(RECORDS, 1)
 
 
-def test_an_answer_that_nobody_gave_often_enough_is_named() -> None:
-    with pytest.raises(ValueError, match="that of 3 questions; the commonest is that of 2"):
+def test_too_high_min_occurrences_raise() -> None:
+    with pytest.raises(ValueError, match="answer of 3 questions; the most frequent is that of 2"):
         build_vocabulary(RECORDS, 3)
 
 
-def test_questions_without_answers_are_named() -> None:
+def test_questions_without_answers_raise() -> None:
     with pytest.raises(ValueError, match=r"question 7 of image '7\.jpg'"):
         build_vocabulary([{"question_id": 7, "file_name": "7.jpg"}], 1)
 
 
-def test_the_best_answer_of_a_list() -> None:
-    asked = question("red", "red", "blue", "green")
-    assert reachable_answer(asked, frozenset({"red", "blue"})) == "red"
-    assert reachable_answer(asked, frozenset({"blue"})) == "blue"
-    assert reachable_answer(asked, frozenset({"pink"})) == ""
+def test_best_answer_in_vocabulary() -> None:
+    record = question("red", "red", "blue", "green")
+    assert best_answer_in_vocabulary(record, frozenset({"red", "blue"})) == "red"
+    assert best_answer_in_vocabulary(record, frozenset({"blue"})) == "blue"
+    assert best_answer_in_vocabulary(record, frozenset({"pink"})) == ""
 
 
-def test_a_prior_knows_the_type_of_the_question_only() -> None:
+def test_prior_depends_on_the_question_type_only() -> None:
     train = [
         *(
             question("yes", kind="is it"),
@@ -72,20 +71,10 @@ def test_a_prior_knows_the_type_of_the_question_only() -> None:
         question("2", kind="how many"),
         question("blue"),
     ]
-    assert commonest_answers(train) == {"is it": "yes", "how many": "2", "all": "blue"}
-    asked = [
+    assert most_common_answers(train) == {"is it": "yes", "how many": "2", "all": "blue"}
+    questions = [
         question("no", kind="is it"),
         question("5", kind="how many"),
         question("x", kind="why"),
     ]
-    assert prior_answers(train, asked) == ["yes", "2", ""]
-
-
-def test_an_answer_is_unlikely_where_the_same_words_are_mostly_answered_otherwise() -> None:
-    records = [
-        question("no") | {"question": "is there a dog?"},
-        question("yes") | {"question": "is there a dog?"},
-        question("No.") | {"question": "is there a dog?"},
-        question("yes") | {"question": "is there a cat?"},
-    ]
-    assert unlikely_answers(records) == [records[1]]
+    assert prior_answers(train, questions) == ["yes", "2", ""]

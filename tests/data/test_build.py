@@ -1,4 +1,4 @@
-"""Loaders: every batch is right, and the stream can begin anywhere."""
+"""Loaders: content of batches, reproducibility and resuming."""
 
 from __future__ import annotations
 
@@ -33,32 +33,30 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         assert torch.equal(x["image"], y["image"])
 
 
-def test_batches_of_a_plain_coco_data_set(cfg: CfgNode) -> None:
+def test_batches_of_a_plain_coco_dataset(cfg: CfgNode) -> None:
     [batch] = take(cfg, 1)
     assert len(batch) == 2
     for x in batch:
-        # Image i shows class i modulo 3, in the data set's numbering from 0.
+        # Image i has class i modulo 3.
         [gt_class] = x["instances"].gt_classes.tolist()
         assert gt_class == x["image_id"] % len(NAMES)
         assert gt_class in x["prompt"].classes
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_stream_that_begins_in_the_middle_goes_on_as_the_whole_one(
-    cfg: CfgNode, num_workers: int
-) -> None:
+def test_resumed_stream_equals_the_uninterrupted_one(cfg: CfgNode, num_workers: int) -> None:
     whole = take(cfg, 5)
     cfg.DATALOADER.NUM_WORKERS = num_workers
     assert_same(take(cfg, 2, start=3), whole[3:])
 
 
-def test_another_seed_is_another_stream(cfg: CfgNode) -> None:
+def test_another_seed_gives_another_order(cfg: CfgNode) -> None:
     order = [x["file_name"] for batch in take(cfg, 8) for x in batch]
     other = [x["file_name"] for batch in take(cfg, 8, seed=2) for x in batch]
     assert order != other
 
 
-def test_the_stream_is_random_where_no_seed_is_given(cfg: CfgNode) -> None:
+def test_seed_is_random_by_default(cfg: CfgNode) -> None:
     cfg.SEED = -1
     seeds = {build_train_loader(cfg).seed for _ in range(2)}
     assert len(seeds) == 2
@@ -73,7 +71,7 @@ def test_grouping_by_aspect_ratio_gives_full_batches(cfg: CfgNode, num_workers: 
         assert len({x["width"] > x["height"] for x in batch}) == 1
 
 
-def test_every_image_of_a_batch_keeps_its_own_list(
+def test_images_of_a_batch_keep_their_own_class_names(
     cfg: CfgNode, tmp_path: Path, register: Callable[..., str]
 ) -> None:
     _, images = write_coco(tmp_path / "own")
@@ -102,7 +100,7 @@ def test_every_image_of_a_batch_keeps_its_own_list(
         assert x["prompt"].phrases[label] == lists[x["image_id"]][-1]
 
 
-def test_data_sets_of_different_names_train_together(
+def test_datasets_with_different_class_names_train_together(
     cfg: CfgNode, tmp_path: Path, register: Callable[..., str]
 ) -> None:
     source = write_coco(tmp_path / "second", names=("dog", "bus"))
@@ -141,33 +139,33 @@ def test_rare_classes_can_be_repeated(cfg: CfgNode) -> None:
     assert_same(take(cfg, 2, start=1), take(cfg, 3)[1:])
 
 
-def test_an_unknown_sampler_is_named(cfg: CfgNode) -> None:
+def test_unknown_sampler_raises(cfg: CfgNode) -> None:
     cfg.DATALOADER.SAMPLER_TRAIN = "Dice"
     with pytest.raises(ValueError, match="Dice"):
         build_train_loader(cfg)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_sees_every_image_once(cfg: CfgNode, num_workers: int) -> None:
+def test_evaluation_loads_every_image_once(cfg: CfgNode, num_workers: int) -> None:
     cfg.DATALOADER.NUM_WORKERS = num_workers
     batches = list(build_test_loader(cfg, "tiny_coco"))
     assert [x["image_id"] for batch in batches for x in batch] == [0, 1, 2, 3]
     assert all(x["classes"] == list(NAMES) for batch in batches for x in batch)
 
 
-def test_a_mistyped_data_set_is_named_with_the_nearest(tiny_coco: str) -> None:
+def test_unknown_dataset_raises_with_the_closest_name(tiny_coco: str) -> None:
     with pytest.raises(ValueError, match=r"tiny_cocoo.*'tiny_coco'"):
         load_dataset("tiny_cocoo", filter_empty=False)
 
 
-def test_no_training_data_set_is_an_error(cfg: CfgNode) -> None:
+def test_empty_datasets_train_raises(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
         build_train_loader(cfg)
 
 
 @pytest.mark.parametrize("gone", ["annotations.json", "images"])
-def test_a_data_set_that_is_not_there_is_named_with_its_path_and_remedy(
+def test_missing_dataset_raises_with_path_and_remedy(
     gone: str, tmp_path: Path, register: Callable[..., str]
 ) -> None:
     annotations, images = write_coco(tmp_path / "lost")

@@ -1,4 +1,4 @@
-"""Data sets that a YAML file describes by itself."""
+"""Datasets defined in a config, under ``DATASETS.CUSTOM``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glipv2_d2.engine.setup import load_config
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
+def _unregister() -> Iterator[None]:
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -27,7 +27,7 @@ def _forget() -> Iterator[None]:
         MetadataCatalog.pop(name, None)
 
 
-def test_a_coco_folder_trains_and_is_evaluated_through_the_yaml_alone(tmp_path: Path) -> None:
+def test_custom_coco_dataset_trains_and_is_evaluated(tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path / "mine")
     config = tmp_path / "mine.yaml"
     config.write_text(
@@ -48,24 +48,22 @@ DATALOADER:
     assert all(x["classes"] == list(NAMES) for x in batch)
     assert len(list(build_test_loader(cfg, "mine_train"))) == 4
     assert MetadataCatalog.get("mine_train").evaluator_type == "coco"
-    # What a run writes beside its results can be read again.
+    # The config that a run saves can be loaded again.
     written = tmp_path / "written.yaml"
     written.write_text(cfg.dump())
     assert load_config(written).DATASETS == cfg.DATASETS
 
 
-def test_questions_and_captions_train_through_the_config_alone(
-    cfg: CfgNode, tmp_path: Path
-) -> None:
+def test_custom_questions_and_captions_train(cfg: CfgNode, tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path / "mine", num_images=1)
     content = json.loads(annotations.read_text())
     content["images"][0]["caption"] = "a picture of noise"
-    described, questions, answers = (tmp_path / f"{name}.json" for name in ("d", "q", "a"))
-    described.write_text(json.dumps(content))
+    captions, questions, answers = (tmp_path / f"{name}.json" for name in ("c", "q", "a"))
+    captions.write_text(json.dumps(content))
     ids = {"question_id": 1, "image_id": content["images"][0]["id"]}
     questions.write_text(json.dumps({"questions": [{**ids, "question": "what is it?"}]}))
     answers.write_text(json.dumps({"annotations": [{**ids, "answers": [{"answer": "noise"}]}]}))
-    entry = {"json": str(described), "images": str(images)}
+    entry = {"json": str(captions), "images": str(images)}
     paths = {"questions": str(questions), "answers": str(answers)}
     cfg.DATASETS.CUSTOM = [
         {"name": "my_vqa", "format": "vqa", **entry, **paths},
@@ -84,16 +82,16 @@ def test_questions_and_captions_train_through_the_config_alone(
 def test_a_test_set_of_questions_has_no_answers(cfg: CfgNode, tmp_path: Path) -> None:
     annotations, images = write_coco(tmp_path / "mine", num_images=1)
     image_id = json.loads(annotations.read_text())["images"][0]["id"]
-    asked = {"question_id": 1, "image_id": image_id, "question": "what is it?"}
+    question = {"question_id": 1, "image_id": image_id, "question": "what is it?"}
     questions = tmp_path / "q.json"
-    questions.write_text(json.dumps({"questions": [asked]}))
+    questions.write_text(json.dumps({"questions": [question]}))
     paths = {"json": str(annotations), "images": str(images), "questions": str(questions)}
     cfg.DATASETS.CUSTOM = [{"name": "my_vqa_test", "format": "vqa", **paths}]
     ((x,),) = build_test_loader(cfg, "my_vqa_test")
     assert x["question"] == "what is it?" and "answers" not in x
 
 
-def test_captions_with_boxes_train_through_the_config_alone(cfg: CfgNode, tmp_path: Path) -> None:
+def test_custom_captions_with_boxes_train(cfg: CfgNode, tmp_path: Path) -> None:
     _, images = write_coco(tmp_path / "pictures")
     pairs = [
         {
@@ -120,14 +118,14 @@ def test_captions_with_boxes_train_through_the_config_alone(cfg: CfgNode, tmp_pa
         assert x["instances"].gt_classes.tolist() == [0]
 
 
-def test_the_same_entry_may_come_again() -> None:
+def test_equal_entry_can_be_registered_again() -> None:
     entry = {"name": "again", "json": "a.json", "images": "a"}
     register_custom([entry])
     register_custom([dict(entry)])
     assert "again" in DatasetCatalog
 
 
-def test_a_name_means_one_data_set() -> None:
+def test_name_of_another_dataset_raises() -> None:
     register_custom([{"name": "taken", "json": "a.json", "images": "a"}])
     with pytest.raises(ValueError, match="'taken'.*another name"):
         register_custom([{"name": "taken", "json": "b.json", "images": "b"}])
@@ -136,21 +134,21 @@ def test_a_name_means_one_data_set() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("mine.json", "no table of keys"),
+        ("mine.json", "not a mapping"),
         ({"name": "x", "json": "a.json"}, "images"),
         ({"name": "x", "json": "a.json", "images": "a", "image": "b"}, "'image'"),
-        ({"name": "x", "json": "", "images": "a"}, "each with a text"),
+        ({"name": "x", "json": "", "images": "a"}, "each with a nonempty string"),
         ({"name": "x", "json": "a.json", "images": "a", "format": "voc"}, "'voc'.*coco"),
         ({"name": "x", "format": "webdataset", "json": "a"}, "shards"),
         ({"name": "x", "format": "vqa", "json": "a"}, "Example: .*, questions: my/questions.json"),
     ],
 )
-def test_a_wrong_entry_is_told_with_its_remedy(entry: Any, message: str) -> None:
+def test_invalid_entry_raises_with_a_remedy(entry: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         register_custom([entry])
 
 
-def test_a_missing_file_is_named(cfg: CfgNode) -> None:
+def test_missing_file_raises(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM = [{"name": "gone", "json": "gone.json", "images": "gone"}]
     cfg.DATASETS.TRAIN = ("gone",)
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):

@@ -1,4 +1,4 @@
-"""What the mapper hands to the model."""
+"""Input dicts of the mapper for detection and grounding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def record(file_name: str, *classes: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_image_is_in_the_formats_channel_order(mapper: GroundingMapper, image_file: str) -> None:
+def test_image_has_the_configured_channel_order(mapper: GroundingMapper, image_file: str) -> None:
     image = mapper(record(image_file, 0))["image"]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 100, 200)
@@ -68,12 +68,12 @@ def test_boxes_are_xyxy_of_the_resized_image(mapper: GroundingMapper, image_file
 def test_boxes_flip_with_the_image(cfg: CfgNode, image_file: str) -> None:
     cfg.INPUT.MIN_SIZE_TRAIN = (50,)
     mapper = GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
-    seen = {
+    boxes = {
         tuple(mapper(record(image_file, 1))["instances"].gt_boxes.tensor[0].tolist())
         for _ in range(20)
     }
     # x' = width - x, as in Detectron2.
-    assert seen == {(10, 5, 30, 15), (70, 5, 90, 15)}
+    assert boxes == {(10, 5, 30, 15), (70, 5, 90, 15)}
 
 
 def test_class_and_prompt_agree(mapper: GroundingMapper, image_file: str) -> None:
@@ -87,7 +87,7 @@ def test_class_and_prompt_agree(mapper: GroundingMapper, image_file: str) -> Non
         assert phrase_of[0] == "cat"
 
 
-def test_an_images_own_names_come_before_the_data_sets(
+def test_class_names_of_the_image_override_those_of_the_dataset(
     mapper: GroundingMapper, image_file: str
 ) -> None:
     x = mapper(record(image_file, 1, classes=["zebra", "bus"]))
@@ -95,7 +95,7 @@ def test_an_images_own_names_come_before_the_data_sets(
     assert x["prompt"].phrases[label] == "bus"
 
 
-def test_data_sets_have_their_own_names(cfg: CfgNode, image_file: str) -> None:
+def test_class_names_are_per_dataset(cfg: CfgNode, image_file: str) -> None:
     names = {"first": ["cat"], "second": ["dog"]}
     mapper = GroundingMapper(cfg, is_train=True, class_names=names)
     assert mapper(record(image_file, 0, dataset_name="second"))["prompt"].text == "dog"
@@ -107,7 +107,7 @@ def test_crowds_are_dropped(mapper: GroundingMapper, image_file: str) -> None:
     assert mapper(crowd)["instances"].gt_classes.tolist() == [0]
 
 
-def test_an_image_with_nothing_in_it_is_asked_negatives(
+def test_image_without_boxes_gets_a_negative_prompt(
     mapper: GroundingMapper, image_file: str
 ) -> None:
     x = mapper(record(image_file))
@@ -140,15 +140,13 @@ def test_distinct_spans_of_a_caption_are_its_labels(
     assert x["instances"].gt_classes.tolist() == [0, 1, 0, 2]
 
 
-def test_listed_phrases_of_a_caption_keep_their_numbers(
-    mapper: GroundingMapper, image_file: str
-) -> None:
+def test_listed_phrases_keep_their_indices(mapper: GroundingMapper, image_file: str) -> None:
     x = mapper(record(image_file, 1, caption="a cat, no dog", phrases=[[(10, 13)], [(2, 5)]]))
     assert x["prompt"].phrases == ["dog", "cat"]
     assert x["instances"].gt_classes.tolist() == [1]
 
 
-def test_evaluation_asks_all_names_and_keeps_the_original_size(
+def test_evaluation_has_all_class_names_and_the_original_size(
     test_mapper: GroundingMapper, image_file: str
 ) -> None:
     x = test_mapper(record(image_file, 0))
@@ -160,35 +158,35 @@ def test_evaluation_asks_all_names_and_keeps_the_original_size(
     assert "annotations" not in x
 
 
-def test_evaluation_keeps_an_images_own_names(
+def test_evaluation_keeps_the_class_names_of_the_image(
     test_mapper: GroundingMapper, image_file: str
 ) -> None:
     assert test_mapper(record(image_file, classes=["zebra"]))["classes"] == ["zebra"]
 
 
 @pytest.mark.parametrize("classes", ["zebra", []])
-def test_an_image_without_a_list_of_names_is_an_error(
+def test_invalid_class_names_of_an_image_raise(
     test_mapper: GroundingMapper, image_file: str, classes: object
 ) -> None:
     with pytest.raises(ValueError, match="list of"):
         test_mapper(record(image_file, classes=classes))
 
 
-def test_evaluation_keeps_a_caption(test_mapper: GroundingMapper, image_file: str) -> None:
+def test_evaluation_keeps_the_caption(test_mapper: GroundingMapper, image_file: str) -> None:
     x = test_mapper(record(image_file, caption="a cat", phrases=[[(2, 5)]]))
     assert x["caption"] == "a cat"
     assert x["phrases"] == [[(2, 5)]]
     assert "classes" not in x
 
 
-def test_the_record_is_left_alone(mapper: GroundingMapper, image_file: str) -> None:
+def test_record_is_not_modified(mapper: GroundingMapper, image_file: str) -> None:
     original = record(image_file, 0)
     before = copy.deepcopy(original)
     mapper(original)
     assert original == before
 
 
-def test_numpys_seed_decides_everything(mapper: GroundingMapper, image_file: str) -> None:
+def test_numpy_seed_determines_the_result(mapper: GroundingMapper, image_file: str) -> None:
     prompts = []
     for _ in range(2):
         np.random.seed(5)  # noqa: NPY002
@@ -196,13 +194,13 @@ def test_numpys_seed_decides_everything(mapper: GroundingMapper, image_file: str
     assert prompts[0] == prompts[1]
 
 
-def test_a_missing_image_is_named(mapper: GroundingMapper, tmp_path: Path) -> None:
+def test_missing_image_raises(mapper: GroundingMapper, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         mapper(record(str(tmp_path / "gone.png"), 0))
 
 
 @pytest.mark.parametrize("keep", [0, 60], ids=["empty", "truncated"])
-def test_a_broken_image_is_named(
+def test_broken_image_raises(
     keep: int, mapper: GroundingMapper, image_file: str, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -211,23 +209,24 @@ def test_a_broken_image_is_named(
         mapper(record(str(broken), 0))
 
 
-def test_a_data_set_without_names_is_named(cfg: CfgNode, image_file: str) -> None:
+def test_dataset_without_class_names_raises(cfg: CfgNode, image_file: str) -> None:
     mapper = GroundingMapper(cfg, is_train=True, class_names={"nameless": []})
     with pytest.raises(ValueError, match="nameless"):
         mapper(record(image_file, 0))
 
 
-def test_a_separator_that_would_join_two_names_is_refused(cfg: CfgNode) -> None:
+def test_separator_that_merges_names_raises_with_its_config_key(cfg: CfgNode) -> None:
     cfg.MODEL.PROMPT.SEPARATOR = "x"
-    with pytest.raises(ValueError, match=r"SEPARATOR 'x' does not part"):
+    with pytest.raises(ValueError, match=r"(?i)separator 'x'") as caught:
         GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
+    assert "MODEL.PROMPT.SEPARATOR" in str(caught.value)
 
 
 CAPTION = "a dog left of a cat"
 TRIANGLE = [10.0, 5.0, 30.0, 5.0, 30.0, 15.0]
 
 
-def test_sides_in_a_caption_follow_the_flip(cfg: CfgNode, image_file: str) -> None:
+def test_flip_swaps_left_and_right_in_the_caption(cfg: CfgNode, image_file: str) -> None:
     mapper = GroundingMapper(cfg, is_train=True, class_names={})
     cat = [[len(CAPTION) - 5, len(CAPTION)]]
     captioned = record(image_file, 0, caption=CAPTION)
@@ -242,7 +241,7 @@ def test_sides_in_a_caption_follow_the_flip(cfg: CfgNode, image_file: str) -> No
     assert texts == {False: CAPTION, True: "a dog right of a cat"}
 
 
-def test_class_names_do_not_follow_the_flip(cfg: CfgNode, image_file: str) -> None:
+def test_flip_does_not_change_class_names(cfg: CfgNode, image_file: str) -> None:
     mapper = GroundingMapper(cfg, is_train=True, class_names={"set": ["left shoe"]})
     assert {mapper(record(image_file, 0))["prompt"].text for _ in range(10)} == {"left shoe"}
 
@@ -255,7 +254,7 @@ def mask_mapper(cfg: CfgNode) -> GroundingMapper:
     return GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": NAMES})
 
 
-def test_no_masks_unless_the_config_asks(mapper: GroundingMapper, image_file: str) -> None:
+def test_masks_are_off_by_default(mapper: GroundingMapper, image_file: str) -> None:
     masked = record(image_file, 0)
     masked["annotations"][0]["segmentation"] = [TRIANGLE]
     assert not mapper(masked)["instances"].has("gt_masks")
@@ -280,12 +279,12 @@ def test_rle_masks_become_bitmasks(mask_mapper: GroundingMapper, image_file: str
     assert masks.flatten(1).sum(1).tolist() == pytest.approx([800, 400], rel=0.1)
 
 
-def test_a_box_without_a_mask_is_told_apart(mask_mapper: GroundingMapper, image_file: str) -> None:
+def test_box_without_a_mask_is_flagged(mask_mapper: GroundingMapper, image_file: str) -> None:
     masked = record(image_file, 0, 1)
     masked["annotations"][1]["segmentation"] = [TRIANGLE]
     instances = mask_mapper(masked)["instances"]
     assert instances.gt_has_mask.tolist() == [False, True]
-    # A rectangle stands in, so that all boxes have the field.
+    # The placeholder is a rectangle.
     assert instances.gt_masks.area().tolist() == [800, 400]
 
 
@@ -298,7 +297,7 @@ PORCH = {"prompted": [Decoration("there is a ", "package", " on the porch")]}
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_a_data_set_can_have_its_own_words_for_its_classes(
+def test_dataset_can_have_custom_prompt_texts(
     is_train: bool, cfg: CfgNode, image_file: str
 ) -> None:
     mapper = GroundingMapper(
@@ -310,7 +309,9 @@ def test_a_data_set_can_have_its_own_words_for_its_classes(
     assert x["classes"] == ["parcel"]
 
 
-def test_those_words_are_not_for_an_images_own_names(cfg: CfgNode, image_file: str) -> None:
+def test_custom_prompt_texts_do_not_apply_to_class_names_of_the_image(
+    cfg: CfgNode, image_file: str
+) -> None:
     mapper = GroundingMapper(
         cfg, is_train=False, class_names={"prompted": ["parcel"]}, decorations=PORCH
     )

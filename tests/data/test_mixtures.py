@@ -1,4 +1,4 @@
-"""Several data sets in one stream: how often each is seen, in which batches, and bad records."""
+"""Several datasets in one training stream: sampling ratios, batch groups and bad records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Batch = list[dict[str, Any]]
 
 
 @pytest.fixture
-def two_sets(cfg: CfgNode, tmp_path: Path, register: Callable[..., str]) -> CfgNode:
+def two_datasets(cfg: CfgNode, tmp_path: Path, register: Callable[..., str]) -> CfgNode:
     second = register("second_coco", write_coco(tmp_path / "second", names=("dog", "bus")))
     cfg.DATASETS.TRAIN = ("tiny_coco", second)
     return cfg
@@ -35,21 +35,21 @@ def indices(loader: TrainLoader, count: int) -> list[int]:
 
 @pytest.mark.parametrize(("factor", "share"), [(3, 0.75), (0.5, 1 / 3)])
 @pytest.mark.parametrize("sampler", ["TrainingSampler", "WeightedTrainingSampler"])
-def test_a_factor_is_how_often_a_set_is_seen_for_once_of_the_others(
-    sampler: str, factor: float, share: float, two_sets: CfgNode
+def test_repeat_factor_sets_the_sampling_ratio(
+    sampler: str, factor: float, share: float, two_datasets: CfgNode
 ) -> None:
-    two_sets.DATALOADER.SAMPLER_TRAIN = sampler
-    two_sets.DATASETS.TRAIN_REPEAT_FACTOR = [["second_coco", factor]]
-    drawn = indices(build_train_loader(two_sets), 2000)
-    # Records 0 to 3 are the first set's.
-    assert sum(i >= 4 for i in drawn) / len(drawn) == pytest.approx(share, abs=0.05)
+    two_datasets.DATALOADER.SAMPLER_TRAIN = sampler
+    two_datasets.DATASETS.TRAIN_REPEAT_FACTOR = [["second_coco", factor]]
+    sampled = indices(build_train_loader(two_datasets), 2000)
+    # Records 0 to 3 belong to the first dataset.
+    assert sum(i >= 4 for i in sampled) / len(sampled) == pytest.approx(share, abs=0.05)
 
 
-def test_rare_classes_are_counted_in_their_own_set(two_sets: CfgNode) -> None:
-    two_sets.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    two_sets.DATALOADER.REPEAT_THRESHOLD = 0.5
-    counts = Counter(indices(build_train_loader(two_sets), 4000))
-    # Classes 1 and 2 of the first set are in a quarter of its images, those of the second in half.
+def test_rare_classes_are_counted_per_dataset(two_datasets: CfgNode) -> None:
+    two_datasets.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    two_datasets.DATALOADER.REPEAT_THRESHOLD = 0.5
+    counts = Counter(indices(build_train_loader(two_datasets), 4000))
+    # Classes 1 and 2 of the first dataset are in 1/4 of its images, those of the second in 1/2.
     assert counts[1] > 1.2 * counts[0]
     assert counts[4] == pytest.approx(counts[5], rel=0.1)
 
@@ -63,14 +63,16 @@ def test_rare_classes_are_counted_in_their_own_set(two_sets: CfgNode) -> None:
         (["tiny_coco"], "pair"),
     ],
 )
-def test_a_wrong_factor_is_named(factors: list[Any], message: str, two_sets: CfgNode) -> None:
-    two_sets.DATASETS.TRAIN_REPEAT_FACTOR = factors
+def test_invalid_repeat_factor_raises(
+    factors: list[Any], message: str, two_datasets: CfgNode
+) -> None:
+    two_datasets.DATASETS.TRAIN_REPEAT_FACTOR = factors
     with pytest.raises(ValueError, match=message):
-        build_train_loader(two_sets)
+        build_train_loader(two_datasets)
 
 
 def records(shapes: str) -> Batch:
-    """An image per letter: wide or high."""
+    """An image per letter: wide ("w") or tall ("h")."""
     sizes = {"w": (10, 20), "h": (20, 10)}
     return [
         {"file_name": f"{i}", "height": sizes[s][0], "width": sizes[s][1]}
@@ -88,7 +90,7 @@ def loader(records: Batch, **kwargs: Any) -> TrainLoader:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_grouped_batches_continue_as_if_there_had_been_no_stop(num_workers: int) -> None:
+def test_grouped_batches_resume_as_without_interruption(num_workers: int) -> None:
     data = records("whwwhwhwhhw")
     whole = list(itertools.islice(loader(data), 12))
     resumed = loader(data, num_workers=num_workers)
@@ -98,7 +100,7 @@ def test_grouped_batches_continue_as_if_there_had_been_no_stop(num_workers: int)
         assert len({x["width"] > x["height"] for x in batch}) == 1
 
 
-def refuse(*bad: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def failing_mapper(*bad: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def mapper(record: dict[str, Any]) -> dict[str, Any]:
         if record["file_name"] in bad:
             raise OSError(f"{record['file_name']} is broken")
@@ -108,10 +110,10 @@ def refuse(*bad: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_record_is_replaced_named_and_counted(
+def test_bad_record_is_replaced_logged_and_counted(
     num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = loader(records("wwwww"), mapper=refuse("3"), num_workers=num_workers)
+    data = loader(records("wwwww"), mapper=failing_mapper("3"), num_workers=num_workers)
     with caplog.at_level(logging.WARNING):
         batches = list(itertools.islice(data, 10))
     assert all(len(batch) == 2 for batch in batches)
@@ -125,30 +127,30 @@ def test_a_bad_record_is_replaced_named_and_counted(
     assert "no. 1: 3 is broken" in caplog.text
 
 
-def test_the_replacement_is_the_same_after_a_stop() -> None:
-    whole = list(itertools.islice(loader(records("wwwww"), mapper=refuse("3", "1")), 8))
-    resumed = loader(records("wwwww"), mapper=refuse("3", "1"))
+def test_replacement_is_the_same_after_resuming() -> None:
+    whole = list(itertools.islice(loader(records("wwwww"), mapper=failing_mapper("3", "1")), 8))
+    resumed = loader(records("wwwww"), mapper=failing_mapper("3", "1"))
     resumed.start_iteration = 3
     assert list(itertools.islice(resumed, 5)) == whole[3:]
 
 
-def test_where_nothing_can_be_used_the_run_stops_and_names_it() -> None:
-    data = loader(records("ww"), mapper=refuse("0", "1"))
+def test_only_unusable_records_raise() -> None:
+    data = loader(records("ww"), mapper=failing_mapper("0", "1"))
     with pytest.raises(ValueError, match=rf"{MAX_DRAWS} training records.*is broken"):
         next(iter(data))
 
 
-def test_training_goes_on_beside_a_broken_image(cfg: CfgNode, tmp_path: Path) -> None:
+def test_training_continues_after_a_broken_image(cfg: CfgNode, tmp_path: Path) -> None:
     broken = tmp_path / "tiny" / "images" / "2.png"
     broken.write_bytes(broken.read_bytes()[:60])
     Image.new("RGB", (9, 9)).save(tmp_path / "tiny" / "images" / "1.png")  # of another size
     data = build_train_loader(cfg)
-    seen = {x["image_id"] for batch in itertools.islice(data, 6) for x in batch}
-    assert seen == {0, 3}
+    loaded = {x["image_id"] for batch in itertools.islice(data, 6) for x in batch}
+    assert loaded == {0, 3}
     assert data.num_skipped > 0
 
 
-def test_names_that_cannot_be_asked_stop_the_run_before_it_begins(
+def test_invalid_class_names_raise_when_the_loader_is_built(
     cfg: CfgNode, tmp_path: Path, register: Callable[..., str]
 ) -> None:
     source = write_coco(tmp_path / "nameless", names=("dog", " "))

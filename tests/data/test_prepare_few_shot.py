@@ -1,4 +1,4 @@
-"""The script writes few-shot files beside an annotation file."""
+"""prepare_few_shot.py writes few-shot files beside an annotation file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     prepare_few_shot.main()
 
 
-def test_every_number_of_shots_and_seed_has_a_file_and_the_first_images_are_in_none(
+def test_each_few_shot_file_has_none_of_the_skipped_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations, _ = write_coco(tmp_path / "tiny", num_images=12)

@@ -1,4 +1,4 @@
-"""The content of GLIP's training prompts; the order of its random draws is its own."""
+"""The content of training prompts. GLIP's order of random draws is not reproduced."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def test_prompt_is_within_budget_without_repeats(
 
 
 @given(st.sets(st.integers(0, 99), max_size=40), st.integers(0, 2**16))
-def test_positives_that_fit_are_all_asked(positives: set[int], seed: int) -> None:
+def test_all_positives_that_fit_are_in_the_prompt(positives: set[int], seed: int) -> None:
     classes = sample(sorted(positives), rng=np.random.default_rng(seed))
     assert positives <= set(classes)
 
 
-def test_positives_beyond_the_budget_are_left_out_at_random() -> None:
+def test_positives_beyond_the_budget_are_dropped_at_random() -> None:
     kept = [frozenset(sample([1, 2, 3], budget=4, rng=np.random.default_rng(s))) for s in range(50)]
     assert set(kept) == {frozenset({1, 2}), frozenset({1, 3}), frozenset({2, 3})}
 
 
-def test_all_names_are_asked_when_they_fit_and_the_draw_is_full() -> None:
+def test_full_draw_contains_all_names_that_fit() -> None:
     classes = sample([3], full_negatives_prob=1.0, texts=TEXTS[:80], costs=[2] * 80)
     assert sorted(classes) == list(range(80))
 
 
-def test_number_of_negatives_is_full_in_half_of_the_draws_and_uniform_else() -> None:
+def test_half_of_the_draws_have_the_full_number_of_negatives() -> None:
     counts = [len(sample([0], rng=np.random.default_rng(s), max_negatives=10)) for s in range(600)]
     # 10 negatives beside the positive, unless the positive is among the 10 drawn of 100.
     full = np.mean([count >= 10 for count in counts])
@@ -61,16 +61,16 @@ def test_number_of_negatives_is_full_in_half_of_the_draws_and_uniform_else() -> 
     assert min(counts) <= 2
 
 
-def test_a_name_that_reads_like_a_positive_is_no_negative() -> None:
+def test_name_with_the_text_of_a_positive_is_not_a_negative() -> None:
     classes = sample([0], texts=["bow", "bow", "cat"], costs=[2] * 3, full_negatives_prob=1.0)
     assert sorted(classes) == [0, 2]
 
 
-def test_an_image_without_boxes_is_asked_something_without_negatives() -> None:
+def test_prompt_without_positives_and_negatives_has_one_name() -> None:
     assert len(sample([], max_negatives=0)) == 1
 
 
-def test_without_shuffling_names_keep_the_data_sets_order() -> None:
+def test_without_shuffling_names_keep_the_order_of_the_dataset() -> None:
     classes = sample([50, 7], shuffle=False)
     assert classes == sorted(classes)
 
@@ -80,6 +80,6 @@ def test_shuffling_mixes_positives_and_negatives() -> None:
     assert places == {True, False} or places == {False}
 
 
-def test_names_that_never_fit_are_an_error() -> None:
-    with pytest.raises(ValueError, match="MAX_TOKENS"):
+def test_names_beyond_the_budget_raise() -> None:
+    with pytest.raises(ValueError, match="budget of 1 tokens.*max_tokens"):
         sample([0], budget=1)

@@ -1,3 +1,5 @@
+"""Subsets of registered datasets."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,7 +23,7 @@ def registered(tmp_path: Path):
         MetadataCatalog.remove(name)
 
 
-def test_the_first_images_are_a_data_set_with_the_same_names(registered: str) -> None:
+def test_first_images_are_a_dataset_with_the_same_class_names(registered: str) -> None:
     records = DatasetCatalog.get(registered)
     assert DatasetCatalog.get("first_of_2") == records[:2] != records
     metadata = MetadataCatalog.get("first_of_2")
@@ -29,5 +31,5 @@ def test_the_first_images_are_a_data_set_with_the_same_names(registered: str) ->
     assert metadata.evaluator_type == "coco"
 
 
-def test_its_ground_truth_is_not_the_whole_file(registered: str) -> None:
+def test_subset_has_no_annotation_file(registered: str) -> None:
     assert not hasattr(MetadataCatalog.get(f"{registered}_2"), "json_file")

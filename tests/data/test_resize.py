@@ -1,4 +1,4 @@
-"""Sizes equal the reference's; boxes follow their image."""
+"""Resized sizes equal GLIP's."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ LIMITS = {
 
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("wh", MISC["resize_input_wh"])
-def test_size_equals_the_references(wh: str, limits: str) -> None:
+def test_size_equals_the_reference(wh: str, limits: str) -> None:
     width, height = map(int, wh.split("x"))
     size = TruncatedResizeShortestEdge.get_output_shape(height, width, *LIMITS[limits])
     assert list(size) == MISC["resize_input_wh"][wh][limits]
 
 
-def test_a_thin_strip_keeps_a_pixel() -> None:
+def test_short_side_keeps_one_pixel() -> None:
     assert TruncatedResizeShortestEdge.get_output_shape(1, 5000, 800, 1333)[0] == 1
 
 
-def test_drawn_sizes_are_among_those_given() -> None:
+def test_choice_draws_the_given_sizes() -> None:
     resize = TruncatedResizeShortestEdge([20, 30], sample_style="choice")
     image = np.zeros((10, 15, 3), np.uint8)
     sizes = {resize.get_transform(image).new_h for _ in range(50)}
@@ -46,19 +46,19 @@ def test_range_draws_both_ends() -> None:
     assert {resize.get_transform(image).new_h for _ in range(100)} == {20, 21, 22}
 
 
-def test_size_zero_leaves_the_image() -> None:
+def test_size_zero_keeps_the_image() -> None:
     image = np.zeros((10, 15, 3), np.uint8)
     assert isinstance(TruncatedResizeShortestEdge(0).get_transform(image), T.NoOpTransform)
 
 
-def test_config_chooses_the_rule_and_flips_in_training_only() -> None:
+def test_config_selects_the_resize_and_flips_in_training_only() -> None:
     cfg = load_config(opts=["INPUT.RESIZE", "TruncatedResizeShortestEdge"])
     train, test = build_augmentations(cfg, True), build_augmentations(cfg, False)
     assert [type(a) for a in train] == [TruncatedResizeShortestEdge, T.RandomFlip]
     assert [type(a) for a in test] == [TruncatedResizeShortestEdge]
 
 
-def test_unknown_rule_is_named() -> None:
+def test_unknown_resize_raises() -> None:
     cfg = load_config(opts=["INPUT.RESIZE", "Shrink"])
     with pytest.raises(ValueError, match=r"Shrink.*TruncatedResizeShortestEdge"):
         build_augmentations(cfg, True)

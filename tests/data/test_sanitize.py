@@ -1,4 +1,4 @@
-"""Faults of training data are put right, counted, and told once."""
+"""Faults of training records are repaired, counted and logged once."""
 
 from __future__ import annotations
 
@@ -42,75 +42,75 @@ def boxes_of(record: dict[str, Any]) -> list[list[float]]:
 
 
 def test_boxes_are_clipped_to_the_image(tokenizer: Tokenizer) -> None:
-    [sane] = sanitize(tokenizer, record(box(-5, 40, 20, 30)))
-    assert boxes_of(sane) == [[0, 40, 15, 50]]
+    [sanitized] = sanitize(tokenizer, record(box(-5, 40, 20, 30)))
+    assert boxes_of(sanitized) == [[0, 40, 15, 50]]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         (10, 10, 0, 5),  # no width
-        (10, 10, 5, -3),  # turned inside out
+        (10, 10, 5, -3),  # negative height
         (200, 10, 5, 5),  # beside the image
         (float("nan"), 10, 5, 5),
     ],
 )
 def test_boxes_without_area_are_dropped(bad: tuple[float, ...], tokenizer: Tokenizer) -> None:
-    [sane] = sanitize(tokenizer, record(box(*bad), box(1, 2, 3, 4)))
-    assert boxes_of(sane) == [[1, 2, 4, 6]]
+    [sanitized] = sanitize(tokenizer, record(box(*bad), box(1, 2, 3, 4)))
+    assert boxes_of(sanitized) == [[1, 2, 4, 6]]
 
 
-def test_an_image_whose_boxes_are_gone_stays(tokenizer: Tokenizer) -> None:
-    [sane] = sanitize(tokenizer, record(box(10, 10, 0, 0)))
-    assert sane["annotations"] == []
+def test_image_without_boxes_is_kept(tokenizer: Tokenizer) -> None:
+    [sanitized] = sanitize(tokenizer, record(box(10, 10, 0, 0)))
+    assert sanitized["annotations"] == []
 
 
-def test_each_kind_is_counted_and_all_are_told_once(
+def test_kinds_of_faults_are_counted_in_one_warning(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         sanitize(tokenizer, record(box(-5, 0, 9, 9), box(5, 5, 0, 9)), record(box(-1, 0, 9, 9)))
     [message] = [r.getMessage() for r in caplog.records if r.name.startswith("glipv2_d2")]
-    assert "2 boxes reached out" in message
+    assert "2 boxes extended beyond" in message
     assert "1 boxes had no area" in message
 
 
-def test_sound_data_are_not_talked_about(
+def test_valid_records_give_no_warning(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Rounded by a thousandth beyond the border.
+    # Beyond the image by a rounding error.
     sanitize(tokenizer, record(box(0, 0, 100.001, 50)))
     assert not [r for r in caplog.records if r.name.startswith("glipv2_d2")]
 
 
-def test_the_callers_records_are_left_alone(tokenizer: Tokenizer) -> None:
+def test_input_records_are_not_modified(tokenizer: Tokenizer) -> None:
     original = record(box(-5, 0, 9, 9))
     sanitize(tokenizer, original)
     assert original == record(box(-5, 0, 9, 9))
 
 
 @pytest.mark.parametrize("category_id", [2, -1])
-def test_a_class_outside_its_list_is_named(category_id: int, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=f"a.png.*class {category_id}.*2 names"):
+def test_class_index_out_of_range_raises(category_id: int, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=f"a.png.*class {category_id}.*2 class names"):
         sanitize(tokenizer, record(box(1, 1, 5, 5, category_id=category_id)))
 
 
-def test_an_images_own_list_counts(tokenizer: Tokenizer) -> None:
+def test_class_names_of_the_image_are_used(tokenizer: Tokenizer) -> None:
     own = record(box(1, 1, 5, 5, category_id=2), classes=["a", "b", "c"])
     assert len(sanitize(tokenizer, own)[0]["annotations"]) == 1
 
 
-def test_missing_annotations_are_not_taken_for_none(tokenizer: Tokenizer) -> None:
+def test_missing_annotations_raise(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"a\.png.*annotations"):
         sanitize(tokenizer, {"file_name": "a.png", "height": 5, "width": 5})
 
 
-def test_phrases_beyond_the_token_limit_go_with_their_boxes(
+def test_phrases_beyond_the_token_limit_are_dropped_with_their_boxes(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caption = "a cat " + "and so on " * 200 + "and a dog"
     begin = len(caption) - 5
-    [sane] = sanitize(
+    [sanitized] = sanitize(
         tokenizer,
         record(
             box(1, 1, 5, 5, tokens_positive=[[0, 5]]),
@@ -119,20 +119,20 @@ def test_phrases_beyond_the_token_limit_go_with_their_boxes(
             caption=caption,
         ),
     )
-    assert boxes_of(sane) == [[1, 1, 6, 6]]
+    assert boxes_of(sanitized) == [[1, 1, 6, 6]]
     message = caplog.text
-    assert "1 phrases lay beyond" in message
+    assert "1 phrases were beyond" in message
     assert "1 boxes of phrases beyond" in message
     assert "1 boxes had no phrase" in message
 
 
-def test_a_phrase_outside_its_caption_is_named(tokenizer: Tokenizer) -> None:
+def test_phrase_index_out_of_range_raises(tokenizer: Tokenizer) -> None:
     odd = record(box(1, 1, 5, 5, category_id=1), caption="a cat", phrases=[[(2, 5)]])
     with pytest.raises(ValueError, match=r"a\.png.*phrase 1.*1 phrases"):
         sanitize(tokenizer, odd)
 
 
-def test_the_report_names_the_first_images(
+def test_warning_names_the_first_images(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = [record(box(-5, 0, 9, 9)) | {"file_name": f"{i}.png"} for i in range(9)]
@@ -142,7 +142,7 @@ def test_the_report_names_the_first_images(
 
 
 @pytest.mark.parametrize("span", [[-1, 3], [2, 99], [3, 3]])
-def test_a_box_that_points_outside_of_its_caption_is_dropped(
+def test_box_with_a_span_outside_its_caption_is_dropped(
     span: list[int], tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd = record(
@@ -150,12 +150,12 @@ def test_a_box_that_points_outside_of_its_caption_is_dropped(
         box(2, 2, 5, 5, tokens_positive=[span]),
         caption="a cat",
     )
-    [sane] = sanitize(tokenizer, odd)
-    assert boxes_of(sane) == [[1, 1, 6, 6]]
+    [sanitized] = sanitize(tokenizer, odd)
+    assert boxes_of(sanitized) == [[1, 1, 6, 6]]
     assert "1 boxes had a span outside" in caplog.text
 
 
-def test_an_empty_caption_goes_with_its_image(
+def test_empty_caption_is_dropped_with_its_image(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert sanitize(tokenizer, record(caption=" ")) == []
@@ -163,13 +163,17 @@ def test_an_empty_caption_goes_with_its_image(
     assert "a.png" in caplog.text
 
 
-def test_a_question_beyond_the_token_limit_is_left_out_and_named(
+def test_question_beyond_the_token_limit_is_dropped_and_logged(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its answer takes a token, too."""
+    # The answer needs a token, too.
     room = tokenizer.max_tokens - tokenizer.num_special_tokens - 1
-    asked = {"file_name": "q.png", "answers": {"yes": 1.0}}
-    fits = {**asked, "question_id": 1, "question": "why " * room}
+    fits = {
+        "file_name": "q.png",
+        "answers": {"yes": 1.0},
+        "question_id": 1,
+        "question": "why " * room,
+    }
     assert sanitize(
         tokenizer, fits, {**fits, "question_id": 2, "question": "why " * (room + 1)}
     ) == [fits]

@@ -1,16 +1,15 @@
-"""From the published files of data sets to records, one module per family.
+"""Readers load the published files of datasets into records, one module per family.
 
 A *record* is one image's dict in Detectron2's format: ``file_name``, ``image_id``, ``height``,
 ``width`` (pixels) and ``annotations``, a list of dicts with ``bbox``, ``bbox_mode``,
-``category_id`` and, where the file has masks, ``segmentation``. Grounding data have a ``caption``,
-and each annotation says by ``tokens_positive``, a list of [begin, end) characters of it, what it
-shows (``phrase``, where a file has it, is their text, for checks); data for evaluation list the
-``phrases`` that are asked, and ``category_id`` indexes them.
+``category_id`` and, if the file has masks, ``segmentation``. Grounding records have a ``caption``;
+``tokens_positive`` of an annotation, a list of [begin, end) character spans, is its phrase, and
+``phrase``, if the file has it, the text of that phrase, used by checks. Grounding records for
+evaluation list the ``phrases`` of the prompt, and ``category_id`` indexes them.
 
-A reader is a function from paths to records. It leaves out what cannot be used, counts it by kind
-and names the first places in one warning. What can be put right later stays as it is in the file:
-:mod:`glipv2_d2.data.sanitize` does that for training, ``tools/check_dataset.py`` reports it.
+A reader is a function from paths to records. It drops unusable entries, counts them by kind and
+logs the first locations in one warning. It leaves repairable entries as they are in the file:
+:mod:`glipv2_d2.data.sanitize` repairs them for training, ``tools/check_dataset.py`` reports them.
 
-Formats are those of the published files as we remember them; none was at hand when this was
-written.
+The formats are written from memory of the published files, and not checked against them.
 """

@@ -1,14 +1,14 @@
-"""Captions with pseudo boxes, as JSON lines or in WebDataset's tar shards.
+"""Captions with pseudo boxes, in JSON lines or WebDataset's tar shards.
 
-A line is one pair of image and caption (our own format)::
+A line is one image-caption pair (our own format)::
 
     {"image": "000/1.jpg", "caption": "a dog on a sofa",
      "boxes": [[10, 20, 200, 180], [0, 90, 300, 220]], "spans": [[[0, 5]], [[9, 15]]],
      "scores": [0.9, 0.6], "phrases": ["a dog", "a sofa"], "height": 240, "width": 320}
 
-``boxes`` are XYXY in pixels, ``spans`` per box the [begin, end) characters that it shows.
-``scores`` (default 1), ``phrases`` (the text of the spans, to check them) and ``height`` and
-``width`` may be missing. In a shard the line is ``<key>.json`` without ``image``, and the image is
+``boxes`` are XYXY in pixels; ``spans`` has the [begin, end) character spans of each box.
+``scores`` (default 1), ``phrases`` (the text of the spans, to check them), ``height`` and
+``width`` are optional. In a shard the line is ``<key>.json`` without ``image``, and the image is
 ``<key>.jpg`` (or png, jpeg, webp).
 """
 
@@ -34,17 +34,17 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
-UNUSABLE_LINE = "lines were no pair of image and caption and were left out"
-UNUSABLE_SAMPLE = "samples of shards had no image or no caption and were left out"
-WITHOUT_BOXES = "captions had no box over the score threshold and were left out"
+UNUSABLE_LINE = "lines were not an image-caption pair and were dropped"
+UNUSABLE_SAMPLE = "samples of shards had no image or no caption and were dropped"
+WITHOUT_BOXES = "captions had no box above the score threshold and were dropped"
 
-# Boxes of lower score are not trained on (GLIP paper, appendix C.1).
+# Pseudo boxes with lower scores are not used (GLIP paper, appendix C.1).
 MIN_SCORE = 0.5
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def register_captions(name: str, json_file: str, image_root: str) -> None:
-    """Register JSON lines; training packs other captions of the set beside each caption."""
+    """Register JSON lines. Training packs other captions of the dataset around each caption."""
     register(
         name,
         functools.partial(read_captions, json_file, image_root, name),
@@ -54,10 +54,10 @@ def register_captions(name: str, json_file: str, image_root: str) -> None:
 
 
 def register_shards(name: str, shards: str) -> None:
-    """Register tar shards; training packs other captions of the set beside each caption.
+    """Register tar shards. Training packs other captions of the dataset around each caption.
 
     Args:
-        shards: path with braces, ``data/cc3m-{00000..00331}.tar``.
+        shards: path with a brace range, such as ``data/cc3m-{00000..00331}.tar``.
     """
     register(
         name, functools.partial(read_shards, shards, name), source_files=(), pack_captions=True
@@ -65,7 +65,7 @@ def register_shards(name: str, shards: str) -> None:
 
 
 def read_captions(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
-    """Grounding records of JSON lines; boxes under the score threshold are left out."""
+    """Grounding records of JSON lines, without boxes below the score threshold."""
     faults = Faults()
     records: list[Record] = []
     with open(json_file, encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def read_captions(json_file: str, image_root: str, dataset_name: str) -> list[Re
             try:
                 pair = json.loads(line)
                 record = caption_record(pair, os.path.join(image_root, pair["image"]))
-            # A line cut short by a killed writer, or another tool's fields.
+            # The line is truncated, or has other fields.
             except (ValueError, KeyError, TypeError) as error:
                 faults.add(UNUSABLE_LINE, f"{json_file}:{number} ({_short(error)})")
                 continue
@@ -85,7 +85,7 @@ def read_captions(json_file: str, image_root: str, dataset_name: str) -> list[Re
 
 
 def _append(records: list[Record], record: Record, faults: Faults) -> None:
-    """A caption without boxes teaches nothing to find; GLIP draws another one in its place."""
+    """Append a record that has boxes; GLIP also samples another one for a caption without boxes."""
     if record["annotations"]:
         records.append({"image_id": len(records), **record})
     else:
@@ -93,10 +93,10 @@ def _append(records: list[Record], record: Record, faults: Faults) -> None:
 
 
 def caption_record(pair: dict[str, Any], path: str) -> Record:
-    """The record of one pair.
+    """The record of one image-caption pair.
 
     Raises:
-        ValueError, KeyError, TypeError: a field is missing or of another form.
+        ValueError, KeyError, TypeError: a field is missing or has the wrong type.
     """
     boxes, spans = pair["boxes"], pair["spans"]
     scores = pair.get("scores", [1.0] * len(boxes))
@@ -119,10 +119,10 @@ def caption_record(pair: dict[str, Any], path: str) -> Record:
 
 
 def read_shards(shards: str, dataset_name: str) -> list[Record]:
-    """Grounding records of tar shards; images stay where they are and are read by their place.
+    """Grounding records of tar shards; images are not extracted but read from their shard.
 
-    What a shard is and which files are one sample, webdataset says; training draws the samples in
-    any order, as it does with files.
+    Shard names and samples follow webdataset. Training samples the records in any order, as it
+    does for image files.
 
     Raises:
         ValueError: the package webdataset is not installed.
@@ -133,22 +133,22 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
         from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise ValueError(
-            f"data set {dataset_name!r} is in tar shards, which need the package webdataset: "
+            f"dataset {dataset_name!r} is in tar shards, which need the package webdataset: "
             "pip install webdataset"
         ) from error
     faults = Faults()
     records: list[Record] = []
     for shard in expand_urls(shards):
         if not os.path.isfile(shard):
-            raise FileNotFoundError(f"data set {dataset_name!r}: shard {shard!r} does not exist")
+            raise FileNotFoundError(f"dataset {dataset_name!r}: shard {shard!r} does not exist")
         for sample in group_by_keys(shard_members(shard, faults, (".json",))):
-            place = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
+            image = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
             try:
-                record = caption_record(json.loads(sample["json"]), place or "")
+                record = caption_record(json.loads(sample["json"]), image or "")
             except (ValueError, KeyError, TypeError) as error:
                 faults.add(UNUSABLE_SAMPLE, f"{shard}/{sample['__key__']} ({_short(error)})")
                 continue
-            if place is None:
+            if image is None:
                 faults.add(UNUSABLE_SAMPLE, f"{shard}/{sample['__key__']} (no image)")
             else:
                 _append(records, record, faults)
@@ -159,11 +159,11 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
 def shard_members(
     shard: str, faults: Faults, text_suffixes: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """The members of a tar shard in the form of webdataset; of an image only where it lies.
+    """The members of a tar shard in webdataset's format, with a ``tar://`` path for each image.
 
     Args:
-        faults: where a shard that is cut short is counted.
-        text_suffixes: endings, in small letters, of the members to read beside the images.
+        faults: counts a truncated shard.
+        text_suffixes: lower-case suffixes of the members whose content is read.
     """
     try:
         with tarfile.open(shard) as tar:
@@ -179,7 +179,7 @@ def shard_members(
                     continue
                 yield {"fname": member.name, "data": data, "__url__": shard}
     except tarfile.ReadError as error:
-        # Cut short: what was read so far is whole.
+        # The shard is truncated; members read so far are complete.
         faults.add(UNUSABLE_SAMPLE, f"{shard} ({error})")
 
 
@@ -188,24 +188,24 @@ def _short(error: Exception) -> str:
 
 
 class TarMembers(PathHandler):
-    """Lets Detectron2 open ``tar://SHARD.tar/MEMBER@OFFSET+SIZE`` as a file."""
+    """Path handler that opens ``tar://SHARD.tar/MEMBER@OFFSET+SIZE`` as a file."""
 
     PREFIX = "tar://"
-    _PLACE = re.compile(r"tar://(?P<shard>.+?\.tar)/.+@(?P<offset>\d+)\+(?P<size>\d+)")
+    _PATH = re.compile(r"tar://(?P<shard>.+?\.tar)/.+@(?P<offset>\d+)\+(?P<size>\d+)")
 
     def _get_supported_prefixes(self) -> list[str]:
         return [self.PREFIX]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> IO[bytes]:  # noqa: ARG002
-        place = self._PLACE.fullmatch(path)
-        if place is None or mode != "rb":
+        match = self._PATH.fullmatch(path)
+        if match is None or mode != "rb":
             raise ValueError(
-                f"{path!r} (mode {mode!r}) is no place in a tar file: "
-                "tar://SHARD.tar/MEMBER@OFFSET+SIZE, to be read in mode 'rb'"
+                f"{path!r} (mode {mode!r}) is not a member of a tar file: use "
+                "tar://SHARD.tar/MEMBER@OFFSET+SIZE with mode 'rb'"
             )
-        with open(place["shard"], "rb") as file:
-            file.seek(int(place["offset"]))
-            return BytesIO(file.read(int(place["size"])))
+        with open(match["shard"], "rb") as file:
+            file.seek(int(match["offset"]))
+            return BytesIO(file.read(int(match["size"])))
 
 
 PathManager.register_handler(TarMembers(), allow_override=True)

@@ -1,8 +1,8 @@
-"""COCO's format, and what other formats share with it.
+"""COCO's format, and functions shared with formats derived from it.
 
-Detectron2's ``load_coco_json`` stops at the first annotation that it cannot use. Sets from the web
-have such annotations among millions: here they are left out, counted and named. COCO and LVIS
-themselves are registered and read by Detectron2.
+Detectron2's ``load_coco_json`` raises an error at the first unusable annotation. Datasets from the
+web have a few among millions, so this reader drops, counts and logs them. Detectron2 registers and
+loads COCO and LVIS themselves.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_CATEGORY = "annotations had a category_id that is not in the file's categories"
 UNUSABLE_BOX = "annotations had no bbox of four numbers"
-UNKNOWN_IMAGE = "annotations were of an image that the file does not list"
+UNKNOWN_IMAGE = "annotations had an image_id that is not in the file's images"
 REPEATED_IMAGE = "image ids occurred more than once"
 
 NUM_BOX_NUMBERS = 4
-# x and y of three points
+# x and y of three points.
 MIN_POLYGON_NUMBERS = 6
 
 
 def register_coco(name: str, json_file: str, image_root: str, **metadata: Any) -> None:
-    """Register a data set in COCO's format; its class names are learned when it is read."""
+    """Register a dataset in COCO's format. Loading it sets its class names."""
     register(
         name,
         functools.partial(read_coco, json_file, image_root, name),
@@ -60,10 +60,11 @@ def read_coco(
 ) -> list[Record]:
     """Records of a file in COCO's format.
 
+    Sets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` in the dataset's metadata.
+
     Args:
-        dataset_name: its metadata get ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``.
-        class_names: other names for the categories 1, 2, 3 ..., in place of the file's categories.
-        path_of: (image root, ``file_name`` of the file) -> path of the image.
+        class_names: names of the categories 1, 2, 3 ..., in place of the file's categories.
+        path_of: (image root, ``file_name`` in the file) -> path of the image.
 
     Raises:
         ValueError: the file is not in COCO's format.
@@ -74,13 +75,13 @@ def read_coco(
     else:
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
     if not categories:
-        raise ValueError(f"{json_file!r} lists no 'categories': it cannot say what its boxes show")
+        raise ValueError(f"{json_file!r} lists no 'categories', so its boxes have no class names")
     index_of = {category["id"]: i for i, category in enumerate(categories)}
     MetadataCatalog.get(dataset_name).set(
         thing_classes=[category["name"] for category in categories],
         thing_dataset_id_to_contiguous_id=index_of,
     )
-    faults = faults_of_images(coco)
+    faults = image_faults(coco)
     records = []
     for image_id in sorted(coco.imgs):
         image = coco.imgs[image_id]
@@ -100,16 +101,16 @@ def read_coco(
 
 
 def open_coco(json_file: str) -> COCO:
-    """The index of a file that pycocotools makes, without its messages.
+    """Load and index a file with pycocotools, without its printed messages.
 
     Raises:
-        ValueError: the file is no JSON, or not of COCO's form.
+        ValueError: the file is not JSON, or not in COCO's format.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(json_file)
         if not isinstance(coco.dataset["images"], list):
-            raise TypeError("'images' is no list")
+            raise TypeError("'images' is not a list")
         return coco
     except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
         raise ValueError(
@@ -118,8 +119,8 @@ def open_coco(json_file: str) -> COCO:
         ) from error
 
 
-def faults_of_images(coco: COCO) -> Faults:
-    """Images that are listed twice, and annotations of images that are not listed."""
+def image_faults(coco: COCO) -> Faults:
+    """Count images that are listed twice, and annotations of images that are not listed."""
     faults = Faults()
     for image_id, count in Counter(image["id"] for image in coco.dataset["images"]).items():
         faults.add(REPEATED_IMAGE, image_id, count - 1)
@@ -134,15 +135,15 @@ def image_record(
     image_root: str,
     path_of: Callable[[str, str], str] = os.path.join,
 ) -> Record:
-    """The record of an entry of ``images``, without annotations; its size where that is known.
+    """The record of an entry of ``images``, without annotations, and with its size if known.
 
     Raises:
-        ValueError: the entry names no file.
+        ValueError: the entry has no file name.
     """
     file_name = image.get("file_name")
     if not isinstance(file_name, str) or not file_name:
         raise ValueError(
-            f"image {image['id']!r} has the 'file_name' {file_name!r}: write where it lies below "
+            f"image {image['id']!r} has the 'file_name' {file_name!r}: it should be its path below "
             f"{image_root!r}"
         )
     return {
@@ -156,10 +157,10 @@ def image_record(
 def convert_annotation(annotation: dict[str, Any]) -> dict[str, Any] | None:
     """The box (XYWH), crowd flag and mask of an entry of ``annotations``.
 
-    What is to be ignored in an evaluation counts as a crowd: training leaves it out.
+    A box with ``ignore`` counts as a crowd, so training drops it.
 
     Returns:
-        None where there is no box of four numbers.
+        None without a box of four numbers.
     """
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != NUM_BOX_NUMBERS:
@@ -178,7 +179,7 @@ def convert_annotation(annotation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def convert_segmentation(segmentation: Any) -> list[list[float]] | dict[str, Any] | None:
-    """Polygons of three points and more, or a compressed RLE; None where there is neither."""
+    """The polygons of at least three points, or the compressed RLE; None without either."""
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             return coco_mask.frPyObjects(segmentation, *segmentation["size"])

@@ -1,9 +1,9 @@
-"""Flickr30k Entities from its own files: marked sentences, boxes in XML.
+"""Flickr30k Entities in its original files: sentences with marked phrases, boxes in XML.
 
-    [/EN#283585/people Two young guys] with [/EN#283587/bodyparts shaggy hair] look at ...
+    [/EN#283585/people Two young guys] with [/EN#283587/bodyparts shaggy hair] ...
 
 is a line of ``Sentences/<image>.txt``; ``Annotations/<image>.xml`` has boxes whose ``name`` is the
-number behind ``EN#``. Boxes count pixels from 1 and include the last one, as in the data set's own
+number after ``EN#``. Boxes count pixels from 1 and include the last one, as in the dataset's own
 scripts (from memory).
 """
 
@@ -27,7 +27,7 @@ from glipv2_d2.structures.text import Span
 
 logger = logging.getLogger(__name__)
 
-NO_ANNOTATION = "images had no readable sentences or boxes and were left out"
+NO_ANNOTATION = "images had no readable sentences or boxes and were dropped"
 
 _MARKED = re.compile(r"\[/EN#(?P<entity>\d+)/?(?P<kinds>\S*) (?P<phrase>[^\]]*)\]")
 
@@ -37,9 +37,10 @@ class Mention:
     """A marked phrase of a sentence.
 
     Attributes:
-        entity: the number of what it names, which the boxes have, too.
-        kinds: of things: people, clothing, bodyparts, animals, vehicles, instruments, scene, other.
-        span: its characters.
+        entity: the number of the entity, shared with its boxes.
+        kinds: categories of the entity: people, clothing, bodyparts, animals, vehicles,
+            instruments, scene, other.
+        span: [begin, end) characters of the sentence.
     """
 
     entity: str
@@ -48,7 +49,7 @@ class Mention:
 
 
 def register_flickr30k_entities(root: str) -> None:
-    """``flickr30k_entities_{train,val,test}`` below ``root``/flickr30k."""
+    """Register ``flickr30k_entities_{train,val,test}`` below ``root``/flickr30k."""
     directory = os.path.join(root, "flickr30k")
     entities = os.path.join(directory, "flickr30k_entities")
     for split in ("train", "val", "test"):
@@ -64,12 +65,12 @@ def register_flickr30k_entities(root: str) -> None:
 
 
 def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[Record]:
-    """One record per sentence, its phrases numbered; phrases without a box are left out.
+    """One record per sentence, with the phrases that have boxes.
 
     Args:
-        split_file: lists the images of the split, one name without suffix per line; beside it
-            lie ``Sentences`` and ``Annotations``.
-        dataset_name: for the report.
+        split_file: lists the images of the split, one name without suffix per line, beside the
+            folders ``Sentences`` and ``Annotations``.
+        dataset_name: for the report of dropped images.
     """
     directory = Path(split_file).parent
     faults = Faults()
@@ -85,19 +86,19 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
             if not line.strip():
                 continue
             caption, mentions = read_sentence(line)
-            asked = [mention for mention in mentions if boxes_of.get(mention.entity)]
+            with_boxes = [mention for mention in mentions if boxes_of.get(mention.entity)]
             records.append(
                 {
                     "file_name": os.path.join(image_root, f"{image_name}.jpg"),
-                    # Sentences of one image must not share the key of its results.
+                    # Results are matched by image_id, so every sentence has its own.
                     "image_id": f"{image_name}_{number}",
                     "height": size[0],
                     "width": size[1],
                     "original_img_id": image_name,
                     "sentence_id": number,
                     fields.CAPTION: caption,
-                    fields.PHRASES: [[mention.span] for mention in asked],
-                    fields.PHRASE_TYPES: [mention.kinds for mention in asked],
+                    fields.PHRASES: [[mention.span] for mention in with_boxes],
+                    fields.PHRASE_TYPES: [mention.kinds for mention in with_boxes],
                     "annotations": [
                         {
                             "bbox": box,
@@ -105,7 +106,7 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
                             "category_id": label,
                             "tokens_positive": [list(mention.span)],
                         }
-                        for label, mention in enumerate(asked)
+                        for label, mention in enumerate(with_boxes)
                         for box in boxes_of[mention.entity]
                     ],
                 }
@@ -115,7 +116,7 @@ def read_entities(split_file: str, image_root: str, dataset_name: str) -> list[R
 
 
 def read_sentence(line: str) -> tuple[str, list[Mention]]:
-    """A marked sentence -> its plain text, and its marked phrases.
+    """The plain text of a marked sentence, and its marked phrases.
 
     >>> text, [man] = read_sentence("[/EN#1/people A man] with a hat .")
     >>> text, man.kinds, man.span

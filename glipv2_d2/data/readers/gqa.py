@@ -1,4 +1,4 @@
-"""GQA: questions made from scene graphs, one answer each.
+"""GQA: questions generated from scene graphs, with one answer each.
 
 ``<split>_balanced_questions.json`` is ``{question_id: {imageId, question, answer, fullAnswer,
 types: {semantic, structural, detailed}}}``; the images are Visual Genome's in one folder.
@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "testdev", "test")
 
 
 def register_gqa(root: str) -> None:
-    """``gqa_balanced_{train,val,testdev,test}`` below ``root``/gqa."""
+    """Register ``gqa_balanced_{train,val,testdev,test}`` below ``root``/gqa."""
     folder = os.path.join(root, "gqa")
     image_root = os.path.join(folder, "images")
     for split in SPLITS:
@@ -29,27 +29,26 @@ def register_gqa(root: str) -> None:
             functools.partial(read_gqa, questions_file, image_root),
             source_files=(questions_file, image_root),
             evaluator_type="vqa",
-            # Of the file that GQA's server takes.
+            # Keys of the file that GQA's evaluation server accepts.
             result_keys=("questionId", "prediction"),
         )
 
 
 def read_gqa(questions_file: str, image_root: str) -> list[Record]:
-    """One record per question; ids are texts. Sizes of images are not in the file.
+    """One record per question, with string ids and without image sizes, which the file lacks.
 
-    ``question_type`` is GQA's structural type (verify, query, choose, logical, compare),
-    ``answer_type`` is "open" for those of type query and else "binary", as GQA groups them (from
-    memory).
+    ``question_type`` is GQA's structural type (verify, query, choose, logical, compare);
+    ``answer_type`` is "open" for the type query and "binary" otherwise, as in GQA (from memory).
 
     Raises:
-        ValueError: the file is not in this form, or a question is empty.
+        ValueError: the file is not in this format, or a question is empty.
     """
     with open(questions_file, encoding="utf-8") as file:
         try:
             entries = json.load(file).items()
         except (json.JSONDecodeError, AttributeError) as error:
             raise ValueError(
-                f"{questions_file!r} is not in GQA's form ({type(error).__name__}: {error}): it "
+                f"{questions_file!r} is not in GQA's format ({type(error).__name__}: {error}): it "
                 "should be a JSON object of questions by their ids"
             ) from error
     records = []
@@ -58,7 +57,7 @@ def read_gqa(questions_file: str, image_root: str) -> list[Record]:
             records.append(_record(question_id, entry, image_root))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{questions_file!r}: question {question_id!r} is not in GQA's form "
+                f"{questions_file!r}: question {question_id!r} is not in GQA's format "
                 f"({type(error).__name__}: {error}): {entry!r:.200}"
             ) from error
     return records

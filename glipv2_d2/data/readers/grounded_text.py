@@ -1,12 +1,13 @@
 """Questions and captions with pseudo boxes of their phrases, as JSON lines.
 
-A line is one of :mod:`glipv2_d2.data.readers.captions`, whose caption is also to be said. That of a
-question is the question and its answer behind a blank, and the line also has::
+A line has the format of :mod:`glipv2_d2.data.readers.captions`; its caption is also a target
+caption. For a question, the caption is question and answer, separated by a space, and the line
+also has::
 
     {"caption": "what is on the mat? dog", "question": "what is on the mat?", "question_id": 7,
      "answers": {"dog": 1.0, "cat": 0.3}}
 
-``tools/ground_questions.py`` writes such lines. Training packs no other captions beside these.
+``tools/ground_questions.py`` writes such lines. Training packs no other captions around these.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def register_grounded_text(name: str, json_file: str, image_root: str) -> None:
 
 
 def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
-    """One record per line. One without a box over the score threshold asks for words only."""
+    """One record per line; without a box above the score threshold, it has a text task only."""
     faults = Faults()
     records: list[Record] = []
     with open(json_file, encoding="utf-8") as file:
@@ -44,10 +45,10 @@ def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> li
             try:
                 content = json.loads(line)
                 record = _record(content, os.path.join(image_root, content["image"]))
-            # A line cut short by a killed writer, or another tool's fields.
+            # The line is truncated, or has other fields.
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                place = f"{json_file}:{number} ({type(error).__name__}: {error})"
-                faults.add(UNUSABLE_LINE, place)
+                where = f"{json_file}:{number} ({type(error).__name__}: {error})"
+                faults.add(UNUSABLE_LINE, where)
                 continue
             records.append({"image_id": len(records), **record})
     faults.warn(logger, dataset_name)

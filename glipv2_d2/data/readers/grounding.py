@@ -1,9 +1,10 @@
-"""MDETR's form of grounding data: COCO's, with a caption per image and spans per box.
+"""MDETR's format of grounding data: COCO's format with a caption per image and spans per box.
 
-MDETR published Flickr30k Entities, the mixed set (COCO captions, Visual Genome and GQA, together
-"GoldG" with Flickr) and referring expressions in it. An entry of ``images`` is one pair of image
-and sentence; ``tokens_positive`` of an annotation are its characters of ``caption``. In files for
-evaluation ``tokens_positive_eval`` of an image lists the phrases that are asked.
+MDETR published Flickr30k Entities, the mixed dataset (COCO captions, Visual Genome and GQA,
+together "GoldG" with Flickr) and referring expressions in it. An entry of ``images`` is one
+image-sentence pair; ``tokens_positive`` of an annotation are the character spans of its phrase in
+``caption``. In files for evaluation, ``tokens_positive_eval`` of an image lists the phrases to
+ground.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.readers.coco import (
     UNUSABLE_BOX,
     convert_annotation,
-    faults_of_images,
+    image_faults,
     image_record,
     open_coco,
 )
@@ -28,18 +29,18 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
-BOX_OF_NO_PHRASE = "boxes were of none of the phrases that are asked"
-NOTHING_ASKED = "captions had no phrase with a box and were left out"
-NO_FOLDER = "images had a data_source without a folder"
+BOX_OF_OTHER_PHRASE = "boxes belonged to none of the phrases to ground and were dropped"
+NO_PHRASE_WITH_BOX = "captions had no phrase with a box and were dropped"
+NO_FOLDER = "images had a data_source without a folder and were dropped"
 
-# The value of data_source where an entry has none.
+# Stands for the data_source of an entry without one.
 ANY_SOURCE = ""
 
 
 def register_goldg(root: str) -> None:
-    """``flickr30k_{separate,merged}_<split>`` and ``mixed_train``, ``mixed_train_no_coco``.
+    """Register ``flickr30k_{separate,merged}_<split>`` and ``mixed_train{,_no_coco}``.
 
-    Files and folders lie below ``root`` as GLIP's data page has them.
+    Files and folders are laid out below ``root`` as in GLIP's DATA.md.
     """
     annotations = os.path.join(root, "mdetr_annotations")
     for split in ("train", "val", "test"):
@@ -61,10 +62,10 @@ def register_goldg(root: str) -> None:
 def register_grounding(
     name: str, json_file: str, image_root: str | Mapping[str, str], **metadata: Any
 ) -> None:
-    """Register a file in MDETR's form.
+    """Register a file in MDETR's format.
 
     Args:
-        image_root: the folder of the images, or one for each ``data_source`` of the entries.
+        image_root: the folder of the images, or one per ``data_source`` of the entries.
     """
     roots = {ANY_SOURCE: image_root} if isinstance(image_root, str) else dict(image_root)
     register(
@@ -75,27 +76,27 @@ def register_grounding(
     )
 
 
-def register_described_boxes(name: str, json_file: str, image_root: str) -> None:
-    """Register a file in MDETR's form whose phrases with boxes are all asked in evaluation."""
+def register_phrase_boxes(name: str, json_file: str, image_root: str) -> None:
+    """Register a file in MDETR's format; evaluation grounds every phrase that has a box."""
     register(
         name,
-        functools.partial(read_described_boxes, json_file, image_root, name),
+        functools.partial(read_phrase_boxes, json_file, image_root, name),
         source_files=(json_file, image_root),
         evaluator_type="flickr30k",
     )
 
 
-def read_described_boxes(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
-    """Records in which every phrase that has a box is asked; captions without any are left out.
+def read_phrase_boxes(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
+    """Records for evaluation whose ``phrases`` are all phrases with a box.
 
-    For files that do not say what is asked, such as those of composed scenes.
+    For files without ``tokens_positive_eval``. Captions without a box are dropped.
     """
     faults = Faults()
-    asked = []
+    records = []
     for record in read_grounding(json_file, {ANY_SOURCE: image_root}, dataset_name):
         phrases, labels = caption_labels(record)
         if not phrases:
-            faults.add(NOTHING_ASKED, record["file_name"])
+            faults.add(NO_PHRASE_WITH_BOX, record["file_name"])
             continue
         record[fields.PHRASES] = phrases
         record["annotations"] = [
@@ -103,20 +104,20 @@ def read_described_boxes(json_file: str, image_root: str, dataset_name: str) -> 
             for annotation, label in zip(record["annotations"], labels, strict=True)
             if label is not None
         ]
-        asked.append(record)
+        records.append(record)
     faults.warn(logger, dataset_name)
-    return asked
+    return records
 
 
 def read_referring(
     json_file: str, image_root: str, dataset_name: str, *, is_train: bool
 ) -> list[Record]:
-    """Records whose caption is an expression or phrase that all of their boxes show.
+    """Records of referring expressions: the caption is the expression, the boxes its referents.
 
     Args:
-        dataset_name: for the report.
-        is_train: boxes show what ``tokens_positive`` says, those without show the whole
-            expression. Else the whole expression is the one phrase that is asked.
+        dataset_name: for the report of dropped entries.
+        is_train: keep ``tokens_positive`` of the boxes, and use the whole expression for boxes
+            without it. Otherwise the whole expression is the only phrase.
     """
     records = read_grounding(json_file, {ANY_SOURCE: image_root}, dataset_name)
     for record in records:
@@ -134,20 +135,20 @@ def read_referring(
 def read_grounding(
     json_file: str, image_roots: Mapping[str, str], dataset_name: str
 ) -> list[Record]:
-    """Records with captions.
+    """Grounding records of a file in MDETR's format.
 
-    Where the file says what is asked (``tokens_positive_eval``), records have ``phrases``, and a
-    box's ``category_id`` indexes them.
+    If an image has ``tokens_positive_eval``, its record has ``phrases``, and ``category_id`` of a
+    box indexes them.
 
     Args:
-        image_roots: per ``data_source``; that of "" holds for every other one.
-        dataset_name: for the report.
+        image_roots: image folder per ``data_source``; "" is the default.
+        dataset_name: for the report of dropped entries.
 
     Raises:
         ValueError: the file is not in COCO's format.
     """
     coco = open_coco(json_file)
-    faults = faults_of_images(coco)
+    faults = image_faults(coco)
     records = []
     for image_id in sorted(coco.imgs):
         image = coco.imgs[image_id]
@@ -166,24 +167,24 @@ def read_grounding(
             converted["tokens_positive"] = annotation.get("tokens_positive") or []
             record["annotations"].append(converted)
         if "tokens_positive_eval" in image:
-            _ask_phrases(record, image["tokens_positive_eval"], faults)
+            _set_phrases(record, image["tokens_positive_eval"], faults)
         records.append(record)
     faults.warn(logger, dataset_name)
     return records
 
 
-def _ask_phrases(record: Record, phrases: list[list[list[int]]], faults: Faults) -> None:
-    """Say what is asked, and number the boxes by it; boxes of other words are left out."""
+def _set_phrases(record: Record, phrases: list[list[list[int]]], faults: Faults) -> None:
+    """Set the phrases of a record and the phrase index of its boxes; drop boxes of others."""
     index_of = {_spans(phrase): i for i, phrase in enumerate(phrases)}
     record[fields.PHRASES] = [list(_spans(phrase)) for phrase in phrases]
-    asked = []
+    annotations = []
     for annotation in record["annotations"]:
         label = index_of.get(_spans(annotation["tokens_positive"]))
         if label is None:
-            faults.add(BOX_OF_NO_PHRASE, record["file_name"])
+            faults.add(BOX_OF_OTHER_PHRASE, record["file_name"])
         else:
-            asked.append({**annotation, "category_id": label})
-    record["annotations"] = asked
+            annotations.append({**annotation, "category_id": label})
+    record["annotations"] = annotations
 
 
 def _spans(tokens_positive: list[list[int]]) -> tuple[tuple[int, int], ...]:

@@ -1,9 +1,9 @@
-"""Images with captions and nothing else, to be labelled by a teacher.
+"""Image-caption pairs without boxes, which a teacher model labels.
 
-| file | what it has |
+| file | content |
 |---|---|
 | ``.json`` | COCO captions: ``images`` with ``file_name``, ``annotations`` with ``caption`` |
-| ``.jsonl`` | a line per pair, ``{"image": "000/1.jpg", "caption": "a dog on a sofa"}`` |
+| ``.jsonl`` | one pair per line, ``{"image": "000/1.jpg", "caption": "a dog on a sofa"}`` |
 | ``.tar`` | WebDataset shards: ``<key>.jpg`` with ``<key>.txt``, or ``caption`` in ``<key>.json`` |
 """
 
@@ -25,14 +25,14 @@ from glipv2_d2.data.readers.captions import (
 
 logger = logging.getLogger(__name__)
 
-UNUSABLE_ANNOTATION = "annotations had no caption, or no image in the file, and were left out"
+UNUSABLE_ANNOTATION = "annotations had no caption, or no image in the file, and were dropped"
 
 
 class Pair(NamedTuple):
-    """An image and one caption of it; an image with several captions is in several pairs.
+    """An image and one of its captions.
 
-    ``image`` is a path relative to the folder of the images. In a shard it is the place of the
-    image, which Detectron2 opens as a file (:class:`~glipv2_d2.data.readers.captions.TarMembers`).
+    ``image`` is a path relative to the image folder, or for shards a ``tar://`` path, which
+    Detectron2 opens as a file (:class:`~glipv2_d2.data.readers.captions.TarMembers`).
     """
 
     image: str
@@ -40,32 +40,32 @@ class Pair(NamedTuple):
 
 
 def read_pairs(source: str) -> list[Pair]:
-    """All pairs of a source, in its order; what is no pair is counted and named in a warning.
+    """All pairs of a source, in its order. A warning counts and locates invalid entries.
 
     Args:
-        source: a file of one of the kinds above, told by its suffix. Shards are a path with
-            braces, ``data/cc3m-{00000..00331}.tar``.
+        source: a file in one of the formats above, determined by its suffix. Shards are a path
+            with a brace range, such as ``data/cc3m-{00000..00331}.tar``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the suffix is another, the file is not of this kind, or it has no pair.
+        FileNotFoundError: the file does not exist.
+        ValueError: the suffix is unknown, the format is wrong, or the file has no pair.
     """
     suffix = os.path.splitext(source)[1].lower()
     if suffix not in _READERS:
         raise ValueError(
-            f"captions {source!r}: the suffix {suffix!r} is not known; give COCO captions (.json), "
-            "lines of image and caption (.jsonl), or WebDataset shards (.tar)"
+            f"captions {source!r}: unknown suffix {suffix!r}; use COCO captions (.json), lines of "
+            "image and caption (.jsonl), or WebDataset shards (.tar)"
         )
     faults = Faults()
     pairs = list(_READERS[suffix](source, faults))
     faults.warn(logger, source)
     if not pairs:
-        raise ValueError(f"captions {source!r}: there is no pair of image and caption in it")
+        raise ValueError(f"captions {source!r}: the file has no image-caption pair")
     return pairs
 
 
-def holds_images(source: str) -> bool:
-    """Whether the images lie in the source itself, as in shards."""
+def contains_images(source: str) -> bool:
+    """Whether the source contains the images, as shards do."""
     return source.lower().endswith(".tar")
 
 
@@ -77,7 +77,7 @@ def _read_coco(source: str, faults: Faults) -> Iterator[Pair]:
             annotations = list(content["annotations"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"captions {source!r}: not COCO's form, which has a list of images and one of "
+                f"captions {source!r}: not in COCO's format, which has lists of images and "
                 f"annotations ({type(error).__name__}: {error})"
             ) from error
     for number, annotation in enumerate(annotations):
@@ -95,7 +95,7 @@ def _read_lines(source: str, faults: Faults) -> Iterator[Pair]:
             try:
                 content = json.loads(line)
                 yield _pair(content["image"], content["caption"])
-            # A line cut short by a killed writer, or another tool's fields.
+            # The line is truncated, or has other fields.
             except (ValueError, KeyError, TypeError) as error:
                 faults.add(UNUSABLE_LINE, f"{source}:{number} ({type(error).__name__}: {error})")
 
@@ -129,7 +129,7 @@ def _caption_of(sample: dict[str, Any]) -> Any:
 
 def _pair(image: Any, caption: Any) -> Pair:
     if not isinstance(image, str) or not isinstance(caption, str):
-        raise TypeError(f"image {image!r} and caption {caption!r} should be texts")
+        raise TypeError(f"image {image!r} and caption {caption!r} should be strings")
     return Pair(image, caption)
 
 

@@ -1,6 +1,6 @@
-"""LVIS v1's "minival": the 4809 images of its validation set that are COCO's validation images.
+"""LVIS v1's "minival": the 4809 images of its validation set that are in COCO's validation set.
 
-LVIS itself is registered by Detectron2 as ``lvis_v1_train`` and ``lvis_v1_val``.
+Detectron2 registers LVIS itself as ``lvis_v1_train`` and ``lvis_v1_val``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_lvis_instances
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
-# A part of coco_url; train2017 is the other one.
+# Part of coco_url; the other images have train2017.
 MINIVAL_FOLDER = "/val2017/"
 
 
 def register_lvis_minival(root: str) -> None:
-    """``lvis_v1_minival`` below ``root``; images where COCO's are."""
+    """Register ``lvis_v1_minival`` below ``root``, with images in COCO's folders."""
     name = "lvis_v1_minival"
     if name not in DatasetCatalog:
         register_lvis_instances(
@@ -29,11 +29,11 @@ def register_lvis_minival(root: str) -> None:
         )
 
 
-def minival_of(lvis_val: dict[str, Any]) -> dict[str, Any]:
-    """The content of ``lvis_v1_val.json`` reduced to the images of COCO's validation set.
+def minival_subset(lvis_val: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``lvis_v1_val.json``, restricted to the images of COCO's validation set.
 
-    MDETR's split, on which GLIP is evaluated, as far as we remember it: images whose ``coco_url``
-    lies in val2017.
+    This is MDETR's split, on which GLIP is evaluated (from memory): images whose ``coco_url`` is
+    in val2017.
     """
     images = [image for image in lvis_val["images"] if MINIVAL_FOLDER in image["coco_url"]]
     kept = {image["id"] for image in images}

@@ -1,4 +1,4 @@
-"""Objects365, versions 1 and 2: COCO's format; images of version 2 lie in patch folders."""
+"""Objects365, versions 1 and 2, in COCO's format; images of version 2 are in patch folders."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from glipv2_d2.data.readers.coco import read_coco, register_coco
 from glipv2_d2.data.registration import register
 
-# In an entry of version 2, images/v1/patch8/objects365_v1_00420917.jpg, and on the disk.
+# Path components of an image below the image root: patch folder and file.
 PATCH_DEPTH = 2
 
 
 def register_objects365(root: str) -> None:
-    """``objects365_{v1,v2}_{train,val}`` below ``root``."""
+    """Register ``objects365_{v1,v2}_{train,val}`` below ``root``."""
     v1 = os.path.join(root, "objects365_v1")
     v2 = os.path.join(root, "objects365_v2")
     for split in ("train", "val"):
@@ -36,7 +36,7 @@ def register_objects365(root: str) -> None:
 
 
 def path_in_patch(image_root: str, file_name: str) -> str:
-    """Where an image of version 2 lies: below its patch folder, without what is before it.
+    """The path of an image of version 2: its patch folder and file below the image root.
 
     >>> path_in_patch("train", "images/v1/patch8/objects365_v1_00420917.jpg")
     'train/patch8/objects365_v1_00420917.jpg'

@@ -1,9 +1,10 @@
-"""ODinW, "object detection in the wild": 13 and 35 small data sets of GLIP's benchmark.
+"""ODinW, "object detection in the wild": GLIP's benchmarks of 13 and 35 small datasets.
 
 Folders, files, class names and prompts are in ``assets/odinw.json``, taken from the configs of
-microsoft/GLIP. Its names replace those of the annotation files, as GLIP's OVERRIDE_CATEGORY does
-(GLIP spec 18); an entry without a name ("ChessPieces") has that of its supercategory (our choice).
-Of the two sizes of plantdoc, the benchmark of 35 counts 416x416.
+microsoft/GLIP. These class names replace those of the annotation files, as GLIP's
+OVERRIDE_CATEGORY does (glip_reference.md 18); an entry without a name ("ChessPieces") gets the
+name of its supercategory (our choice). Of the two sizes of plantdoc, the benchmark of 35 has
+416x416.
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ FEW_SHOT_SEEDS = (3, 30, 300)
 
 
 @functools.cache
-def odinw_sets() -> dict[str, dict[str, Any]]:
-    """Per data set ``benchmarks``, ``evaluated_on``, ``classes``, ``splits``, maybe ``prompt``."""
+def odinw_datasets() -> dict[str, dict[str, Any]]:
+    """Per dataset: ``benchmarks``, ``evaluated_on``, ``classes``, ``splits``, ``prompt`` if any."""
     text = resources.files("glipv2_d2.data").joinpath("assets/odinw.json").read_text("utf-8")
     return json.loads(text)
 
 
 def benchmark_names(benchmark: str) -> list[str]:
-    """The registered names that a benchmark is evaluated on.
+    """The registered names of a benchmark's evaluation datasets.
 
     >>> len(benchmark_names("odinw_13")), len(benchmark_names("odinw_35"))
     (13, 35)
 
     Raises:
-        ValueError: no such benchmark.
+        ValueError: the benchmark is unknown.
     """
     names = [
         f"odinw_{key}_{entry['evaluated_on']}"
-        for key, entry in odinw_sets().items()
+        for key, entry in odinw_datasets().items()
         if benchmark in entry["benchmarks"]
     ]
     if not names:
-        raise ValueError(f"there is no benchmark {benchmark!r}; use 'odinw_13' or 'odinw_35'")
+        raise ValueError(f"unknown benchmark {benchmark!r}; use 'odinw_13' or 'odinw_35'")
     return names
 
 
 def register_odinw(root: str) -> None:
-    """Register every set below ``root``/odinw.
+    """Register every dataset below ``root``/odinw.
 
-    Names are ``odinw_<set>_<split>``, splits ``train``, ``val``, ``test``, for some ``minival``,
-    and ``train_<shots>_<seed>``. Where GLIP has a prompt for the set, ``<split>_prompted`` asks
-    with it.
+    Names are ``odinw_<set>_<split>`` with the splits ``train``, ``val``, ``test``, for some
+    ``minival``, and ``train_<shots>_<seed>``. If GLIP has a prompt for the dataset,
+    ``<split>_prompted`` uses it.
     """
     directory = os.path.join(root, "odinw")
-    for key, entry in odinw_sets().items():
+    for key, entry in odinw_datasets().items():
         for split, json_file in _annotation_files(entry["splits"]).items():
             path = os.path.join(directory, json_file)
             register_split(f"odinw_{key}_{split}", path, entry["classes"])
@@ -71,7 +72,7 @@ def register_odinw(root: str) -> None:
 
 
 def _annotation_files(splits: dict[str, str]) -> dict[str, str]:
-    """With those of the few-shot splits, which lie beside that of ``train``."""
+    """The annotation file of every split; few-shot splits are beside ``train``."""
     folder = os.path.dirname(splits["train"])
     few = {
         f"train_{shots}_{seed}": f"{folder}/fewshot_train_shot{shots}_seed{seed}.json"
@@ -82,9 +83,9 @@ def _annotation_files(splits: dict[str, str]) -> dict[str, str]:
 
 
 def register_split(name: str, json_file: str, classes: list[str], **metadata: Any) -> None:
-    """Register one annotation file, which lies among its images, with the table's names."""
+    """Register an annotation file in the folder of its images, with other class names."""
     image_root = os.path.dirname(json_file)
-    # No json_file in the metadata: its categories may be others than these names, so the
+    # No json_file in the metadata: its categories may differ from these class names, so the
     # evaluator takes the ground truth from the records.
     register(
         name,

@@ -1,7 +1,7 @@
 """OpenImages' boxes: CSV files with relative coordinates.
 
-The files do not say how large the images are. Their sizes are read from the image files the first
-time and kept in ``image_sizes_<split>.csv`` beside the annotations.
+The files have no image sizes. These are read from the image files once and cached in
+``image_sizes_<split>.csv`` beside the annotations.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from glipv2_d2.images import open_image
 
 logger = logging.getLogger(__name__)
 
-NO_IMAGE = "images were missing or broken and were left out"
-UNKNOWN_LABEL = "boxes had a label without a class name and were left out"
-UNUSABLE_ROW = "rows had a coordinate that is no number and were left out"
+NO_IMAGE = "images were missing or broken and were dropped"
+UNKNOWN_LABEL = "boxes had a label without a class name and were dropped"
+UNUSABLE_ROW = "rows had a coordinate that is not a number and were dropped"
 
-# Reading a header waits for the disk, not for a core.
+# Reading image headers is bound by the disk, not by the CPU.
 NUM_THREADS = 16
 
 
 def register_openimages(root: str) -> None:
-    """``openimages_{train,validation,test}`` below ``root``/openimages."""
+    """Register ``openimages_{train,validation,test}`` below ``root``/openimages."""
     directory = os.path.join(root, "openimages")
     descriptions = os.path.join(directory, "class-descriptions-boxable.csv")
     for split in ("train", "validation", "test"):
@@ -54,9 +54,9 @@ def register_openimages(root: str) -> None:
 def read_openimages(
     boxes_file: str, descriptions_file: str, image_root: str, dataset_name: str
 ) -> list[Record]:
-    """Detection records; a box around a group (``IsGroupOf``) is a crowd.
+    """Detection records with the class names of ``descriptions_file``, in its order.
 
-    Class names are those of ``descriptions_file``, in its order.
+    A box around a group (``IsGroupOf``) is a crowd.
     """
     index_of, names = read_descriptions(descriptions_file)
     MetadataCatalog.get(dataset_name).set(thing_classes=names)
@@ -107,7 +107,7 @@ def _annotation(
 
 
 def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]]:
-    """Label ("/m/011k07") -> class, and the names of the classes. The file has no header."""
+    """The class index of each label ("/m/011k07"), and the class names; the file has no header."""
     with open(descriptions_file, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     return {row[0]: i for i, row in enumerate(rows)}, [row[1] for row in rows]
@@ -116,9 +116,9 @@ def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]
 def image_sizes(
     image_ids: Iterable[str], image_root: str, cache: Path
 ) -> dict[str, tuple[int, int]]:
-    """The (height, width) of every image that can be opened, kept in ``cache``.
+    """The (height, width) of every image that can be opened, cached in the file ``cache``.
 
-    Where the directory of the cache is read-only, sizes are read anew each time.
+    If its directory is read-only, the sizes are read again each time.
     """
     sizes: dict[str, tuple[int, int]] = {}
     if cache.is_file():
@@ -134,7 +134,7 @@ def image_sizes(
     try:
         _write_sizes(sizes, cache)
     except OSError as error:
-        logger.warning("image sizes are not kept for the next time: %s", error)
+        logger.warning("image sizes could not be cached: %s", error)
     return sizes
 
 
@@ -147,7 +147,7 @@ def _size_of(path: str) -> tuple[int, int] | None:
 
 
 def _write_sizes(sizes: dict[str, tuple[int, int]], cache: Path) -> None:
-    """Atomically: several processes may be reading the data set."""
+    """Write the cache atomically, because several processes may load the dataset."""
     with tempfile.NamedTemporaryFile(
         "w", dir=cache.parent, encoding="utf-8", newline="", delete=False
     ) as file:

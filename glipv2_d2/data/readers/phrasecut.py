@@ -1,7 +1,7 @@
-"""PhraseCut: a phrase, and the boxes and polygons of everything in the image that it means.
+"""PhraseCut: phrases, with the boxes and polygons of every region that a phrase refers to.
 
-Files ``refer_{train,val,test,miniv}.json`` of the data set's own release, whose images and
-``image_data.json`` are Visual Genome's; or MDETR's ``finetune_phrasecut_*.json``, GLIP's source.
+Files ``refer_{train,val,test,miniv}.json`` of the dataset's own release, with Visual Genome's
+images and ``image_data.json``; or MDETR's ``finetune_phrasecut_*.json``, which GLIP uses.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
-EMPTY_PHRASE = "phrases were empty and were left out"
+EMPTY_PHRASE = "phrases were empty and were dropped"
 
 
 def register_phrasecut(root: str) -> None:
-    """``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_{train,val,test}``."""
+    """Register ``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_{train,val,test}``."""
     image_data = os.path.join(root, "visual_genome", "image_data.json")
     for split in ("train", "val", "test", "miniv"):
         name = f"phrasecut_{split}"
@@ -53,9 +53,9 @@ def register_phrasecut(root: str) -> None:
 
 
 def read_phrasecut(json_file: str, image_data: str, dataset_name: str) -> list[Record]:
-    """One record per phrase, which is its caption and its only phrase.
+    """One record per phrase, which is the caption of the record and its only phrase.
 
-    ``image_id`` is the file's ``task_id``: an image has many phrases.
+    ``image_id`` is the file's ``task_id``, because an image has many phrases.
     """
     images = read_image_data(image_data, with_coco=True)
     with open(json_file, encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: an expression, and the box of the one thing that it means.
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions, with the box of the one referent.
 
-Read from MDETR's files. The originals are Python pickles, which can run code when they are opened;
-we do not read them.
+The files are MDETR's. The originals are Python pickles, which can execute code when loaded, and
+are not supported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLITS = {
 
 
 def register_refcoco(root: str) -> None:
-    """``{refcoco,refcoco+,refcocog}_<split>`` below ``root``; images are COCO's of 2014."""
+    """Register ``{refcoco,refcoco+,refcocog}_<split>`` below ``root``, on COCO's 2014 images."""
     image_root = os.path.join(root, "coco", "train2014")
     for dataset, splits in SPLITS.items():
         for split in splits:
@@ -30,7 +30,7 @@ def register_refcoco(root: str) -> None:
 
 
 def register_referring(name: str, json_file: str, image_root: str, *, is_train: bool) -> None:
-    """Register a file in MDETR's form whose captions are expressions, read for training or not."""
+    """Register a file in MDETR's format whose captions are referring expressions."""
     register(
         name,
         functools.partial(read_referring, json_file, image_root, name, is_train=is_train),

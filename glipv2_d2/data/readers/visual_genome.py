@@ -1,6 +1,6 @@
-"""Visual Genome: objects with free names, and regions with a phrase each.
+"""Visual Genome: objects with open-vocabulary names, and regions with a phrase each.
 
-Files ``objects.json``, ``region_descriptions.json`` and ``image_data.json``; the images lie in the
+Files ``objects.json``, ``region_descriptions.json`` and ``image_data.json``; the images are in the
 two folders of their URLs, ``VG_100K`` and ``VG_100K_2``.
 """
 
@@ -25,19 +25,19 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_IMAGE = "images are not in image_data.json and were left out"
-RARE_NAME = "objects had names that are too rare for the vocabulary and were left out"
-EMPTY_REGION = "regions had an empty phrase and were left out"
+UNKNOWN_IMAGE = "images are not in image_data.json and were dropped"
+RARE_NAME = "objects had names that are too rare for the vocabulary and were dropped"
+EMPTY_REGION = "regions had an empty phrase and were dropped"
 
-# Names of the vocabulary occur at least so often (our choice: about 4000 names).
+# Occurrences of a class name of the vocabulary (our choice; about 4000 names have them).
 MIN_OCCURRENCES = 50
-# Regions of one caption: MDETR joins phrases while boxes differ and the text is short.
+# Regions of one caption: MDETR joins phrases of different boxes into short captions.
 MAX_REGION_GIOU = 0.5
 MAX_CAPTION_LENGTH = 250
 
 
 def register_visual_genome(root: str) -> None:
-    """``visual_genome_{objects,regions}`` and the same with ``_no_coco``, below ``root``."""
+    """Register ``visual_genome_{objects,regions}``, and both with ``_no_coco``, below ``root``."""
     directory = os.path.join(root, "visual_genome")
     image_data = os.path.join(directory, "image_data.json")
     readers = {
@@ -60,7 +60,7 @@ def read_image_data(image_data: str, *, with_coco: bool) -> dict[int, Record]:
     """Records without annotations, by image id.
 
     Args:
-        with_coco: also the images that COCO has, about half.
+        with_coco: include the images that are also in COCO, about half of all.
     """
     directory = os.path.dirname(image_data)
     with open(image_data, encoding="utf-8") as file:
@@ -82,9 +82,9 @@ def read_image_data(image_data: str, *, with_coco: bool) -> dict[int, Record]:
 def read_objects(
     objects_file: str, image_data: str, dataset_name: str, *, with_coco: bool
 ) -> list[Record]:
-    """Detection records; the classes are the names that occur often, the most frequent first.
+    """Detection records; the class names are the frequent object names, most frequent first.
 
-    An object's class is the first of its ``names`` in lower case.
+    The name of an object is the first of its ``names``, in lower case.
     """
     images = read_image_data(image_data, with_coco=with_coco)
     with open(objects_file, encoding="utf-8") as file:
@@ -107,8 +107,8 @@ def read_objects(
                 record["annotations"].append(annotation)
             else:
                 faults.add(RARE_NAME, _name(found))
-    # A matter of the vocabulary, no fault of the data.
-    logger.info("data set %r: %d names; %s", dataset_name, len(names), faults)
+    # No warning: rare names are expected.
+    logger.info("dataset %r: %d class names; %s", dataset_name, len(names), faults)
     return list(images.values())
 
 
@@ -119,7 +119,7 @@ def _name(found: dict[str, Any]) -> str:
 def read_regions(
     regions_file: str, image_data: str, dataset_name: str, *, with_coco: bool
 ) -> list[Record]:
-    """Grounding records: captions of several regions' phrases, each phrase with its box."""
+    """Grounding records whose captions join the phrases of several regions, with their boxes."""
     images = read_image_data(image_data, with_coco=with_coco)
     with open(regions_file, encoding="utf-8") as file:
         entries = json.load(file)
@@ -138,10 +138,10 @@ def read_regions(
 
 
 def group_regions(regions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Regions that may share a caption: their boxes differ, their phrases together are short.
+    """Group the regions into captions: within a group boxes differ and the text is short.
 
-    Greedy, in the file's order. Two phrases of nearly the same box would each be a wrong negative
-    of the other.
+    Greedy, in the order of the file. Two phrases of nearly the same box would be false negatives
+    of each other.
     """
     boxes = torch.tensor([_xyxy(region) for region in regions], dtype=torch.float64).reshape(-1, 4)
     overlap = generalized_box_iou(boxes, boxes)

@@ -1,6 +1,6 @@
-"""Questions about images with the answers of several people, in VQAv2's form.
+"""Questions about images with several human answers each, in VQAv2's format.
 
-A file of questions, ``{"questions": [{question_id, image_id, question}]}``, and one of answers,
+A questions file ``{"questions": [{question_id, image_id, question}]}`` and an answers file
 ``{"annotations": [{question_id, image_id, question_type, answer_type, multiple_choice_answer,
 answers: [{answer, answer_confidence, answer_id}]}]}``. A test set has no answers.
 """
@@ -20,21 +20,21 @@ from glipv2_d2.data.registration import Record, register
 from glipv2_d2.data.text_tasks import check_text_task, soft_scores
 from glipv2_d2.structures import fields
 
-# Of each split the images and, in the names of the files, the questions and the answers.
+# For each split, the parts of the image folder, questions file and answers file names.
 VQAV2_SPLITS = {
     "train": ("train2014", "train2014", "train2014"),
     "val": ("val2014", "val2014", "val2014"),
     "test": ("test2015", "test2015", None),
     "test-dev": ("test2015", "test-dev2015", None),
 }
-NUM_NAMED = 5
+MAX_EXAMPLES = 5
 
 ImageOf = Callable[[Any], Record]
-"""An image id -> the keys of its record; KeyError where there is no such image."""
+"""image id -> its record without text fields; raises KeyError for an unknown image."""
 
 
 def register_vqav2(root: str) -> None:
-    """``vqav2_{train,val,test,test-dev}`` below ``root``; images are COCO's of 2014 and 2015."""
+    """Register ``vqav2_{train,val,test,test-dev}`` below ``root``, on COCO's 2014/2015 images."""
     folder = os.path.join(root, "vqa")
     for split, (images, questions, answers) in VQAV2_SPLITS.items():
         name = f"vqav2_{split}"
@@ -51,11 +51,11 @@ def register_vqav2(root: str) -> None:
 
 
 def coco_image(image_root: str, folder: str, image_id: int) -> Record:
-    """The file that COCO gave an image; its size is not known from the questions."""
+    """The record of a COCO image, without its size, which VQAv2's files lack."""
     return {"file_name": os.path.join(image_root, f"COCO_{folder}_{image_id:012d}.jpg")}
 
 
-def register_listed_questions(
+def register_questions(
     name: str,
     json_file: str,
     image_root: str,
@@ -63,14 +63,14 @@ def register_listed_questions(
     answers_file: str | None = None,
     question_type: Callable[[str], str] | None = None,
 ) -> None:
-    """Register questions about the images that a file in COCO's format lists.
+    """Register questions about the images of a file in COCO's format.
 
     Args:
         answers_file: None for a test set.
-        question_type: a question -> its type, for files that do not name it.
+        question_type: question -> its type, for files without question types.
     """
 
-    def read() -> list[Record]:
+    def load() -> list[Record]:
         images = {
             image["id"]: image_record(image, image_root)
             for image in open_coco(json_file).dataset["images"]
@@ -84,7 +84,7 @@ def register_listed_questions(
         return records
 
     files = [f for f in (json_file, image_root, questions_file, answers_file) if f is not None]
-    register(name, read, source_files=files, evaluator_type="vqa")
+    register(name, load, source_files=files, evaluator_type="vqa")
 
 
 def _without_boxes(record: Record) -> Record:
@@ -96,15 +96,15 @@ def read_questions(
 ) -> list[Record]:
     """One record per question, in the order of the file.
 
-    Answers are matched to questions by ``question_id``. Nothing is left out: accuracy is over all
-    questions.
+    Answers are matched to questions by ``question_id``. No question is dropped, because accuracy
+    is over all questions.
 
     Args:
         answers_file: None for a test set; its records have no answers.
 
     Raises:
-        ValueError: a file is not in VQAv2's form, the two are not of the same questions, a
-            question is empty, has no image or is there twice, or has no answers.
+        ValueError: a file is not in VQAv2's format, the two files have different questions, or a
+            question is empty, repeated, or has no image or answers.
     """
     questions = _read_list(questions_file, "questions", ("question_id", "image_id", "question"))
     answers = None
@@ -114,13 +114,13 @@ def read_questions(
         _check_same_questions(questions, answers, questions_file, answers_file)
     records = []
     for question in questions:
-        place = f"{questions_file!r}: question {question['question_id']!r}"
         try:
             image = image_of(question["image_id"])
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{place} is about the image {question['image_id']!r}, which is not in the list "
-                "of images (a number and a text are different ids)"
+                f"{questions_file!r}: question {question['question_id']!r} is about the image "
+                f"{question['image_id']!r}, which is not in the list of images (a number and a "
+                "string are different ids)"
             ) from error
         record = {
             **image,
@@ -136,43 +136,43 @@ def read_questions(
 
 
 def _read_list(path: str, key: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The entries of one of the files, each with these keys and an id of its own."""
+    """Load a list of entries; each must have all ``keys`` and a unique ``question_id``."""
     with open(path, encoding="utf-8") as file:
         try:
             entries = json.load(file)[key]
             missing = [(i, k) for i, entry in enumerate(entries) for k in keys if k not in entry]
-            odd = [
+            invalid = [
                 (i, k, entry[k])
                 for i, entry in enumerate(entries)
                 for k in keys
-                if k in entry and not _is_sound(k, entry[k])
+                if k in entry and not _is_valid(k, entry[k])
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path!r} is not in VQAv2's form ({type(error).__name__}: {error}): it should be "
-                f"a JSON object with a list {key!r}"
+                f"{path!r} is not in VQAv2's format ({type(error).__name__}: {error}): it should "
+                f"be a JSON object with a list {key!r}"
             ) from error
     if missing:
-        place, lacking = missing[0]
-        raise ValueError(f"{path!r}: number {place} of {key!r} has no {lacking!r}")
-    if odd:
-        place, wrong, value = odd[0]
-        expected = "a list" if wrong == "answers" else "a number or a text"
+        number, missing_key = missing[0]
+        raise ValueError(f"{path!r}: number {number} of {key!r} has no {missing_key!r}")
+    if invalid:
+        number, invalid_key, value = invalid[0]
+        expected = "a list" if invalid_key == "answers" else "a number or a string"
         raise ValueError(
-            f"{path!r}: number {place} of {key!r} has the {wrong!r} {value!r}; it should be "
+            f"{path!r}: number {number} of {key!r} has the {invalid_key!r} {value!r}; it should be "
             f"{expected}"
         )
     counts = Counter(entry["question_id"] for entry in entries)
     repeated = [question_id for question_id, count in counts.items() if count > 1]
     if repeated:
-        raise ValueError(f"{path!r} has question ids more than once: {_some(repeated)}")
+        raise ValueError(f"{path!r} has repeated question ids: {_first_ids(repeated)}")
     return entries
 
 
-def _is_sound(key: str, value: Any) -> bool:
+def _is_valid(key: str, value: Any) -> bool:
     if key == "answers":
         return isinstance(value, list)
-    # A question that is no text is told with its id.
+    # check_text_task reports an invalid question, with its id.
     return key == "question" or (isinstance(value, int | str) and not isinstance(value, bool))
 
 
@@ -184,29 +184,30 @@ def _check_same_questions(
 ) -> None:
     ids = {question["question_id"] for question in questions}
     unanswered = [question_id for question_id in ids if question_id not in answers]
-    unasked = [question_id for question_id in answers if question_id not in ids]
-    if unanswered or unasked:
-        types = [{type(x).__name__ for x in some} for some in (ids, answers)]
+    unmatched = [question_id for question_id in answers if question_id not in ids]
+    if unanswered or unmatched:
+        types = [{type(x).__name__ for x in keys} for keys in (ids, answers)]
         hint = "are they of the same split?"
         if types[0] != types[1]:
-            hint = f"ids are {' and '.join('/'.join(sorted(x)) for x in types)}, write them alike"
+            names = " and ".join("/".join(sorted(x)) for x in types)
+            hint = f"their ids have the types {names}, use one type"
         raise ValueError(
-            f"{questions_file!r} and {answers_file!r} are not of the same questions: "
-            f"{len(unanswered)} have no answer ({_some(unanswered)}), {len(unasked)} answers have "
-            f"no question ({_some(unasked)}): {hint}"
+            f"{questions_file!r} and {answers_file!r} have different questions: "
+            f"{len(unanswered)} have no answer ({_first_ids(unanswered)}), {len(unmatched)} "
+            f"answers have no question ({_first_ids(unmatched)}): {hint}"
         )
 
 
-def _some(ids: Iterable[Any]) -> str:
-    return ", ".join(map(str, sorted(ids, key=str)[:NUM_NAMED])) or "none"
+def _first_ids(ids: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(ids, key=str)[:MAX_EXAMPLES])) or "none"
 
 
 def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: str) -> Record:
     place = f"{answers_file!r}: question {question['question_id']!r}"
     if entry["image_id"] != question["image_id"]:
         raise ValueError(
-            f"{place} is about the image {entry['image_id']!r} there and about "
-            f"{question['image_id']!r} in the file of questions"
+            f"{place} is about the image {entry['image_id']!r}, but in the questions file it is "
+            f"about {question['image_id']!r}"
         )
     human_answers = []
     for number, given in enumerate(entry["answers"]):
@@ -214,12 +215,12 @@ def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: 
         if not isinstance(answer, str | int | float) or isinstance(answer, bool):
             raise ValueError(
                 f"{place}: number {number} of its answers is {given!r}; it should be an object "
-                "with an 'answer' that is a text or a number"
+                "with an 'answer' that is a string or a number"
             )
-        # Few words are most of the answers: each is kept once.
+        # Most answers repeat, so equal strings share their memory.
         human_answers.append(sys.intern(str(answer)))
     if not human_answers:
-        raise ValueError(f"{place} has an empty list of answers; in a test set, leave the file out")
+        raise ValueError(f"{place} has an empty list of answers; for a test set, omit the file")
     types = (fields.ANSWER_TYPE, fields.QUESTION_TYPE)
     return {
         fields.HUMAN_ANSWERS: human_answers,

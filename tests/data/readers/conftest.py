@@ -22,6 +22,6 @@ def write_json(tmp_path: Path) -> Callable[[str, Any], str]:
 
 @pytest.fixture
 def dataset_name() -> Iterator[str]:
-    """A name whose metadata are forgotten after the test."""
-    yield "read_here"
-    MetadataCatalog.pop("read_here", None)
+    """A dataset name whose metadata are removed after the test."""
+    yield "test_dataset"
+    MetadataCatalog.pop("test_dataset", None)

@@ -1,4 +1,4 @@
-"""Captions with pseudo boxes: JSON lines, and the same in tar shards."""
+"""Captions with pseudo boxes, in JSON lines and tar shards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_lines(path: Path, *lines: Any) -> str:
     return str(path)
 
 
-def test_boxes_over_the_threshold_are_kept(tmp_path: Path) -> None:
+def test_boxes_above_the_threshold_are_kept(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"image": "0/1.jpg", **PAIR})
     [record] = read_captions(path, "images", "set")
     assert record["file_name"] == "images/0/1.jpg"
@@ -44,13 +44,13 @@ def test_boxes_over_the_threshold_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        '{"image": "2.jpg", "capt',  # cut short
+        '{"image": "2.jpg", "capt',  # truncated
         {"image": "2.jpg", **PAIR, "spans": [[[0, 5]]]},  # one span for two boxes
-        {"image": "2.jpg", **PAIR, "scores": [0.1, 0.2]},  # nothing to find
+        {"image": "2.jpg", **PAIR, "scores": [0.1, 0.2]},  # no box above the threshold
         {**PAIR},  # no image
     ],
 )
-def test_an_unusable_line_is_named_and_the_others_are_read(
+def test_unusable_line_is_logged_and_the_others_are_loaded(
     bad: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = {"image": "1.jpg", **PAIR}
@@ -82,7 +82,7 @@ def shards(tmp_path: Path) -> str:
     return f"{tmp_path}/s-{{00..01}}.tar"
 
 
-def test_samples_of_all_shards_that_have_image_and_caption(
+def test_shards_give_the_samples_with_image_and_caption(
     shards: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     records = read_shards(shards, "set")
@@ -90,12 +90,12 @@ def test_samples_of_all_shards_that_have_image_and_caption(
     assert "2 samples" in caplog.text
 
 
-def test_images_are_read_where_they_lie_in_the_shard(shards: str) -> None:
+def test_images_are_read_from_the_shard(shards: str) -> None:
     values = [read_image(r["file_name"], "RGB")[0, 0, 0] for r in read_shards(shards, "set")]
     assert values == [10, 30]
 
 
-def test_a_shard_that_was_cut_short_gives_what_it_has(
+def test_truncated_shard_gives_its_complete_samples(
     shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = (tmp_path / "s-01.tar").read_bytes()
@@ -104,6 +104,6 @@ def test_a_shard_that_was_cut_short_gives_what_it_has(
     assert "s-01.tar" in caplog.text
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no-1\.tar"):
         read_shards(f"{tmp_path}/no-1.tar", "set")

@@ -1,4 +1,4 @@
-"""Captions to be said: COCO's files and Karpathy's splits."""
+"""Captioning datasets: COCO's files and Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_an_image_has_all_of_its_captions(coco: dict[str, Any], write_json: Writ
     assert "annotations" not in cat
 
 
-def test_a_caption_may_be_in_the_list_of_images(coco: dict[str, Any], write_json: Write) -> None:
-    # As in the files of composed scenes, whose annotations are boxes.
+def test_caption_may_be_in_the_list_of_images(coco: dict[str, Any], write_json: Write) -> None:
+    # The annotations of such files are boxes.
     for image in coco["images"]:
         image["caption"] = f"picture {image['id']}"
     coco["annotations"] = [{"image_id": 4, "id": 1, "bbox": [1, 2, 3, 4], "category_id": 1}]
@@ -53,7 +53,7 @@ def test_a_test_set_has_no_captions(coco: dict[str, Any], write_json: Write) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"text": "A cat."}, {"image_id": "9", "caption": "A cat."}])
-def test_annotations_that_caption_no_image_are_no_test_set(
+def test_annotations_without_a_caption_of_an_image_raise(
     wrong: dict[str, Any], coco: dict[str, Any], write_json: Write
 ) -> None:
     coco["annotations"] = [{"image_id": 9, "id": 1, **wrong}]
@@ -61,7 +61,7 @@ def test_annotations_that_caption_no_image_are_no_test_set(
         read_coco_captions(write_json("a.json", coco), "images", "set")
 
 
-def test_images_need_no_sizes_but_a_file(coco: dict[str, Any], write_json: Write) -> None:
+def test_images_need_a_file_name_but_no_size(coco: dict[str, Any], write_json: Write) -> None:
     for image in coco["images"]:
         del image["height"], image["width"]
     assert len(read_coco_captions(write_json("a.json", coco), "images", "set")) == 2
@@ -71,17 +71,17 @@ def test_images_need_no_sizes_but_a_file(coco: dict[str, Any], write_json: Write
 
 
 @pytest.mark.parametrize("caption", [" ", None])
-def test_an_empty_caption_is_left_out_and_named(
+def test_empty_caption_is_dropped_and_logged(
     caption: object, coco: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     coco["annotations"][2]["caption"] = caption
     _, cat = read_coco_captions(write_json("a.json", coco), "images", "set")
     assert cat["target_captions"] == ["A cat."]
-    assert "1 captions had no words" in caplog.text
+    assert "1 captions were empty" in caplog.text
     assert "9.jpg" in caplog.text
 
 
-def test_an_image_without_any_caption_is_an_error(coco: dict[str, Any], write_json: Write) -> None:
+def test_image_without_captions_raises(coco: dict[str, Any], write_json: Write) -> None:
     coco["annotations"][1]["caption"] = ""
     with pytest.raises(ValueError, match=r"a\.json.*1 of 2 images.*'images/4\.jpg'"):
         read_coco_captions(write_json("a.json", coco), "images", "set")
@@ -119,14 +119,14 @@ def karpathy() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("split", "ids"), [("train", [1, 3]), ("val", [4]), ("test", [2])])
-def test_restval_is_trained_on(
+def test_restval_belongs_to_the_training_split(
     split: str, ids: list[int], karpathy: dict[str, Any], write_json: Write
 ) -> None:
     records = read_karpathy(write_json("dataset_coco.json", karpathy), "coco", split)
     assert [record["image_id"] for record in records] == ids
 
 
-def test_sentences_are_as_they_were_written(karpathy: dict[str, Any], write_json: Write) -> None:
+def test_raw_sentences_are_kept(karpathy: dict[str, Any], write_json: Write) -> None:
     [record] = read_karpathy(write_json("dataset_coco.json", karpathy), "coco", "test")
     assert record == {
         "file_name": "coco/val2014/COCO_val2014_000000000002.jpg",
@@ -135,13 +135,13 @@ def test_sentences_are_as_they_were_written(karpathy: dict[str, Any], write_json
     }
 
 
-def test_an_entry_of_another_form_is_named(karpathy: dict[str, Any], write_json: Write) -> None:
+def test_invalid_entry_raises(karpathy: dict[str, Any], write_json: Write) -> None:
     del karpathy["images"][2]["sentences"]
     with pytest.raises(ValueError, match="number 2 of its images.*'sentences'"):
         read_karpathy(write_json("dataset_coco.json", karpathy), "coco", "train")
 
 
 @pytest.mark.parametrize("content", [[], {"images": [{"split": "test", "filename": "1.jpg"}]}])
-def test_a_file_of_another_form_is_named(content: Any, write_json: Write) -> None:
+def test_invalid_file_raises(content: Any, write_json: Write) -> None:
     with pytest.raises(ValueError, match=r"dataset_coco\.json.*Karpathy"):
         read_karpathy(write_json("dataset_coco.json", content), "coco", "test")

@@ -1,4 +1,4 @@
-"""COCO's format, read so that one bad entry costs nothing but itself."""
+"""COCO's format: bad entries are dropped and logged, the others are loaded."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def content(*annotations: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_categories_are_numbered_in_the_order_of_their_ids(
-    write_json: Write, dataset_name: str
-) -> None:
+def test_categories_are_ordered_by_id(write_json: Write, dataset_name: str) -> None:
     [record] = read_coco(write_json("a.json", content({})), "images", dataset_name)
     assert MetadataCatalog.get(dataset_name).thing_classes == ["cat", "dog"]
     assert record == {
@@ -52,7 +50,7 @@ def test_categories_are_numbered_in_the_order_of_their_ids(
 
 
 @pytest.mark.parametrize("bad", [{"category_id": 99}, {"bbox": []}, {"bbox": [1, 2, None, 4]}])
-def test_an_unusable_annotation_is_left_out_and_its_image_named(
+def test_unusable_annotation_is_dropped_and_logged(
     bad: dict[str, Any],
     write_json: Write,
     dataset_name: str,
@@ -66,13 +64,13 @@ def test_an_unusable_annotation_is_left_out_and_its_image_named(
     assert "images/a.jpg" in caplog.text
 
 
-def test_what_is_to_be_ignored_is_a_crowd(write_json: Write, dataset_name: str) -> None:
+def test_ignored_annotation_is_a_crowd(write_json: Write, dataset_name: str) -> None:
     path = write_json("a.json", content({"ignore": 1}, {"iscrowd": 1}))
     [record] = read_coco(path, "images", dataset_name)
     assert [a["iscrowd"] for a in record["annotations"]] == [1, 1]
 
 
-def test_a_box_with_a_useless_polygon_stays_without_a_mask(
+def test_box_with_an_invalid_polygon_is_kept_without_mask(
     write_json: Write, dataset_name: str
 ) -> None:
     path = write_json("a.json", content({"segmentation": [[1, 2, 3, 4]]}))
@@ -90,13 +88,11 @@ def test_an_uncompressed_rle_is_compressed() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], {"images": []}, {"images": [], "annotations": []}])
-def test_another_format_is_told_with_the_file(
-    wrong: Any, write_json: Write, dataset_name: str
-) -> None:
+def test_other_format_raises(wrong: Any, write_json: Write, dataset_name: str) -> None:
     path = write_json("wrong.json", wrong)
     with pytest.raises(ValueError, match="wrong.json"):
         read_coco(path, "images", dataset_name)
 
 
-def test_objects365_lies_in_patch_folders() -> None:
+def test_objects365_images_are_in_patch_folders() -> None:
     assert path_in_patch("train", "images/v2/patch16/b.jpg") == "train/patch16/b.jpg"

@@ -1,4 +1,4 @@
-"""Flickr30k Entities' own sentences and boxes."""
+"""Flickr30k Entities' original sentences and boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def split_file(tmp_path: Path) -> str:
     return str(tmp_path / "val.txt")
 
 
-def test_each_sentence_is_a_record_with_the_phrases_that_have_boxes(split_file: str) -> None:
+def test_each_sentence_is_a_record_of_its_phrases_with_boxes(split_file: str) -> None:
     records = read_entities(split_file, "images", "set")
     assert [r["caption"] for r in records] == ["Two guys with a street .", "It shows men ."]
     assert [r["phrases"] for r in records] == [[[(0, 8)]], [[(9, 12)]]]
@@ -37,7 +37,7 @@ def test_each_sentence_is_a_record_with_the_phrases_that_have_boxes(split_file: 
     assert len({r["image_id"] for r in records}) == 2
 
 
-def test_a_phrase_has_the_kinds_of_thing_that_its_mark_says(split_file: str) -> None:
+def test_phrase_types_come_from_the_markup(split_file: str) -> None:
     records = read_entities(split_file, "images", "set")
     assert [r["phrase_types"] for r in records] == [[("people",)], [("people", "other")]]
 
@@ -48,6 +48,6 @@ def test_boxes_count_from_one_and_include_their_last_pixel(split_file: str) -> N
     assert [a["bbox"] for a in record["annotations"]] == [[0, 1, 10, 20]]
 
 
-def test_an_image_without_files_is_named(split_file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_image_without_files_is_logged(split_file: str, caplog: pytest.LogCaptureFixture) -> None:
     read_entities(split_file, "images", "set")
     assert "2000" in caplog.text

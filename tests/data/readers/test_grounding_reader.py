@@ -1,4 +1,4 @@
-"""Captions with spans: MDETR's files, RefCOCO among them."""
+"""MDETR's format: captions with spans, and referring expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from glipv2_d2.data.readers.grounding import (
-    read_described_boxes,
     read_grounding,
+    read_phrase_boxes,
     read_referring,
 )
 
@@ -48,14 +48,14 @@ def test_boxes_keep_their_spans(content: dict[str, Any], write_json: Write) -> N
     assert "phrases" not in record
 
 
-def test_the_mixed_set_has_a_folder_per_source(content: dict[str, Any], write_json: Write) -> None:
+def test_mixed_dataset_has_a_folder_per_source(content: dict[str, Any], write_json: Write) -> None:
     content["images"][0]["data_source"] = "coco"
     path = write_json("a.json", content)
     [record] = read_grounding(path, {"coco": "coco/train2014", "vg": "gqa/images"}, "set")
     assert record["file_name"] == "coco/train2014/3.jpg"
 
 
-def test_an_image_of_an_unknown_source_is_named(
+def test_image_of_an_unknown_source_is_logged(
     content: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     content["images"][0]["data_source"] = "moon"
@@ -63,7 +63,7 @@ def test_an_image_of_an_unknown_source_is_named(
     assert "'moon'" in caplog.text
 
 
-def test_in_evaluation_boxes_are_numbered_by_the_phrases_that_are_asked(
+def test_evaluation_boxes_index_the_listed_phrases(
     content: dict[str, Any], write_json: Write
 ) -> None:
     content["images"][0] |= {
@@ -77,26 +77,26 @@ def test_in_evaluation_boxes_are_numbered_by_the_phrases_that_are_asked(
     assert (record["original_img_id"], record["sentence_id"]) == (30, 2)
 
 
-def test_every_phrase_with_a_box_is_asked_where_the_file_names_none(
+def test_phrase_boxes_use_every_phrase_with_a_box(
     content: dict[str, Any], write_json: Write
 ) -> None:
     boxes = content["annotations"]
     boxes.append({**boxes[1], "id": 3, "bbox": [5, 6, 7, 8]})  # a second hat
     boxes.append({**boxes[1], "id": 4, "tokens_positive": []})
-    [record] = read_described_boxes(write_json("a.json", content), "images", "set")
+    [record] = read_phrase_boxes(write_json("a.json", content), "images", "set")
     assert record["phrases"] == [[(0, 5)], [(11, 16)]]
     assert [a["category_id"] for a in record["annotations"]] == [0, 1, 1]
 
 
-def test_a_caption_without_boxes_asks_nothing(
+def test_phrase_boxes_drop_captions_without_boxes(
     content: dict[str, Any], write_json: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     content["annotations"] = []
-    assert read_described_boxes(write_json("a.json", content), "images", "set") == []
+    assert read_phrase_boxes(write_json("a.json", content), "images", "set") == []
     assert "3.jpg" in caplog.text
 
 
-def test_a_referring_expression_is_one_phrase_in_evaluation(
+def test_referring_expression_is_one_phrase_in_evaluation(
     content: dict[str, Any], write_json: Write
 ) -> None:
     del content["annotations"][1]
@@ -106,7 +106,7 @@ def test_a_referring_expression_is_one_phrase_in_evaluation(
     assert [a["category_id"] for a in record["annotations"]] == [0]
 
 
-def test_a_target_without_a_span_is_the_whole_expression(
+def test_box_without_a_span_gets_the_whole_expression(
     content: dict[str, Any], write_json: Write
 ) -> None:
     del content["annotations"][1]["tokens_positive"]

@@ -1,4 +1,4 @@
-"""Pairs of image and caption, as COCO, as lines, and in tar shards."""
+"""Image-caption pairs in COCO's format, JSON lines and tar shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glipv2_d2.data.readers.image_text import Pair, read_pairs
 WriteJson = Callable[[str, Any], str]
 
 
-def test_every_caption_of_a_coco_image_is_a_pair(write_json: WriteJson) -> None:
+def test_every_coco_caption_is_a_pair(write_json: WriteJson) -> None:
     source = write_json(
         "captions.json",
         {
@@ -33,7 +33,7 @@ def test_every_caption_of_a_coco_image_is_a_pair(write_json: WriteJson) -> None:
     assert read_pairs(source) == expected
 
 
-def test_a_coco_caption_of_an_unknown_image_is_named(
+def test_coco_caption_of_an_unknown_image_is_logged(
     write_json: WriteJson, caplog: pytest.LogCaptureFixture
 ) -> None:
     captions = [{"image_id": 1, "caption": "a dog"}, {"image_id": 2, "caption": "a cat"}]
@@ -44,7 +44,7 @@ def test_a_coco_caption_of_an_unknown_image_is_named(
 
 
 @pytest.mark.parametrize("bad", ['{"image": "2.jpg", "capt', '{"image": 2, "caption": "a cat"}'])
-def test_a_line_that_is_no_pair_is_named_and_the_others_are_read(
+def test_invalid_line_is_logged_and_the_others_are_loaded(
     bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_lines(tmp_path / "a.jsonl", [("1.jpg", "a dog")])
@@ -53,7 +53,7 @@ def test_a_line_that_is_no_pair_is_named_and_the_others_are_read(
     assert "a.jsonl:1" in caplog.text
 
 
-def test_shards_have_captions_as_text_or_in_json_and_images_that_open(
+def test_shards_have_text_or_json_captions_and_readable_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, png: bytes
 ) -> None:
     write_tar(tmp_path / "s-0.tar", {"a.png": png, "a.txt": b"a dog\n", "b.txt": b"no image"})
@@ -65,7 +65,7 @@ def test_shards_have_captions_as_text_or_in_json_and_images_that_open(
     assert "2 samples" in caplog.text
 
 
-def test_a_shard_that_was_cut_short_gives_what_it_has(
+def test_truncated_shard_gives_its_complete_samples(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, png: bytes
 ) -> None:
     source = write_tar(tmp_path / "s.tar", {"a.txt": b"a dog", "a.png": png, "b.txt": b"x" * 2000})
@@ -78,15 +78,13 @@ def test_a_shard_that_was_cut_short_gives_what_it_has(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "1.jpg,a dog", "suffix '.csv' is not known"),
-        ("a.json", '[{"image": "1.jpg"}]', "not COCO's form"),
-        ("a.json", "{", "not COCO's form"),
-        ("a.jsonl", "", "there is no pair"),
+        ("a.csv", "1.jpg,a dog", "unknown suffix '.csv'"),
+        ("a.json", '[{"image": "1.jpg"}]', "not in COCO's format"),
+        ("a.json", "{", "not in COCO's format"),
+        ("a.jsonl", "", "has no image-caption pair"),
     ],
 )
-def test_a_source_that_cannot_be_used_is_named(
-    name: str, content: str, message: str, tmp_path: Path
-) -> None:
+def test_unusable_source_raises(name: str, content: str, message: str, tmp_path: Path) -> None:
     source = tmp_path / name
     source.write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -95,7 +93,7 @@ def test_a_source_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("name", ["no.json", "no.jsonl", "no.tar"])
-def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
+def test_missing_file_raises(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=name):
         read_pairs(str(tmp_path / name))
 

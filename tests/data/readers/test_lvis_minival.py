@@ -1,4 +1,4 @@
-"""The part of LVIS that zero-shot results are reported on."""
+"""LVIS minival, the subset on which zero-shot results are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 
-def test_minival_is_what_coco_validates_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minival_has_the_images_of_coco_val2017(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = "http://images.cocodataset.org/{}/1.jpg"
     val = {
         "images": [
@@ -30,7 +32,7 @@ def test_minival_is_what_coco_validates_on(tmp_path: Path, monkeypatch: pytest.M
     assert minival["categories"] == val["categories"]
 
 
-def test_minival_is_evaluated_as_lvis() -> None:
+def test_minival_uses_the_lvis_evaluator() -> None:
     metadata = MetadataCatalog.get("lvis_v1_minival")
     assert metadata.evaluator_type == "lvis"
     assert len(metadata.thing_classes) == 1203

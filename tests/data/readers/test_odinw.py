@@ -1,4 +1,4 @@
-"""ODinW's table of sets is complete and each of its files is read with the table's names."""
+"""ODinW: the table of datasets is complete, and its class names replace those of the files."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.readers.coco import read_coco
-from glipv2_d2.data.readers.odinw import benchmark_names, odinw_sets, register_split
+from glipv2_d2.data.readers.odinw import benchmark_names, odinw_datasets, register_split
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.build import build_evaluator
 from glipv2_d2.text.prompts import check_names
 
-SETS = odinw_sets()
+SETS = odinw_datasets()
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("odinw_13", 13), ("odinw_35", 35)])
-def test_every_set_of_a_benchmark_is_registered(benchmark: str, count: int) -> None:
+def test_all_datasets_of_a_benchmark_are_registered(benchmark: str, count: int) -> None:
     names = benchmark_names(benchmark)
     assert len(set(names)) == count
     assert set(names) <= set(DatasetCatalog.list())
 
 
-def test_an_unknown_benchmark_is_named() -> None:
+def test_unknown_benchmark_raises() -> None:
     with pytest.raises(ValueError, match="odinw_14"):
         benchmark_names("odinw_14")
 
 
 @pytest.mark.parametrize("key", SETS)
-def test_names_can_be_asked(key: str) -> None:
+def test_class_names_are_valid(key: str) -> None:
     assert check_names(SETS[key]["classes"])
 
 
-def test_few_shot_files_lie_beside_those_of_training() -> None:
+def test_few_shot_files_are_beside_the_training_file() -> None:
     [path] = MetadataCatalog.get("odinw_pothole_train_3_30").source_files
     assert path.endswith("odinw/pothole/train/fewshot_train_shot3_seed30.json")
 
 
-def test_glips_prompt_is_a_data_set_of_its_own() -> None:
+def test_glip_prompt_is_a_separate_dataset() -> None:
     plain = MetadataCatalog.get("odinw_Packages_Raw_val")
     prompted = MetadataCatalog.get("odinw_Packages_Raw_val_prompted")
     assert plain.get("decorations") is None
@@ -48,13 +48,13 @@ def test_glips_prompt_is_a_data_set_of_its_own() -> None:
     assert plain.source_files == prompted.source_files
 
 
-def test_prompts_have_one_part_per_class() -> None:
+def test_prompts_have_one_text_per_class() -> None:
     with_prompt = [entry for entry in SETS.values() if "prompt" in entry]
     assert len(with_prompt) == 4
     assert all(len(entry["prompt"]) == len(entry["classes"]) for entry in with_prompt)
 
 
-def test_names_of_the_table_replace_those_of_the_file(
+def test_class_names_of_the_table_replace_those_of_the_file(
     write_json: Callable[[str, Any], str], tmp_path: Path, dataset_name: str
 ) -> None:
     box = {"image_id": 1, "bbox": [1, 1, 2, 2]}
@@ -71,7 +71,7 @@ def test_names_of_the_table_replace_those_of_the_file(
     assert record["annotations"][0]["category_id"] == 0
 
 
-def test_a_set_can_be_evaluated_again_and_again(
+def test_dataset_can_be_evaluated_repeatedly(
     write_json: Callable[[str, Any], str], tmp_path: Path, dataset_name: str
 ) -> None:
     path = write_json(
@@ -85,7 +85,7 @@ def test_a_set_can_be_evaluated_again_and_again(
     register_split(dataset_name, path, ["hare"])
     DatasetCatalog.get(dataset_name)
     for _ in range(2):
-        # The second one must not look for the first one's file.
+        # The second evaluation must not use the first one's cached file.
         evaluator = build_evaluator(load_config(), dataset_name, str(tmp_path / "results"))
         evaluator.reset()
         evaluator.evaluate()

@@ -44,12 +44,12 @@ def test_relative_boxes_become_pixels(folder: Path, dataset_name: str) -> None:
     assert [a["category_id"] for a in record["annotations"]] == [1, 0]
 
 
-def test_a_group_is_a_crowd(folder: Path, dataset_name: str) -> None:
+def test_group_is_a_crowd(folder: Path, dataset_name: str) -> None:
     [record] = read(folder, dataset_name)
     assert [a["iscrowd"] for a in record["annotations"]] == [0, 1]
 
 
-def test_unknown_labels_and_missing_images_are_named(
+def test_unknown_labels_and_missing_images_are_logged(
     folder: Path, dataset_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read(folder, dataset_name)

@@ -1,4 +1,4 @@
-"""Visual Genome's objects, regions, and PhraseCut on its images."""
+"""Visual Genome's objects and regions, and PhraseCut on its images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def region(phrase: str, x: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("with_coco", "count"), [(True, 2), (False, 1)])
-def test_classes_are_the_frequent_names(
+def test_class_names_are_the_frequent_object_names(
     with_coco: bool,
     count: int,
     image_data: str,
@@ -57,7 +57,7 @@ def test_classes_are_the_frequent_names(
     assert [a["category_id"] for a in records[0]["annotations"]] == [0, 0]
 
 
-def test_phrases_of_different_places_share_a_caption(image_data: str, write_json: Write) -> None:
+def test_phrases_of_different_regions_share_a_caption(image_data: str, write_json: Write) -> None:
     regions = [region("a red hat", 0), region("the hat", 1), region(" a dog.", 50)]
     path = write_json("vg/regions.json", [{"id": 1, "regions": regions}])
     first, second = read_regions(path, image_data, "set", with_coco=True)
@@ -68,7 +68,7 @@ def test_phrases_of_different_places_share_a_caption(image_data: str, write_json
     assert first["annotations"][1]["bbox"] == [50, 0, 60, 10]
 
 
-def test_captions_of_regions_stay_short_and_lose_none() -> None:
+def test_region_captions_are_short_and_complete() -> None:
     regions = [region(f"thing number {i} " + "long " * 20, 20 * i) for i in range(6)]
     groups = list(group_regions(regions))
     assert sorted(r["region_id"] for g in groups for r in g) == [0, 20, 40, 60, 80, 100]

@@ -1,19 +1,12 @@
-"""Questions and answers in VQAv2's form, GQA's form, and easy-VQA's package."""
+"""Questions and answers in VQAv2's and GQA's formats."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import prepare_easy_vqa
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from glipv2_d2.data.builtin import register_easy_vqa
 from glipv2_d2.data.readers.gqa import read_gqa
 from glipv2_d2.data.readers.vqa import coco_image, read_questions
 
@@ -93,7 +86,7 @@ def test_a_test_set_has_no_answers(read: Callable[..., Any]) -> None:
         assert not {"answers", "human_answers", "answer_type"} & record.keys()
 
 
-def test_files_of_different_questions_are_named(read: Callable[..., Any]) -> None:
+def test_files_with_different_questions_raise(read: Callable[..., Any]) -> None:
     other = answers()
     other["annotations"][1]["question_id"] = 99
     with pytest.raises(
@@ -103,43 +96,43 @@ def test_files_of_different_questions_are_named(read: Callable[..., Any]) -> Non
         read(questions(), other)
 
 
-def test_ids_that_are_numbers_here_and_texts_there_are_told(read: Callable[..., Any]) -> None:
+def test_ids_of_different_types_raise(read: Callable[..., Any]) -> None:
     other = answers()
     for entry in other["annotations"]:
         entry["question_id"] = str(entry["question_id"])
-    with pytest.raises(ValueError, match="ids are int and str, write them alike"):
+    with pytest.raises(ValueError, match="types int and str, use one type"):
         read(questions(), other)
 
 
-def test_answers_that_are_no_list_are_named(read: Callable[..., Any]) -> None:
+def test_answers_that_are_not_a_list_raise(read: Callable[..., Any]) -> None:
     other = answers()
     other["annotations"][1]["answers"] = None
     with pytest.raises(ValueError, match="number 1 of 'annotations'.*'answers' None.*a list"):
         read(questions(), other)
 
 
-def test_a_question_that_is_there_twice_is_named(read: Callable[..., Any]) -> None:
+def test_repeated_question_raises(read: Callable[..., Any]) -> None:
     twice = questions()
     twice["questions"][1]["question_id"] = 458752000
-    with pytest.raises(ValueError, match="more than once: 458752000"):
+    with pytest.raises(ValueError, match="repeated question ids: 458752000"):
         read(twice, None)
 
 
-def test_a_question_without_words_is_named(read: Callable[..., Any]) -> None:
+def test_question_without_text_raises(read: Callable[..., Any]) -> None:
     empty = questions()
     empty["questions"][1]["question"] = " "
-    with pytest.raises(ValueError, match=r"question 458752001 of image 'coco.*no words"):
+    with pytest.raises(ValueError, match=r"question 458752001 of image 'coco.*empty"):
         read(empty, answers())
 
 
-def test_answers_about_another_image_are_named(read: Callable[..., Any]) -> None:
+def test_answers_about_another_image_raise(read: Callable[..., Any]) -> None:
     moved = answers()
     moved["annotations"][1]["image_id"] = 7
-    with pytest.raises(ValueError, match="question 458752000 is about the image 7 there"):
+    with pytest.raises(ValueError, match="question 458752000 is about the image 7, but"):
         read(questions(), moved)
 
 
-def test_an_empty_list_of_answers_is_named(read: Callable[..., Any]) -> None:
+def test_empty_list_of_answers_raises(read: Callable[..., Any]) -> None:
     empty = answers()
     empty["annotations"][0]["answers"] = []
     with pytest.raises(ValueError, match=r"annotations\.json.*458752001 has an empty list"):
@@ -147,14 +140,14 @@ def test_an_empty_list_of_answers_is_named(read: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("odd", ["no", {"answer_confidence": "yes"}, {"answer": None}])
-def test_an_answer_of_another_form_is_named(odd: Any, read: Callable[..., Any]) -> None:
+def test_invalid_answer_raises(odd: Any, read: Callable[..., Any]) -> None:
     other = answers()
     other["annotations"][0]["answers"][4] = odd
     with pytest.raises(ValueError, match=r"annotations\.json.*question 458752001.*number 4"):
         read(questions(), other)
 
 
-def test_a_question_about_an_unlisted_image_is_named(read: Callable[..., Any]) -> None:
+def test_question_about_an_unlisted_image_raises(read: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="question 458752000 is about the image 458752"):
         read(questions(), None, {}.__getitem__)
 
@@ -162,17 +155,15 @@ def test_a_question_about_an_unlisted_image_is_named(read: Callable[..., Any]) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "not in VQAv2's form"),
+        ([], "not in VQAv2's format"),
         ({"questions": [{"question_id": 1}]}, "number 0.*'image_id'"),
         ({"questions": ["what?"]}, "number 0.*'question_id'"),
         ({"questions": [{"question_id": [1], "image_id": 2, "question": "?"}]}, r"0.*\[1\]"),
         ({"questions": [{"question_id": 1, "image_id": None, "question": "?"}]}, "0.*None"),
-        ({"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]}, "a text are"),
+        ({"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]}, "a string are"),
     ],
 )
-def test_a_file_of_another_form_is_named(
-    content: Any, message: str, read: Callable[..., Any]
-) -> None:
+def test_invalid_file_raises(content: Any, message: str, read: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=message):
         read(content, None)
 
@@ -202,7 +193,7 @@ GQA = {
 }
 
 
-def test_gqa_has_one_answer_each(write_json: Write) -> None:
+def test_gqa_has_one_answer_per_question(write_json: Write) -> None:
     first, second = read_gqa(write_json("val_balanced_questions.json", GQA), "gqa/images")
     assert first["file_name"] == "gqa/images/2354786.jpg"
     assert (first["question_id"], first["image_id"]) == ("02930152", "2354786")
@@ -211,78 +202,19 @@ def test_gqa_has_one_answer_each(write_json: Write) -> None:
     assert (second["question_type"], second["answer_type"]) == ("query", "open")
 
 
-def test_gqas_test_set_has_no_answers(write_json: Write) -> None:
+def test_gqa_test_set_has_no_answers(write_json: Write) -> None:
     bare = {"1": {"question": "What is it?", "imageId": "n5"}}
     [record] = read_gqa(write_json("test_balanced_questions.json", bare), "gqa/images")
     assert not {"answers", "human_answers", "question_type"} & record.keys()
 
 
-def test_a_gqa_question_of_another_form_is_named(write_json: Write) -> None:
+def test_invalid_gqa_question_raises(write_json: Write) -> None:
     odd = {**GQA, "9": {"question": "What?", "imageId": "n5", "answer": None}}
-    with pytest.raises(ValueError, match="question '9' is not in GQA's form"):
+    with pytest.raises(ValueError, match="question '9' is not in GQA's format"):
         read_gqa(write_json("gqa.json", odd), "gqa/images")
 
 
 @pytest.mark.parametrize("content", [[], {"1": {"question": "What?"}}, {"1": []}])
-def test_a_gqa_file_of_another_form_is_named(content: Any, write_json: Write) -> None:
-    with pytest.raises(ValueError, match=r"gqa\.json.*GQA's form"):
+def test_invalid_gqa_file_raises(content: Any, write_json: Write) -> None:
+    with pytest.raises(ValueError, match=r"gqa\.json.*GQA's format"):
         read_gqa(write_json("gqa.json", content), "gqa/images")
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for easy-VQA's package: one image a split, in its functions' forms."""
-    paths = {}
-    for number, split in enumerate(("train", "test")):
-        paths[split] = {number: str(tmp_path / f"{number}.png")}
-        Image.new("RGB", (64, 64), "red").save(paths[split][number])
-    texts = ["what shape is in the image?", "what color is the shape?", "is there a red shape?"]
-    found = (texts, ["circle", "red", "yes"])
-    module = SimpleNamespace(
-        get_train_questions=lambda: (*found, [0, 0, 0]),
-        get_test_questions=lambda: (*found, [1, 1, 1]),
-        get_train_image_paths=lambda: paths["train"],
-        get_test_image_paths=lambda: paths["test"],
-    )
-    monkeypatch.setitem(sys.modules, "easy_vqa", module)
-
-
-def test_easy_vqa_is_laid_out_as_it_is_read(
-    package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    prepare_easy_vqa.main(["--output", str(tmp_path / "easy_vqa")])
-    assert "test: 1 images" in capsys.readouterr().out
-    parts = ("easy_vqa_train_open", "easy_vqa_train_unlikely")
-    for name in ("easy_vqa_train", *parts, "easy_vqa_test"):
-        monkeypatch.delitem(DatasetCatalog.data, name)
-        monkeypatch.delitem(MetadataCatalog.data, name)
-    register_easy_vqa(str(tmp_path))
-    records = DatasetCatalog.get("easy_vqa_test")
-    assert [record["answers"] for record in records] == [
-        {"circle": 1.0},
-        {"red": 1.0},
-        {"yes": 1.0},
-    ]
-    assert [r["question_type"] for r in records] == ["shape", "color", "presence"]
-    assert [r["answer_type"] for r in records] == ["other", "other", "yes/no"]
-    assert records[0]["image_id"] == 1
-    assert (records[0]["height"], records[0]["width"]) == (64, 64)
-    with Image.open(records[0]["file_name"]) as image:
-        assert image.size == (64, 64)
-    assert "annotations" not in records[0]
-    open_ones = DatasetCatalog.get("easy_vqa_train_open")
-    assert [next(iter(r["answers"])) for r in open_ones] == ["circle", "red"]
-    assert DatasetCatalog.get("easy_vqa_train_unlikely") == []
-
-
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(SystemExit, match="pip install easy-vqa"):
-        prepare_easy_vqa.main(["--output", str(tmp_path)])
-
-
-def test_files_of_easy_vqa_have_vqav2s_fields() -> None:
-    [answer] = prepare_easy_vqa.answers_file(["teal"], [4])["annotations"]
-    assert answer.keys() == annotation(1, ["no"], "yes/no").keys()
-    [question] = prepare_easy_vqa.questions_file(["what?"], [4])["questions"]
-    assert question.keys() == questions()["questions"][0].keys()

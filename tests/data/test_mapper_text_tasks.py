@@ -1,4 +1,4 @@
-"""What the mapper makes of records that ask for words, and loaders of mixtures with them."""
+"""Input dicts of the mapper for questions and captions, and loaders that mix them with boxes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def question(image_file: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def described(image_file: str) -> dict[str, Any]:
+def captioned(image_file: str) -> dict[str, Any]:
     return {"file_name": image_file, "image_id": 7, "target_captions": CAPTIONS}
 
 
@@ -57,7 +57,7 @@ def is_flipped(x: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_a_question_comes_with_its_image_and_nothing_to_find(
+def test_question_input_has_no_prompt_or_instances(
     is_train: bool, cfg: CfgNode, question: dict[str, Any]
 ) -> None:
     cfg.INPUT.RANDOM_FLIP = "none"
@@ -70,14 +70,14 @@ def test_a_question_comes_with_its_image_and_nothing_to_find(
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_what_only_evaluators_read_stays_behind(
+def test_evaluation_keys_are_removed(
     is_train: bool, cfg: CfgNode, question: dict[str, Any]
 ) -> None:
     x = make_mapper(cfg, is_train=is_train)(question)
     assert not {"human_answers", "answer_type", "question_type"} & x.keys()
 
 
-def test_further_texts_of_an_image_follow_its_flip(cfg: CfgNode, question: dict[str, Any]) -> None:
+def test_flip_applies_to_further_texts_of_the_image(cfg: CfgNode, question: dict[str, Any]) -> None:
     mapper = make_mapper(cfg)
     further = {key: question[key] for key in ("file_name", "question_id", "question", "answers")}
     record = {**question, "more": [further, {"target_captions": CAPTIONS[:1]}]}
@@ -88,7 +88,7 @@ def test_further_texts_of_an_image_follow_its_flip(cfg: CfgNode, question: dict[
     assert second["target_captions"] == ["a dog right of a cat"]
 
 
-def test_questions_of_one_image_come_together_when_the_config_says_so(
+def test_texts_per_image_merges_questions_of_one_image(
     cfg: CfgNode, question: dict[str, Any], register: Callable[..., str]
 ) -> None:
     records = [{**question, "question_id": i, "question": f"is it {i}?"} for i in range(5)]
@@ -96,43 +96,43 @@ def test_questions_of_one_image_come_together_when_the_config_says_so(
     cfg.DATALOADER.TEXTS_PER_IMAGE = 3
     cfg.SOLVER.IMS_PER_BATCH = 2
     batch = next(iter(build_train_loader(cfg)))
-    asked = sorted(text["question_id"] for x in batch for text in (x, *x["more"]))
-    assert asked == [0, 1, 2, 3, 4]
+    ids = sorted(text["question_id"] for x in batch for text in (x, *x["more"]))
+    assert ids == [0, 1, 2, 3, 4]
 
 
-def test_no_text_per_image_is_refused(cfg: CfgNode) -> None:
+def test_texts_per_image_below_one_raises(cfg: CfgNode) -> None:
     cfg.DATALOADER.TEXTS_PER_IMAGE = 0
     with pytest.raises(ValueError, match=r"TEXTS_PER_IMAGE is 0; it must be at least 1"):
         build_train_loader(cfg)
 
 
-def test_question_and_answers_follow_the_flip(cfg: CfgNode, question: dict[str, Any]) -> None:
-    mapper = make_mapper(cfg)
-    seen = {is_flipped(x): x for x in (mapper(question) for _ in range(20))}
-    assert seen[False]["question"] == "what is on the left side?"
-    assert seen[False]["answers"] == {"white": 2 / 3, "left": 1 / 3}
-    assert seen[True]["question"] == "what is on the right side?"
-    assert seen[True]["answers"] == {"white": 2 / 3, "right": 1 / 3}
-
-
-def test_training_learns_one_caption_at_a_time_and_in_time_all(
-    cfg: CfgNode, described: dict[str, Any]
+def test_flip_swaps_left_and_right_in_question_and_answers(
+    cfg: CfgNode, question: dict[str, Any]
 ) -> None:
     mapper = make_mapper(cfg)
-    seen = set()
+    by_flip = {is_flipped(x): x for x in (mapper(question) for _ in range(20))}
+    assert by_flip[False]["question"] == "what is on the left side?"
+    assert by_flip[False]["answers"] == {"white": 2 / 3, "left": 1 / 3}
+    assert by_flip[True]["question"] == "what is on the right side?"
+    assert by_flip[True]["answers"] == {"white": 2 / 3, "right": 1 / 3}
+
+
+def test_training_samples_one_of_all_captions(cfg: CfgNode, captioned: dict[str, Any]) -> None:
+    mapper = make_mapper(cfg)
+    sampled = set()
     for _ in range(60):
-        x = mapper(described)
+        x = mapper(captioned)
         [caption] = x["target_captions"]
-        seen.add((is_flipped(x), caption))
+        sampled.add((is_flipped(x), caption))
     mirrored = ["a dog right of a cat", *CAPTIONS[1:]]
-    assert seen == {*itertools.product([False], CAPTIONS), *itertools.product([True], mirrored)}
+    assert sampled == {*itertools.product([False], CAPTIONS), *itertools.product([True], mirrored)}
 
 
-def test_evaluation_keeps_all_captions(cfg: CfgNode, described: dict[str, Any]) -> None:
-    assert make_mapper(cfg, is_train=False)(described)["target_captions"] == CAPTIONS
+def test_evaluation_keeps_all_captions(cfg: CfgNode, captioned: dict[str, Any]) -> None:
+    assert make_mapper(cfg, is_train=False)(captioned)["target_captions"] == CAPTIONS
 
 
-def test_a_question_beside_boxes_keeps_both(cfg: CfgNode, question: dict[str, Any]) -> None:
+def test_question_with_boxes_keeps_both(cfg: CfgNode, question: dict[str, Any]) -> None:
     box = {"bbox": [0, 0, 50, 50], "bbox_mode": 0, "category_id": 1}
     x = make_mapper(cfg)({**question, "annotations": [box]})
     assert len(x["instances"]) == 1
@@ -141,8 +141,8 @@ def test_a_question_beside_boxes_keeps_both(cfg: CfgNode, question: dict[str, An
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_an_empty_question_is_named(is_train: bool, cfg: CfgNode, question: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"question 70 of image '.*left\.png'.*no words"):
+def test_empty_question_raises(is_train: bool, cfg: CfgNode, question: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"question 70 of image '.*left\.png'.*empty"):
         make_mapper(cfg, is_train=is_train)({**question, "question": ""})
 
 
@@ -150,14 +150,14 @@ def test_an_empty_question_is_named(is_train: bool, cfg: CfgNode, question: dict
 def mixture(
     cfg: CfgNode,
     question: dict[str, Any],
-    described: dict[str, Any],
+    captioned: dict[str, Any],
     register: Callable[..., str],
 ) -> CfgNode:
-    asked = [{**question, "question_id": i} for i in range(3)]
+    questions = [{**question, "question_id": i} for i in range(3)]
     cfg.DATASETS.TRAIN = (
         "tiny_coco",
-        register("asked", lambda: asked),
-        register("described", lambda: [described]),
+        register("questions", lambda: questions),
+        register("captions", lambda: [captioned]),
     )
     return cfg
 
@@ -169,43 +169,43 @@ def test_one_loader_mixes_boxes_questions_and_captions(mixture: CfgNode) -> None
         for x in batch:
             kind = x["dataset_name"]
             assert ("instances" in x) == (kind == "tiny_coco")
-            assert ("question" in x) == (kind == "asked")
-            assert ("target_captions" in x) == (kind == "described")
+            assert ("question" in x) == (kind == "questions")
+            assert ("target_captions" in x) == (kind == "captions")
             kinds.add(kind)
-    assert kinds == {"tiny_coco", "asked", "described"}
+    assert kinds == {"tiny_coco", "questions", "captions"}
 
 
-def test_questions_may_be_repeated_as_other_data(mixture: CfgNode) -> None:
-    mixture.DATASETS.TRAIN_REPEAT_FACTOR = [["asked", 4]]
+def test_repeat_factor_applies_to_questions(mixture: CfgNode) -> None:
+    mixture.DATASETS.TRAIN_REPEAT_FACTOR = [["questions", 4]]
     loader = build_train_loader(mixture)
-    drawn = list(itertools.islice(loader.make_sampler(0), 1700))
+    sampled = list(itertools.islice(loader.make_sampler(0), 1700))
     # Records 4 to 6 are questions: 12 of 17 draws.
-    assert sum(4 <= i <= 6 for i in drawn) / len(drawn) == pytest.approx(12 / 17, abs=0.05)
+    assert sum(4 <= i <= 6 for i in sampled) / len(sampled) == pytest.approx(12 / 17, abs=0.05)
 
 
-def test_evaluation_asks_every_question_once(mixture: CfgNode) -> None:
-    loader = build_test_loader(mixture, "asked")
+def test_evaluation_has_every_question_once(mixture: CfgNode) -> None:
+    loader = build_test_loader(mixture, "questions")
     assert [x["question_id"] for batch in loader for x in batch] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_reads_an_image_once_for_its_questions(
+def test_evaluation_loads_an_image_once_for_its_questions(
     mixture: CfgNode, num_workers: int
 ) -> None:
     mixture.DATALOADER.NUM_WORKERS = num_workers
-    (batch,) = build_test_loader(mixture, "asked")
+    (batch,) = build_test_loader(mixture, "questions")
     assert batch[0]["image"] is batch[1]["image"] is batch[2]["image"]
 
 
-def test_a_question_without_words_stops_training_before_it_begins(
+def test_empty_question_raises_when_the_loader_is_built(
     cfg: CfgNode, question: dict[str, Any], register: Callable[..., str]
 ) -> None:
-    cfg.DATASETS.TRAIN = (register("asked", lambda: [{**question, "question": " "}]),)
-    with pytest.raises(ValueError, match="data set 'asked', question 70 of image"):
+    cfg.DATASETS.TRAIN = (register("questions", lambda: [{**question, "question": " "}]),)
+    with pytest.raises(ValueError, match="dataset 'questions', question 70 of image"):
         build_train_loader(cfg)
 
 
-def test_a_question_whose_answers_have_no_words_is_left_out_and_named(
+def test_question_with_empty_answers_is_dropped_and_logged(
     mixture: CfgNode,
     question: dict[str, Any],
     register: Callable[..., str],
@@ -214,5 +214,5 @@ def test_a_question_whose_answers_have_no_words_is_left_out_and_named(
     unanswered = {**question, "question_id": 9, "answers": {}}
     mixture.DATASETS.TRAIN = (register("some", lambda: [question, unanswered]),)
     assert len(build_train_loader(mixture).dataset) == 1
-    assert "1 questions had no answer with words" in caplog.text
+    assert "1 questions had only empty answers" in caplog.text
     assert "question 9" in caplog.text

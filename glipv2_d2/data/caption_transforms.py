@@ -1,6 +1,6 @@
-"""What becomes of a caption on its way into a training prompt: mirrored, and packed with others.
+"""Caption transforms for training: left/right swap under flips, and packing negative captions.
 
-A *negative caption* is another image's: it names things that are (mostly) not in this image.
+A *negative caption* describes another image: it names objects that are mostly not in this image.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from glipv2_d2.text.tokenizer import Tokenizer
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
-def is_mirrored(transforms: T.TransformList) -> bool:
-    """Whether left and right have changed places."""
+def is_flipped(transforms: T.TransformList) -> bool:
+    """Whether the transforms flip the image horizontally; two flips cancel out."""
     return sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms) % 2 == 1
 
 
-def swap_sides(caption: str, phrases: Sequence[Sequence[Span]]) -> tuple[str, list[list[Span]]]:
-    """The caption of the mirrored image: "left" and "right" change places, nothing else does.
+def swap_left_right(
+    caption: str, phrases: Sequence[Sequence[Span]]
+) -> tuple[str, list[list[Span]]]:
+    """Swap "left" and "right" in a caption, and move its spans along.
 
-    Only whole words are swapped, whatever they mean ("right behind" too); they keep their case. The
-    spans keep their words.
+    Every whole word is swapped, in any meaning (also "right behind"), and keeps its case. Spans
+    cover the same words as before.
 
-    >>> swap_sides("Left dog right of a cat", [[(0, 8)], [(18, 23)]])
+    >>> swap_left_right("Left dog right of a cat", [[(0, 8)], [(18, 23)]])
     ('Right dog left of a cat', [[(0, 9)], [(18, 23)]])
     """
     matches = list(_SIDES.finditer(caption))
@@ -41,14 +43,13 @@ def swap_sides(caption: str, phrases: Sequence[Sequence[Span]]) -> tuple[str, li
         return caption, [list(spans) for spans in phrases]
     begins = [match.start() for match in matches]
     ends = [match.end() for match in matches]
-    # How far the text behind the first n words has moved.
+    # Offset of the text after the first n swapped words.
     words = [_other_side(match[0]) for match in matches]
     growth = [len(word) - len(match[0]) for word, match in zip(words, matches, strict=True)]
     moved = np.concatenate([[0], np.cumsum(growth)]).tolist()
 
     def swap_span(begin: int, end: int) -> Span:
-        # A span that cuts a word takes all of it: a beginning inside stays before the word, an
-        # end inside goes behind it.
+        # A span that cuts a swapped word is extended to the whole word.
         first = bisect_right(begins, begin) - 1
         if first >= 0 and begins[first] < begin < ends[first]:
             begin = begins[first]
@@ -72,11 +73,11 @@ def _other_side(word: str) -> str:
 
 
 class CaptionPacker:
-    """Puts other captions of a data set around a caption, in random order (GLIP spec 16).
+    """Packs negative captions around a caption, in random order (glip_reference.md 16).
 
-    In GLIP's words: with one probability as many as allowed, with another a random number, else
-    none. The caption itself always fits. A caption that has one of its phrases is no negative (our
-    choice).
+    With probability ``full_prob`` it draws ``max_negatives`` captions, with ``random_prob`` a
+    random number of them, and otherwise none. The prompt's own caption is always kept whole. A
+    caption that contains one of its phrases is not used as a negative (our choice).
     """
 
     @configurable
@@ -85,9 +86,10 @@ class CaptionPacker:
     ) -> None:
         """
         Args:
-            max_negatives: captions beside the positive one, as far as the tokens reach.
-            full_prob: how often exactly so many.
-            random_prob: how often a uniform number from 1 to so many.
+            max_negatives: number of negative captions to draw, before those beyond the token
+                limit are dropped.
+            full_prob: probability of drawing exactly ``max_negatives``.
+            random_prob: probability of drawing a uniform number from 1 to ``max_negatives``.
         """
         self.tokenizer = tokenizer
         self.max_negatives = max_negatives
@@ -104,11 +106,11 @@ class CaptionPacker:
         }
 
     def __call__(self, prompt: Prompt, captions: Sequence[str], rng: np.random.Generator) -> Prompt:
-        """The prompt among negative captions, its spans where its words are now.
+        """The prompt packed with negative captions, its spans moved to the new positions.
 
         Args:
-            prompt: of a caption; it fits the token limit.
-            captions: to draw from.
+            prompt: prompt of a caption within the token limit.
+            captions: captions to draw from.
         """
         count = self._draw_count(rng)
         if count == 0 or len(captions) == 0:
@@ -123,7 +125,7 @@ class CaptionPacker:
             tuple((begin + offset, end + offset) for begin, end in spans) for spans in prompt.spans
         )
         packed = replace(prompt, text=text, spans=moved)
-        # For tokenizers to which a text is more than the sum of its sentences.
+        # Some tokenizers need more tokens for a text than for its sentences one by one.
         fits = self.tokenizer.count(text) <= self._room
         return packed if texts and fits else prompt
 
@@ -150,13 +152,13 @@ class CaptionPacker:
 
 
 def _closed(caption: str) -> str:
-    """Ended by a full stop. Blanks in front stay, as spans count them."""
+    """The caption ended by a full stop. Leading blanks stay, because spans count them."""
     caption = caption.rstrip()
     return caption if caption.endswith(".") else f"{caption}."
 
 
 def _negatives(texts: Sequence[str], prompt: Prompt) -> list[str]:
-    """The texts, each once, without those that name what the prompt asks for."""
+    """The distinct texts that contain none of the prompt's phrases."""
     phrases = [re.escape(phrase) for phrase in prompt.phrases if phrase.strip()]
     own = re.compile(rf"\b({'|'.join(phrases)})\b", re.IGNORECASE) if phrases else None
     unique = dict.fromkeys(text for text in texts if text != _closed(prompt.text))

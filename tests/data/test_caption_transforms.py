@@ -1,4 +1,4 @@
-"""Captions follow a mirrored image, and are packed with others."""
+"""Left/right swaps of captions under flips, and packing of negative captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.data.caption_text import CaptionPacker, is_mirrored, swap_sides
+from glipv2_d2.data.caption_transforms import CaptionPacker, is_flipped, swap_left_right
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text import Tokenizer
 from glipv2_d2.text.prompts import caption_prompt
@@ -27,12 +27,12 @@ DOG_AND_CAT = ([(0, 5)], [(10, 15)])
         ("nothing here", "nothing here"),
     ],
 )
-def test_only_whole_words_of_sides_are_swapped(caption: str, mirrored: str) -> None:
-    assert swap_sides(caption, [])[0] == mirrored
+def test_only_whole_words_are_swapped(caption: str, mirrored: str) -> None:
+    assert swap_left_right(caption, [])[0] == mirrored
 
 
-def test_spans_keep_their_words() -> None:
-    caption, phrases = swap_sides("man left of the right dog", [[(0, 3), (12, 25)], [(4, 8)]])
+def test_spans_cover_the_same_words() -> None:
+    caption, phrases = swap_left_right("man left of the right dog", [[(0, 3), (12, 25)], [(4, 8)]])
     texts = [[caption[b:e] for b, e in spans] for spans in phrases]
     assert texts == [["man", "the left dog"], ["right"]]
 
@@ -41,22 +41,22 @@ WORDS = st.lists(st.sampled_from(["left", "right", "Left", "dog", ",", "leftover
 
 
 @given(WORDS, st.data())
-def test_swapping_twice_gives_the_caption_back(words: list[str], data: st.DataObject) -> None:
+def test_swapping_twice_restores_the_caption(words: list[str], data: st.DataObject) -> None:
     caption = " ".join(words)
     first = data.draw(st.integers(0, len(words) - 1))
     begin = len(" ".join(words[:first])) + (first > 0)
     span = (begin, begin + len(words[first]))
-    assert swap_sides(*swap_sides(caption, [[span]])) == (caption, [[span]])
+    assert swap_left_right(*swap_left_right(caption, [[span]])) == (caption, [[span]])
 
 
-def test_a_span_that_cuts_a_word_takes_all_of_it() -> None:
-    assert swap_sides("a left dog", [[(3, 10)], [(0, 4)]])[1] == [[(2, 11)], [(0, 7)]]
+def test_span_that_cuts_a_word_is_extended() -> None:
+    assert swap_left_right("a left dog", [[(3, 10)], [(0, 4)]])[1] == [[(2, 11)], [(0, 7)]]
 
 
 @pytest.mark.parametrize(("flips", "mirrored"), [(0, False), (1, True), (2, False)])
-def test_two_flips_are_none(flips: int, mirrored: bool) -> None:
+def test_two_flips_cancel_out(flips: int, mirrored: bool) -> None:
     transforms = T.TransformList([T.HFlipTransform(10)] * flips + [T.VFlipTransform(10)])
-    assert is_mirrored(transforms) is mirrored
+    assert is_flipped(transforms) is mirrored
 
 
 @pytest.fixture
@@ -79,14 +79,12 @@ def packer(
     )
 
 
-def test_phrases_are_where_their_words_are_now(
-    tokenizer: Tokenizer, rng: np.random.Generator
-) -> None:
+def test_packed_spans_cover_the_phrases(tokenizer: Tokenizer, rng: np.random.Generator) -> None:
     prompt = caption_prompt(CAPTION, DOG_AND_CAT)
-    others = ["a red bus", "two men.", "a tree by the sea"]
+    negatives = ["a red bus", "two men.", "a tree by the sea"]
     texts = set()
     for _ in range(20):
-        packed = packer(tokenizer)(prompt, others, rng)
+        packed = packer(tokenizer)(prompt, negatives, rng)
         assert packed.phrases == ["a dog", "a cat"]
         assert packed.classes == (0, 1)
         texts.add(packed.text)
@@ -95,12 +93,14 @@ def test_phrases_are_where_their_words_are_now(
     assert any(text.endswith(" a dog and a cat.") for text in texts)
 
 
-def test_each_caption_is_a_sentence(tokenizer: Tokenizer, rng: np.random.Generator) -> None:
+def test_packed_captions_end_with_a_full_stop(
+    tokenizer: Tokenizer, rng: np.random.Generator
+) -> None:
     packed = packer(tokenizer)(caption_prompt("a cat", [[(0, 5)]]), ["two men."], rng)
     assert packed.text in {"a cat. two men.", "two men. a cat."}
 
 
-def test_a_caption_that_names_the_same_is_no_negative(
+def test_caption_with_the_same_phrase_is_not_a_negative(
     tokenizer: Tokenizer, rng: np.random.Generator
 ) -> None:
     prompt = caption_prompt(CAPTION, DOG_AND_CAT)
@@ -109,7 +109,7 @@ def test_a_caption_that_names_the_same_is_no_negative(
     assert sorted(packed.text.rstrip(".").split(". ")) == ["a catalogue", CAPTION]
 
 
-def test_the_caption_itself_always_fits(rng: np.random.Generator) -> None:
+def test_own_caption_is_kept_within_the_token_limit(rng: np.random.Generator) -> None:
     short = Tokenizer("bert-base-uncased", 12)
     prompt = caption_prompt(CAPTION, DOG_AND_CAT)
     others = ["a tree", "two men on a very long ship with many sails"]
@@ -123,12 +123,12 @@ def test_the_caption_itself_always_fits(rng: np.random.Generator) -> None:
     ("full_prob", "random_prob", "shares"),
     [
         (0.0, 0.0, (1, 0, 0)),
-        # The uniform number is one or two.
+        # The random number is 1 or 2 with equal probability.
         (0.3, 0.3, (0.4, 0.15, 0.45)),
         (0.0, 1.0, (0, 0.5, 0.5)),
     ],
 )
-def test_shares_of_no_one_and_two_negatives(
+def test_probabilities_of_zero_one_and_two_negatives(
     full_prob: float,
     random_prob: float,
     shares: tuple[float, float, float],
@@ -141,6 +141,8 @@ def test_shares_of_no_one_and_two_negatives(
         assert counts.count(number) / len(counts) == pytest.approx(share, abs=0.05)
 
 
-def test_a_lonely_caption_stays_as_it_is(tokenizer: Tokenizer, rng: np.random.Generator) -> None:
+def test_caption_without_negatives_is_unchanged(
+    tokenizer: Tokenizer, rng: np.random.Generator
+) -> None:
     prompt = Prompt(CAPTION, (), ())
     assert packer(tokenizer)(prompt, [CAPTION], rng) is prompt
