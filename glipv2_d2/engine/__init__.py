@@ -1,4 +1,4 @@
-"""Training: configs, optimizer, trainer."""
+"""Configs, training, fine-tuning and pseudo-labelling."""
 
 from glipv2_d2.engine.setup import load_config
 

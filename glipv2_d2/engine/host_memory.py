@@ -1,4 +1,4 @@
-"""Memory of the CPU: freed blocks stay with the process, and what a process has needed at most."""
+"""Host memory of the process: keep freed blocks for reuse; measure the peak."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _TOP_PAD_BYTES = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep freed memory for its next tensors, and say whether that could be done.
+    """Let the process keep freed memory for later tensors; return whether it succeeded.
 
-    glibc hands large blocks back to the system as soon as a tensor dies, and the next tensor's
-    pages are then mapped and zeroed again one by one. On a CPU that may take more time than the
-    arithmetic in between (docs/performance.md has figures). Here blocks of every size come from
-    the heap, which grows in steps of 256 MiB and never shrinks, so that the process holds on to
-    its peak until it ends; holes between live blocks add to that peak.
+    By default glibc returns large blocks to the system as soon as a tensor is freed, and the pages
+    of the next tensor are mapped and zeroed again. On a CPU this may take longer than the
+    arithmetic in between (figures in docs/performance.md). After this call, blocks of every size
+    come from the heap, which grows in steps of 256 MiB and never shrinks: the process keeps its
+    peak until it ends, and gaps between live blocks add to that peak.
 
-    To be called at the start of a program, before it makes large tensors. Other C libraries than
-    glibc, also a preloaded one such as jemalloc, are left alone. What the user sets himself with
-    glibc's ``MALLOC_*`` variables is overruled.
+    Call it at the start of a program, before large tensors are allocated. It overrides glibc's
+    ``MALLOC_*`` variables. C libraries other than glibc, including a preloaded one such as
+    jemalloc, are not changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     settings = {
-        _M_MMAP_MAX: 0,  # no block gets a mapping of its own, which would die with it
+        _M_MMAP_MAX: 0,  # no block gets its own mapping, which would be unmapped with it
         _M_TRIM_THRESHOLD: -1,  # the heap is never trimmed
         _M_TOP_PAD: _TOP_PAD_BYTES,
     }
-    # Not all(): every setting is to be tried.
+    # Not all(), which would stop at the first failure.
     return sum(libc.mallopt(name, value) for name, value in settings.items()) == len(settings)
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has occupied so far."""
+    """Peak resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

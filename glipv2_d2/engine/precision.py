@@ -1,4 +1,4 @@
-"""The number formats that a config may ask for."""
+"""Floating-point precision at inference: autocast and rounded weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Config value -> dtype of autocast."""
 
 
 def inference_precision(cfg: CfgNode) -> AbstractContextManager[object]:
-    """The context in which a model of ``TEST.PRECISION`` is asked.
+    """The autocast context of ``TEST.PRECISION``.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: the precision is unknown.
     """
     dtype = _inference_dtype(cfg)
     if dtype is None:
@@ -31,22 +32,22 @@ def inference_precision(cfg: CfgNode) -> AbstractContextManager[object]:
 
 
 def round_weights(model: nn.Module, cfg: CfgNode) -> None:
-    """Round the weights that autocast to ``TEST.PRECISION`` would round in every run; in place.
+    """Round in place the weights that autocast to ``TEST.PRECISION`` would round in every call.
 
-    What the model says stays the same to the last bit, with half the memory for these weights and
-    without the time to convert them. For models that are only asked: what is lost does not come
-    back, and outside of :func:`inference_precision` the model cannot be called any more. Other
-    models than GLIPv2, and adapters, stay as they are.
+    The model's outputs stay bit-identical; these weights take half the memory and are not
+    converted again. For inference only: the rounding cannot be undone, and the model then only
+    runs inside :func:`inference_precision`. Adapters, and models other than GLIPv2, are not
+    changed.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: the precision is unknown.
     """
     dtype = _inference_dtype(cfg)
     if dtype is None or not isinstance(model, GLIPv2):
         return
-    for module in _rounded_in_use(model, dtype):
+    for module in _autocast_modules(model, dtype):
         weight = module.weight.detach()
-        # Kept in the order of its memory: DyConv's weights lie as its samples come.
+        # Keeps the memory format: DyConv's weights are laid out like its samples.
         module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
 
 
@@ -59,19 +60,22 @@ def _inference_dtype(cfg: CfgNode) -> torch.dtype | None:
     return PRECISIONS[name]
 
 
-def _rounded_in_use(model: GLIPv2, dtype: torch.dtype) -> Iterator[Any]:
-    """Modules whose weights are only factors of products that autocast computes in ``dtype``."""
+def _autocast_modules(model: GLIPv2, dtype: torch.dtype) -> Iterator[Any]:
+    """Modules whose weights are used only in products that autocast computes in ``dtype``."""
     parts = [model.backbone, model.fused_head]
-    # Answers and names are read by the language backbone in full precision.
-    reads_precisely = model.answer is not None or model.region_reader is not None
-    if type(model.language_backbone) is BertLanguageBackbone and not reads_precisely:
+    if type(model.language_backbone) is BertLanguageBackbone and not _encodes_in_fp32(model):
         parts.append(model.language_backbone)
-    # No classes of their own: these may do more with a weight than to multiply.
+    # Exact types only: a subclass may use its weight in other operations.
     types: set[type[nn.Module]] = {nn.Linear, nn.Conv2d, Conv2d}
     if model.device.type == "cpu" and dtype == torch.bfloat16:
-        # Elsewhere its product is in fp32.
+        # On other devices and in fp16 its product is computed in fp32.
         types.add(ModulatedDeformConv)
     for part in parts:
         for name, module in part.named_modules():
             if type(module) in types and "base_layer" not in name and "lora_" not in name:
                 yield module
+
+
+def _encodes_in_fp32(model: GLIPv2) -> bool:
+    """Whether the language backbone also encodes answers or class names in full precision."""
+    return model.text_tasks is not None and model.text_tasks.embeds_strings

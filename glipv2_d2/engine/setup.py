@@ -1,4 +1,4 @@
-"""Configs with errors that help."""
+"""Load configs, with errors that suggest the nearest key."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-# Registers the model's parts, which configs name.
+# Registers the modules that configs refer to by name.
 import glipv2_d2.modeling  # noqa: F401
 from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.projects import add_project_configs
 
 logger = logging.getLogger(__name__)
 
 
 def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
-    """Detectron2's and our defaults, then a file, then single keys.
+    """The config of a file and single options, on top of the defaults.
 
-    Where CUDA is asked for but absent, the model goes to the CPU. The config's own data sets
-    (``DATASETS.CUSTOM``) are known by name from here on.
+    The defaults are those of Detectron2, of :func:`~glipv2_d2.config.add_glipv2_config` and of the
+    installed projects; for those of a GLIP model, let the file inherit from
+    ``configs/glip/Base-GLIP.yaml``.
+    ``MODEL.DEVICE`` falls back to the CPU if CUDA is not available. The datasets of
+    ``DATASETS.CUSTOM`` are registered.
 
     Args:
         path: a YAML file; "" for the defaults.
-        opts: keys and values in turn, as on Detectron2's command lines.
+        opts: alternating keys and values, as on Detectron2's command lines.
 
     Returns:
         A frozen config.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a key does not exist, or a value is of the wrong kind.
+        FileNotFoundError: the file does not exist.
+        ValueError: a key does not exist, or a value has the wrong type.
     """
     cfg = get_cfg()
     add_glipv2_config(cfg)
+    add_project_configs(cfg)
     if path:
         _merge_file(cfg, str(path))
     _merge_opts(cfg, list(opts))
@@ -56,9 +61,9 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     try:
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
         keys = _flat_keys(loaded)
-    # A list or a text has no items.
+    # AttributeError: the file is a list or a string.
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config file {path!r} is not a YAML table of keys: {error}") from error
+        raise ValueError(f"config file {path!r} is not a YAML mapping of keys: {error}") from error
     _check_keys(cfg, keys, source=f"config file {path!r}")
     try:
         cfg.merge_from_file(path)
@@ -68,7 +73,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
 
 def _merge_opts(cfg: CfgNode, opts: list[Any]) -> None:
     if len(opts) % 2 != 0:
-        raise ValueError(f"config options are pairs of KEY VALUE, these are {len(opts)}: {opts}")
+        raise ValueError(f"config options must be pairs of KEY VALUE, got {len(opts)}: {opts}")
     _check_keys(cfg, opts[::2], source="the command line")
     cfg.merge_from_list(opts)
 
@@ -79,11 +84,11 @@ def _check_keys(cfg: CfgNode, keys: Sequence[str], *, source: str) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{source}: there is no config key {key!r}{hint}")
+            raise ValueError(f"{source}: config key {key!r} does not exist{hint}")
 
 
 def _flat_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
-    """``A.B.C`` of every value."""
+    """The dotted key ``A.B.C`` of every value."""
     return list(_walk(node, prefix))
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from glipv2_d2.engine import host_memory
 
-# In a child: the setting is for the whole process and for good. The file alone is imported, since
-# it needs no package.
+# In a child process, because the setting is permanent. Only the file is imported: it needs no
+# package.
 CHILD = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("host_memory", sys.argv[1])
@@ -30,19 +30,19 @@ print(with_block - resident_mib())
 """
 
 
-@pytest.mark.parametrize(("what", "is_returned"), [("keep", False), ("default", True)])
-def test_freed_blocks_stay_with_the_process_where_asked(what: str, is_returned: bool) -> None:
-    command = [sys.executable, "-c", CHILD, host_memory.__file__, what]
+@pytest.mark.parametrize(("mode", "is_returned"), [("keep", False), ("default", True)])
+def test_the_process_keeps_freed_blocks_only_after_the_call(mode: str, is_returned: bool) -> None:
+    command = [sys.executable, "-c", CHILD, host_memory.__file__, mode]
     returned_mib = float(subprocess.check_output(command))
     assert (returned_mib > 32) == is_returned
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not host_memory.keep_freed_memory()
 
 
-def test_the_peak_is_at_least_what_is_in_use() -> None:
+def test_the_peak_is_at_least_the_resident_memory() -> None:
     before = host_memory.peak_resident_bytes()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     assert resident * 0.9 < before < 2**42

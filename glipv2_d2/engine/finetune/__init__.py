@@ -1,0 +1,1 @@
+"""Fine-tuning: policies, recipes, delta files and data in COCO format."""

@@ -1,0 +1,1 @@
+"""Pseudo-labelling: a trained model turns image-caption pairs into grounded records."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, one optimizer step, the optimizer and its hooks."""

@@ -1,0 +1,263 @@
+"""Detectron2's DefaultTrainer with GLIPv2's data, optimizer and evaluators, and exact resuming."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import random
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
+from glipv2_d2.checkpoint.file_writing import atomic_open
+from glipv2_d2.data.build import build_test_loader, build_train_loader
+from glipv2_d2.data.stream import TrainLoader
+from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
+from glipv2_d2.engine.finetune.tuning import (
+    DELTA_FILE,
+    build_tuned_model,
+    resume_or_load,
+    save_delta,
+)
+from glipv2_d2.engine.precision import inference_precision
+from glipv2_d2.engine.train.best_checkpoint import (
+    PLATEAU_SCHEDULE,
+    BestMetricHook,
+    EarlyStop,
+    build_plateau_scheduler,
+    build_warmup_scheduler,
+    check_best_metric,
+)
+from glipv2_d2.engine.train.distributed import average_gradients
+from glipv2_d2.engine.train.ema import EMAHook, build_ema
+from glipv2_d2.engine.train.metrics import ResourceMetrics
+from glipv2_d2.engine.train.param_groups import build_optimizer
+from glipv2_d2.engine.train.train_step import build_accumulating_trainer, images_per_micro_batch
+from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
+from glipv2_d2.evaluation.build import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+BEST_FILE = "model_best.pth"
+"""The weights with the best SOLVER.BEST_METRIC, in OUTPUT_DIR."""
+
+RESULTS_FILE = "results.json"
+"""Results of the last evaluation, in OUTPUT_DIR: {dataset: {task: {metric: number}}}."""
+
+
+class Trainer(DefaultTrainer):
+    """Trains the model of a config.
+
+    A run that is killed and resumed from its last checkpoint gives the results of an uninterrupted
+    run. The checkpoint holds model, optimizer, schedule, moving average, seed and iteration; data
+    order and random numbers are functions of seed and iteration.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Raises:
+            ValueError: the config has an invalid value.
+        """
+        check_best_metric(cfg)
+        # Replaces DefaultTrainer.__init__, which has no gradient accumulation, has AMP in fp16 on
+        # CUDA only, and needs one GPU per process.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = build_accumulating_trainer(
+            cfg, average_gradients(model), self.build_train_loader(cfg), optimizer
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GLIPv2Checkpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        hooks: list[HookBase] = [SeedIterations(self.data_loader)]
+        # The checkpointer has the model without its DDP wrapper.
+        model = self.checkpointer.model
+        if hasattr(model, "tuning"):
+            hooks.append(FrozenModulesEvalHook(model))
+        if self.cfg.SOLVER.EMA_DECAY > 0:
+            average = build_ema(self.cfg, model)
+            self.checkpointer.add_checkpointable("model_ema", average)
+            hooks.append(EMAHook(average))
+        timer, *others = super().build_hooks()
+        device = next(model.parameters()).device
+        hooks += [timer, ResourceMetrics(self.cfg.SOLVER.IMS_PER_BATCH, device), *others]
+        self.best_metric_hook = self._build_best_metric_hook()
+        if self.best_metric_hook is not None:
+            hooks = insert_after_evaluation(hooks, self.best_metric_hook)
+        return hooks
+
+    def _build_best_metric_hook(self) -> BestMetricHook | None:
+        solver = self.cfg.SOLVER
+        if not solver.BEST_METRIC:
+            return None
+        return BestMetricHook(
+            metric=solver.BEST_METRIC,
+            period=self.cfg.TEST.EVAL_PERIOD,
+            save_best=functools.partial(
+                save_best, self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / BEST_FILE
+            ),
+            plateau=build_plateau_scheduler(self.cfg, self.optimizer),
+            early_stop_patience=solver.EARLY_STOP_PATIENCE,
+        )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Detectron2's; the data loader also continues at the resumed iteration."""
+        resume_or_load(self.checkpointer, self.cfg, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            # The checkpoint stores its last iteration.
+            self.start_iter = self.iter + 1
+        self.data_loader.start_iteration = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+
+    def train(self) -> Any:
+        """Detectron2's, with early stopping.
+
+        With ``SOLVER.BEST_METRIC`` the model ends with its best weights. With a fine-tuning policy
+        the delta file is written.
+        """
+        results = None
+        try:
+            results = super().train()
+        except EarlyStop as stop:
+            logger.info("%s", stop)
+        if self.best_metric_hook is not None and self.best_metric_hook.best is not None:
+            comm.synchronize()
+            self.checkpointer.load(str(Path(self.cfg.OUTPUT_DIR) / BEST_FILE), checkpointables=[])
+        if hasattr(self.checkpointer.model, "tuning") and comm.is_main_process():
+            save_delta(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / DELTA_FILE)
+        return results
+
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite. The message names the images. The
+                weights are not updated.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"iteration {self.iter}: {error}\nThe weights were not updated. Resume from the "
+                f"last checkpoint in {self.cfg.OUTPUT_DIR} with a lower SOLVER.BASE_LR (now "
+                f"{self.cfg.SOLVER.BASE_LR}) or a longer SOLVER.WARMUP_ITERS (now "
+                f"{self.cfg.SOLVER.WARMUP_ITERS}), or skip such steps (SOLVER.NON_FINITE skip)"
+            ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.data_loader.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.data_loader.seed = state_dict["seed"]
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Detectron2's; also writes the results to ``OUTPUT_DIR/results.json``."""
+        with inference_precision(cfg):
+            results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = list(cfg.DATASETS.TEST)
+            per_dataset = {names[0]: results} if len(names) == 1 else results
+            with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
+                file.write(json.dumps(per_dataset, indent=1).encode())
+        return results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_tuned_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        if cfg.SOLVER.LR_SCHEDULER_NAME == PLATEAU_SCHEDULE:
+            return build_warmup_scheduler(cfg, optimizer)
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Build the loader of micro-batches; a step takes ``SOLVER.ACCUMULATION_STEPS`` of them."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.IMS_PER_BATCH = images_per_micro_batch(cfg)
+        cfg.freeze()
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return BackgroundEvaluator(build_evaluator(cfg, dataset_name))
+
+
+def insert_after_evaluation(hooks: Sequence[HookBase | None], inserted: HookBase) -> list[HookBase]:
+    """Insert a hook after the evaluation hook, and move the checkpointers behind it.
+
+    Detectron2 writes a checkpoint before it evaluates. A run resumed from that checkpoint would
+    miss the result of the evaluation.
+    """
+    ordered: list[HookBase] = []
+    checkpointers = [hook for hook in hooks if isinstance(hook, PeriodicCheckpointer)]
+    for hook in hooks:
+        if hook is None or hook in checkpointers:
+            continue
+        ordered.append(hook)
+        if isinstance(hook, EvalHook):
+            ordered += [inserted, *checkpointers]
+    return ordered
+
+
+def save_best(model: nn.Module, path: Path) -> None:
+    """Write the weights without the training state, in the main process."""
+    if comm.is_main_process():
+        save_weights(model, path)
+
+
+class SeedIterations(HookBase):
+    """Seeds every random number generator before each step.
+
+    Dropout then depends on seed and iteration only, and checkpoints need no random state.
+    """
+
+    def __init__(self, data_loader: TrainLoader) -> None:
+        self.data_loader = data_loader
+
+    def before_step(self) -> None:
+        entropy = [self.data_loader.seed, comm.get_rank(), self.trainer.iter]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)

@@ -1,0 +1,1 @@
+"""Profiling: the cost of each stage of a model, and its lower bound on a machine."""

@@ -1,0 +1,188 @@
+"""Training, resumption, and the rules that follow a metric."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+
+from glipv2_d2.engine.train.trainer import Trainer
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopBefore(HookBase):
+    """Interrupts the run between two checkpoints, as a kill does."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise Interrupted
+
+
+class Record(HookBase):
+    """Records the loss and learning rate of every iteration."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, tuple[float, float]] = {}
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        self.values[self.trainer.iter] = (latest["total_loss"][0], latest["lr"][0])
+
+
+def train(cfg: CfgNode, *, resume: bool = False, stop_before: int | None = None) -> Record:
+    trainer = Trainer(cfg)
+    record = Record()
+    trainer.register_hooks([record])
+    if stop_before is not None:
+        trainer.register_hooks([StopBefore(stop_before)])
+    trainer.resume_or_load(resume=resume)
+    with contextlib.suppress(Interrupted):
+        trainer.train()
+    return record
+
+
+def final(cfg: CfgNode) -> dict:
+    return torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("seed", [3, -1], ids=["seeded", "unseeded"])
+def test_a_resumed_run_equals_an_uninterrupted_one(cfg: CfgNode, tmp_path: Path, seed: int) -> None:
+    cfg.SEED = 3
+    torch.manual_seed(0)
+    whole = train(cfg)
+    expected = final(cfg)
+
+    cfg.OUTPUT_DIR = str(tmp_path / "interrupted")
+    torch.manual_seed(0)
+    train(cfg, stop_before=5)
+    # A run without a seed loads it from the checkpoint.
+    cfg.SEED = seed
+    torch.manual_seed(99)
+    resumed = train(cfg, resume=True)
+
+    assert set(resumed.values) == {3, 4, 5, 6, 7}
+    assert resumed.values == {i: whole.values[i] for i in resumed.values}
+    for part in ("model", "model_ema"):
+        for name, value in final(cfg)[part].items():
+            assert torch.equal(value, expected[part][name]), name
+
+
+def test_checkpoints_contain_weights_and_average(cfg: CfgNode) -> None:
+    train(cfg)
+    checkpoint = final(cfg)
+    assert set(checkpoint["model"]) - set(checkpoint["model_ema"]) == {"frozen"}
+    weight = "backbone.weight"
+    assert not torch.equal(checkpoint["model"][weight], checkpoint["model_ema"][weight])
+
+
+def test_a_non_finite_loss_is_an_error_before_the_weights_change(cfg: CfgNode) -> None:
+    cfg.SOLVER.EMA_DECAY = 0.0
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    with torch.no_grad():
+        trainer.model.backbone.bias.fill_(float("inf"))
+    before = trainer.model.backbone.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"(?s)iteration 0.*loss_score") as caught:
+        trainer.train()
+    assert "SOLVER.BASE_LR" in str(caught.value)
+    assert torch.equal(trainer.model.backbone.weight, before)
+
+
+def test_evaluation_runs_at_the_end(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.TEST.EVAL_PERIOD = 1
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    # Two of four images have class 0, which the model always predicts, at the right place.
+    assert json.loads(lines[-1])["bbox/AP-cat"] > 0
+
+
+def test_fp16_on_a_cpu_trains_in_full_precision(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.SOLVER.MAX_ITER = 1
+    assert set(train(cfg).values) == {0}
+
+
+def set_best_metric(cfg: CfgNode, **solver: object) -> None:
+    """Evaluate after every step; the AP of the stand-in is constant, so the first is the best."""
+    cfg.TEST.EVAL_PERIOD = 1
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    for key, value in solver.items():
+        setattr(cfg.SOLVER, key, value)
+
+
+def test_training_stops_when_the_metric_does_not_improve(cfg: CfgNode) -> None:
+    set_best_metric(cfg, EARLY_STOP_PATIENCE=2)
+    # The third step, which ends training, does not reach the Record hook.
+    assert set(train(cfg).values) == {0, 1}
+
+
+def test_training_with_a_metric_ends_with_the_best_weights(cfg: CfgNode) -> None:
+    set_best_metric(cfg, EARLY_STOP_PATIENCE=2)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    after_first_step = {}
+
+    class KeepFirst(HookBase):
+        def after_step(self) -> None:
+            # BestMetricHook runs first, so the last step does not reach this hook.
+            if self.trainer.iter == 0:
+                weights = self.trainer.model.state_dict()
+                after_first_step.update({name: v.clone() for name, v in weights.items()})
+
+    trainer.register_hooks([KeepFirst()])
+    trainer.train()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, after_first_step[name]), name
+
+
+def test_plateaus_reduce_the_rate_also_after_resuming(cfg: CfgNode, tmp_path: Path) -> None:
+    set_best_metric(cfg, LR_SCHEDULER_NAME="WarmupPlateauLR", PLATEAU_PATIENCE=1, WARMUP_ITERS=2)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 4
+    torch.manual_seed(0)
+    whole = train(cfg)
+    rates = [whole.values[i][1] for i in range(8)]
+    base, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA
+    # The evaluations after steps 1 and 2 are not better: one more than the patience.
+    assert rates[2:4] == pytest.approx([base, base * decay])
+    assert rates[7] == pytest.approx(base * decay**3)
+
+    cfg.OUTPUT_DIR = str(tmp_path / "interrupted")
+    torch.manual_seed(0)
+    train(cfg, stop_before=6)
+    resumed = train(cfg, resume=True)
+    assert resumed.values == {i: whole.values[i] for i in (4, 5, 6, 7)}
+
+
+def test_a_metric_that_the_evaluation_does_not_compute_is_an_error(cfg: CfgNode) -> None:
+    set_best_metric(cfg, BEST_METRIC="bbox/mAP")
+    with pytest.raises(ValueError, match=r"'bbox/mAP'.*bbox/AP"):
+        train(cfg)
+
+
+def test_rules_without_a_metric_are_an_error_before_training(cfg: CfgNode) -> None:
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 2
+    with pytest.raises(ValueError, match=r"SOLVER\.BEST_METRIC.*empty"):
+        Trainer(cfg)
+
+
+def test_a_metric_without_evaluations_is_an_error_before_training(cfg: CfgNode) -> None:
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    with pytest.raises(ValueError, match=r"TEST\.EVAL_PERIOD"):
+        Trainer(cfg)
