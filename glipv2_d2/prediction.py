@@ -1,4 +1,4 @@
-"""What a model found in an image, and what it said of it."""
+"""Results of :class:`~glipv2_d2.predictor.Predictor`: detections, answers and captions."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from detectron2.structures import BoxMode, Instances
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from glipv2_d2.evaluation.thresholds import NameThresholds
+from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.text import Span
 
-Thresholds = NameThresholds | Mapping[str, float] | str | Path
-"""The least score of each name: a mapping, or a file of tools/check_names.py calibrate."""
+Thresholds = ScoreThresholds | Mapping[str, float] | str | Path
+"""Score threshold per class name: a mapping, or the file of a calibration."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image.
+    """Detections in one image.
 
     Attributes:
         instances: ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` (0..1, best
-            first) and ``pred_classes`` (index in ``names``), on the CPU; of a model with masks also
+            first) and ``pred_classes`` (index in ``names``), on the CPU; with a mask head also
             ``pred_masks`` (bool, (K, height, width)).
-        names: the class names that were asked, or the phrases of the caption.
+        names: the class names, or the phrases of the caption.
         image_size: (height, width) of the original image.
-        text: of a caption, or of a question and its answer; None for class names.
+        text: the caption, or the question followed by its answer; None for class names.
         spans: for each of ``names`` its character spans in ``text``.
     """
 
@@ -41,12 +41,12 @@ class Prediction:
     spans: tuple[tuple[Span, ...], ...] = ()
 
     @staticmethod
-    def of(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
-        """What a model found.
+    def from_output(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+        """Convert the output of a model.
 
         Args:
-            x: its input dict, which asked ``classes``, a ``caption``, or to ``ground`` a text.
-            output: the model's.
+            x: the model's input dict, with ``classes``, a ``caption``, or ``ground``.
+            output: the model's output dict.
         """
         instances = output[fields.INSTANCES].to("cpu")
         best_first = instances.scores.argsort(descending=True, stable=True)
@@ -59,7 +59,7 @@ class Prediction:
             list(names),
             (x[fields.HEIGHT], x[fields.WIDTH]),
             text,
-            tuple(tuple(of_name) for of_name in spans),
+            tuple(tuple(phrase_spans) for phrase_spans in spans),
         )
 
     def __len__(self) -> int:
@@ -67,23 +67,24 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """The name of each detection."""
+        """The class name or phrase of each detection."""
         return [self.names[index] for index in self.instances.pred_classes.tolist()]
 
     def above(self, threshold: float | Thresholds) -> Prediction:
-        """The detections with a score of at least ``threshold``, one for all or by name."""
-        least: float | Tensor
+        """The detections with a score of at least ``threshold``, for all classes or per class."""
+        min_scores: float | Tensor
         if isinstance(threshold, int | float):
-            least = threshold
+            min_scores = threshold
         else:
-            of_names = NameThresholds.of(threshold).of_names(self.names)
-            least = of_names[self.instances.pred_classes]
-        return replace(self, instances=self.instances[self.instances.scores >= least])
+            per_class = ScoreThresholds.from_source(threshold).for_classes(self.names)
+            min_scores = per_class[self.instances.pred_classes]
+        return replace(self, instances=self.instances[self.instances.scores >= min_scores])
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Rows of a COCO result file; ``bbox`` is XYWH, ``category_id`` the index in ``names``.
+        """Detections in COCO's result format.
 
-        Of a model with masks also ``segmentation``, compressed RLE that JSON can hold.
+        ``bbox`` is XYWH in pixels, ``category_id`` the index in ``names``, and ``segmentation``,
+        present if there are masks, a compressed RLE that can be written as JSON.
         """
         boxes = self.instances.pred_boxes.tensor.numpy()
         boxes_xywh = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
@@ -110,13 +111,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """The answer to a question about an image.
 
     Attributes:
-        score: how sure it is, 0..1.
-        grounding: where the phrases of the question and the answer were seen; None where that was
-            not asked. The answer is the last name; a yes, no or number, which no region shows, is
-            no name where the question has others (MODEL.ANSWER.GROUND_BY "words").
+        score: confidence, 0..1.
+        grounding: boxes of the phrases of the question and of the answer; None unless requested.
+            The answer is the last of its ``names``. With ``MODEL.ANSWER.GROUNDING`` "text", an
+            answer without a region (yes, no, a number) is left out if the question has phrases.
     """
 
     question: str
@@ -125,9 +126,9 @@ class Answer:
     grounding: Prediction | None = None
 
     @staticmethod
-    def of(x: dict[str, Any], output: dict[str, Any]) -> Answer:
-        """What a model answered; ``x`` has asked a ``question``, and maybe to ``ground`` it."""
-        grounding = Prediction.of(x, output) if x[fields.GROUND] else None
+    def from_output(x: dict[str, Any], output: dict[str, Any]) -> Answer:
+        """Convert the output for an input dict ``x`` with a ``question``."""
+        grounding = Prediction.from_output(x, output) if x[fields.GROUND] else None
         return Answer(
             x[fields.QUESTION], output[fields.ANSWER], output[fields.ANSWER_SCORE], grounding
         )
@@ -135,24 +136,23 @@ class Answer:
 
 @dataclass(frozen=True)
 class Caption:
-    """How a model described an image.
+    """A generated caption.
 
     Attributes:
-        grounding: where the noun phrases of the caption were seen; None where that was not asked.
+        grounding: boxes of the noun phrases of the caption; None unless requested.
     """
 
     caption: str
     grounding: Prediction | None = None
 
     @staticmethod
-    def of(x: dict[str, Any], output: dict[str, Any]) -> Caption:
-        """What a model said; ``x`` has asked it to ``describe``, and maybe to ``ground`` that."""
-        return Caption(
-            output[fields.CAPTION], Prediction.of(x, output) if x[fields.GROUND] else None
-        )
+    def from_output(x: dict[str, Any], output: dict[str, Any]) -> Caption:
+        """Convert the output for an input dict ``x`` with ``describe``."""
+        grounding = Prediction.from_output(x, output) if x[fields.GROUND] else None
+        return Caption(output[fields.CAPTION], grounding)
 
 
 def _encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool -> COCO's compressed RLE, its bytes as text."""
+    """(H, W) bool -> COCO's compressed RLE, with its bytes as a string."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

@@ -1,10 +1,10 @@
-"""Images and a prompt in, boxes and masks out; or answers and descriptions.
+"""Run a model on images: detection, grounding, question answering and captioning.
 
-predictor = Predictor("configs/mini/glipv2_mini.yaml", "glipv2_d2/assets/glipv2_mini.pth")
+predictor = Predictor("configs/glip/glip_swin_t.yaml", "glip_tiny_model_o365_goldg_cc_sbu.pth")
 prediction = predictor.predict("photo.jpg", classes=["cat", "coffee cup"])
 print(prediction.labels, prediction.instances.scores)
 
-A model with heads for them (MODEL.ANSWER, MODEL.CAPTION) also has
+With heads for answers and captions (MODEL.ANSWER, MODEL.CAPTION):
 
 print(predictor.answer("photo.jpg", "what is on the table?", ground=True))
 print(predictor.caption("photo.jpg"))
@@ -17,39 +17,72 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from glipv2_d2.asking import (
-    ClassNames,
-    Phrase,
-    caption_per_image,
-    prompt_per_image,
-    question_per_image,
-)
 from glipv2_d2.data.resize import build_augmentations
+from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config
-from glipv2_d2.engine.tuning import load_model
-from glipv2_d2.evaluation.thresholds import NameThresholds
+from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.images import IMAGE_SOURCES, ChannelOrder, ImageSource, load_image
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.name_scores import best_scores
+from glipv2_d2.modeling.class_scores import best_class_scores
 from glipv2_d2.prediction import Answer, Caption, Prediction, Thresholds
-from glipv2_d2.structures import fields
+from glipv2_d2.predictor_inputs import (
+    ClassNames,
+    Phrase,
+    grounding_fields,
+    prompt_fields,
+    question_fields,
+)
+from glipv2_d2.projects import load_projects
+from glipv2_d2.structures import GenerationConfig, fields
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 R = TypeVar("R")
+Images = ImageSource | Iterable[ImageSource]
 OnError = Literal["raise", "skip"]
 
 
+class _OneOrMany(Protocol[P, R]):
+    """A method that returns one result for one image, and a list of results for several."""
+
+    # A str is an Iterable too, but here it is always the path of one image.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: ImageSource, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def __call__(
+        self, images: Iterable[ImageSource], *args: P.args, **kwargs: P.kwargs
+    ) -> list[R | None]: ...
+
+
+class _OneOrManyMethod(Protocol[P, R]):
+    def __get__(self, instance: Any, owner: Any) -> _OneOrMany[P, R]: ...
+
+
+def _one_or_many(
+    result: type[R],  # noqa: ARG001 - sets R
+) -> Callable[[Callable[Concatenate[Any, Images, P], R | list[R | None]]], _OneOrManyMethod[P, R]]:
+    """Declare the two return types of a method; no effect at run time."""
+
+    def unchanged(method: Any) -> Any:
+        return method
+
+    return unchanged
+
+
 class Predictor:
-    """A model with its weights, ready to be asked."""
+    """A model with its weights, for inference on images."""
 
     def __init__(
         self,
@@ -62,59 +95,31 @@ class Predictor:
     ) -> None:
         """Build the model and load its weights.
 
-        Where ``TEST.PRECISION`` is not fp32, the weights of ``model`` are rounded to it, see
-        :func:`~glipv2_d2.engine.precision.round_weights`: train and save another.
+        If ``TEST.PRECISION`` is not fp32, the weights of ``self.model`` are rounded to it, see
+        :func:`~glipv2_d2.engine.precision.round_weights`; do not train or save this model.
 
         Args:
             config: a YAML file or a config.
-            weights: a checkpoint of ours or a released GLIP file; default ``MODEL.WEIGHTS``.
-            delta: what a fine-tuning changed in these weights; default ``MODEL.TUNING.DELTA``.
-            device: default ``MODEL.DEVICE``, or the CPU where that is CUDA and there is none.
-            opts: config keys and values in turn, as on Detectron2's command lines.
+            weights: a checkpoint of this project or of GLIP; default ``MODEL.WEIGHTS``.
+            delta: fine-tuned changes to these weights; default ``MODEL.TUNING.DELTA``.
+            device: default ``MODEL.DEVICE``, or the CPU if that is CUDA and not available.
+            opts: alternating config keys and values, as on Detectron2's command lines.
 
         Raises:
-            FileNotFoundError, ValueError: the config or the weights cannot be used.
+            FileNotFoundError, ValueError: the config or the weights are invalid.
         """
         self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
-            logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the boxes")
+            logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
         self.model: Any = load_model(self.cfg)
         self.model.eval()
         round_weights(self.model, self.cfg)
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
-    # A str is an Iterable too, but here it is always the path of one image.
-    @overload
-    def predict(  # type: ignore[overload-overlap]
-        self,
-        images: ImageSource,
-        *,
-        classes: Sequence[str] | None = ...,
-        negatives: Sequence[str] | None = ...,
-        caption: str | None = ...,
-        phrases: Sequence[Phrase] | None = ...,
-        thresholds: Thresholds | None = ...,
-        channel_order: ChannelOrder | None = ...,
-    ) -> Prediction: ...
-
-    @overload
+    @_one_or_many(Prediction)
     def predict(
         self,
-        images: Iterable[ImageSource],
-        *,
-        classes: ClassNames | None = ...,
-        negatives: ClassNames | None = ...,
-        caption: str | None = ...,
-        phrases: Sequence[Phrase] | None = ...,
-        thresholds: Thresholds | None = ...,
-        channel_order: ChannelOrder | None = ...,
-        batch_size: int = ...,
-        on_error: OnError = ...,
-    ) -> list[Prediction | None]: ...
-
-    def predict(
-        self,
-        images: ImageSource | Iterable[ImageSource],
+        images: Images,
         *,
         classes: ClassNames | None = None,
         negatives: ClassNames | None = None,
@@ -125,68 +130,45 @@ class Predictor:
         batch_size: int = 1,
         on_error: OnError = "raise",
     ) -> Prediction | list[Prediction | None]:
-        """Find what the prompt names.
+        """Detect the objects of a prompt, which is either ``classes`` or a ``caption``.
 
         Args:
             images: one image or several: paths, PIL images, arrays (H, W[, C]) or tensors
                 (C, H, W), uint8 or uint16.
-            classes: names to look for; for several images also one list of names per image.
-            negatives: names that compete with the classes and are not returned: a box is dropped
-                where one of them scores higher ("wolf", so that it is not found as "dog"). For
-                several images also one list per image.
-            caption: a text to look for instead; what is looked for are its ``phrases``.
-            phrases: default the noun phrases of the caption, found by spaCy.
-            thresholds: the least score by name, a mapping or the file of a calibration. A name that
-                a mapping does not have keeps all its boxes.
-            channel_order: of colour arrays and tensors.
-            batch_size: images that go through the model together. Padding to a common size can
-                change scores in the last digits.
-            on_error: what a file that is missing or no picture does among several: raise, or log
-                it and give None in its place.
+            classes: class names; for several images also one list per image.
+            negatives: class names that compete with the classes and are not returned: a box is
+                dropped if one of them has a higher score ("wolf" against false "dog"). For several
+                images also one list per image.
+            caption: grounds the ``phrases`` of this caption.
+            phrases: of the caption; default: its noun phrases, found by spaCy.
+            thresholds: score threshold per class, a mapping or the file of a calibration. Classes
+                that are not in a mapping keep all boxes.
+            channel_order: required for colour arrays and tensors.
+            batch_size: images per forward pass. Padding to a common size can change scores in the
+                last digits.
+            on_error: "skip": among several images, a missing or unreadable file is logged and its
+                result is None.
 
         Returns:
             One :class:`Prediction` for one image, a list of them for several.
 
         Raises:
-            FileNotFoundError, ValueError: an image or the prompt cannot be used.
+            FileNotFoundError, ValueError: an image or the prompt is invalid.
         """
-        least = NameThresholds.of({} if thresholds is None else thresholds)
+        min_scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
+        return self._run(
+            images,
+            lambda num_images: prompt_fields(num_images, classes, negatives, caption, phrases),
+            lambda x, output: Prediction.from_output(x, output).above(min_scores),
+            channel_order,
+            batch_size,
+            on_error,
+        )
 
-        def read(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
-            return Prediction.of(x, output).above(least)
-
-        def ask(num_images: int) -> list[dict[str, Any]]:
-            return prompt_per_image(num_images, classes, negatives, caption, phrases)
-
-        return self._ask(images, ask, read, channel_order, batch_size, on_error)
-
-    @overload
-    def answer(  # type: ignore[overload-overlap]
-        self,
-        images: ImageSource,
-        questions: str,
-        *,
-        ground: bool = ...,
-        choices: Sequence[str] | None = ...,
-        channel_order: ChannelOrder | None = ...,
-    ) -> Answer: ...
-
-    @overload
+    @_one_or_many(Answer)
     def answer(
         self,
-        images: Iterable[ImageSource],
-        questions: str | Sequence[str],
-        *,
-        ground: bool = ...,
-        choices: Sequence[str] | None = ...,
-        channel_order: ChannelOrder | None = ...,
-        batch_size: int = ...,
-        on_error: OnError = ...,
-    ) -> list[Answer | None]: ...
-
-    def answer(
-        self,
-        images: ImageSource | Iterable[ImageSource],
+        images: Images,
         questions: str | Sequence[str],
         *,
         ground: bool = False,
@@ -198,59 +180,33 @@ class Predictor:
         """Answer questions about images.
 
         Args:
-            images, channel_order, batch_size, on_error: as of :meth:`predict`.
+            images, channel_order, batch_size, on_error: see :meth:`predict`.
             questions: one for all images, or one per image.
-            ground: also find the answer and the noun phrases of the question.
-            choices: the answers to choose from; default: the model's. A model of
-                ``MODEL.ANSWER.SCORE`` "words" takes any.
+            ground: also detect the answer and the noun phrases of the question.
+            choices: candidate answers; default: the answer vocabulary of the model. With
+                ``MODEL.ANSWER.CLASSIFIER`` "text" they may be any strings.
 
         Returns:
             One :class:`~glipv2_d2.prediction.Answer` for one image, a list of them for several.
 
         Raises:
-            FileNotFoundError, ValueError: an image, a question or the choices cannot be used, or
-                the model has no head for answers.
+            FileNotFoundError, ValueError: an image, a question or the choices are invalid, or the
+                model has no answer head.
         """
-        self._check_is_glipv2("answer")
+        self._require_glipv2("answer")
+        return self._run(
+            images,
+            lambda num_images: question_fields(num_images, questions, choices, ground=ground),
+            Answer.from_output,
+            channel_order,
+            batch_size,
+            on_error,
+        )
 
-        def ask(num_images: int) -> list[dict[str, Any]]:
-            return question_per_image(num_images, questions, choices, ground=ground)
-
-        return self._ask(images, ask, Answer.of, channel_order, batch_size, on_error)
-
-    @overload
-    def caption(  # type: ignore[overload-overlap]
-        self,
-        images: ImageSource,
-        *,
-        ground: bool = ...,
-        prefix: str | None = ...,
-        beam_size: int | None = ...,
-        min_length: int | None = ...,
-        max_length: int | None = ...,
-        length_penalty: float | None = ...,
-        channel_order: ChannelOrder | None = ...,
-    ) -> Caption: ...
-
-    @overload
+    @_one_or_many(Caption)
     def caption(
         self,
-        images: Iterable[ImageSource],
-        *,
-        ground: bool = ...,
-        prefix: str | None = ...,
-        beam_size: int | None = ...,
-        min_length: int | None = ...,
-        max_length: int | None = ...,
-        length_penalty: float | None = ...,
-        channel_order: ChannelOrder | None = ...,
-        batch_size: int = ...,
-        on_error: OnError = ...,
-    ) -> list[Caption | None]: ...
-
-    def caption(
-        self,
-        images: ImageSource | Iterable[ImageSource],
+        images: Images,
         *,
         ground: bool = False,
         prefix: str | None = None,
@@ -262,116 +218,101 @@ class Predictor:
         batch_size: int = 1,
         on_error: OnError = "raise",
     ) -> Caption | list[Caption | None]:
-        """Describe images.
+        """Generate captions of images.
 
         Args:
-            images, channel_order, batch_size, on_error: as of :meth:`predict`.
-            ground: also find the noun phrases of the caption.
-            prefix: what the caption begins with.
+            images, channel_order, batch_size, on_error: see :meth:`predict`.
+            ground: also detect the noun phrases of the caption.
+            prefix: beginning of the caption.
             beam_size, min_length, max_length, length_penalty: see
-                :class:`~glipv2_d2.modeling.generation.beam_search.GenerationConfig`; by default
-                those of ``MODEL.CAPTION``.
+                :class:`~glipv2_d2.structures.GenerationConfig`; default: the
+                values of ``MODEL.CAPTION``.
 
         Returns:
             One :class:`~glipv2_d2.prediction.Caption` for one image, a list of them for several.
 
         Raises:
-            FileNotFoundError, ValueError: an image cannot be used, such captions cannot be written,
-                or the model has no head for captions.
+            FileNotFoundError, ValueError: an image or the generation arguments are invalid, or the
+                model has no caption head.
         """
-        self._check_is_glipv2("caption")
-        given = {
-            "prefix": prefix,
-            "beam_size": beam_size,
-            "min_length": min_length,
-            "max_length": max_length,
-            "length_penalty": length_penalty,
+        self._require_glipv2("caption")
+        x = {
+            fields.DESCRIBE: self._generation_config(
+                prefix=prefix,
+                beam_size=beam_size,
+                min_length=min_length,
+                max_length=max_length,
+                length_penalty=length_penalty,
+            ),
+            fields.GROUND: ground,
         }
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        head = self.model.caption
-        # Without a head the model says what to do.
-        describe = True if head is None else replace(head.decoding, **changes)
+        return self._run(
+            images,
+            lambda num_images: [x] * num_images,
+            Caption.from_output,
+            channel_order,
+            batch_size,
+            on_error,
+        )
 
-        def ask(num_images: int) -> list[dict[str, Any]]:
-            return [{fields.DESCRIBE: describe, fields.GROUND: ground}] * num_images
-
-        return self._ask(images, ask, Caption.of, channel_order, batch_size, on_error)
-
-    @overload
-    def ground(  # type: ignore[overload-overlap]
-        self,
-        images: ImageSource,
-        captions: str,
-        *,
-        channel_order: ChannelOrder | None = ...,
-    ) -> Prediction: ...
-
-    @overload
+    @_one_or_many(Prediction)
     def ground(
         self,
-        images: Iterable[ImageSource],
-        captions: str | Sequence[str],
-        *,
-        channel_order: ChannelOrder | None = ...,
-        batch_size: int = ...,
-        on_error: OnError = ...,
-    ) -> list[Prediction | None]: ...
-
-    def ground(
-        self,
-        images: ImageSource | Iterable[ImageSource],
+        images: Images,
         captions: str | Sequence[str],
         *,
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
     ) -> Prediction | list[Prediction | None]:
-        """Find the noun phrases of captions in their images.
-
-        As :meth:`predict` with a caption, but each image may have its own.
+        """Detect the noun phrases of captions, as :meth:`predict` with one caption per image.
 
         Args:
-            images, channel_order, batch_size, on_error: as of :meth:`predict`.
+            images, channel_order, batch_size, on_error: see :meth:`predict`.
             captions: one for all images, or one per image.
         """
+        return self._run(
+            images,
+            lambda num_images: grounding_fields(num_images, captions),
+            Prediction.from_output,
+            channel_order,
+            batch_size,
+            on_error,
+        )
 
-        def ask(num_images: int) -> list[dict[str, Any]]:
-            return caption_per_image(num_images, captions)
-
-        return self._ask(images, ask, Prediction.of, channel_order, batch_size, on_error)
-
-    def name_scores(
+    def class_scores(
         self,
         images: Iterable[ImageSource],
         *,
         classes: Sequence[str],
         channel_order: ChannelOrder | None = None,
     ) -> np.ndarray:
-        """How sure the model is of each name somewhere in each image, detected or not.
+        """Compute the best score of each class in each image, without thresholds.
 
         Args:
-            images, channel_order: as for :meth:`predict`; they go through the model together.
-            classes: one list of names for all images.
+            images: one batch; as for :meth:`predict`.
+            classes: class names for all images.
+            channel_order: see :meth:`predict`.
 
         Returns:
-            (images, names) float32, 0..1, the score of the best box of each name.
+            (images, classes) float32, 0..1, the score of the best box of each class.
 
         Raises:
-            FileNotFoundError, ValueError: an image or the names cannot be used, or the model is
-                none that scores every name everywhere.
+            FileNotFoundError, ValueError: an image or the class names are invalid, or the model is
+                not a :class:`~glipv2_d2.modeling.GLIPv2`.
         """
-        self._check_is_glipv2("name_scores")
+        self._require_glipv2("class_scores")
         loaded = [load_image(image, channel_order) for image in images]
-        prompts = prompt_per_image(len(loaded), classes, None, None, None)
+        prompts = prompt_fields(len(loaded), classes, None, None, None)
         if not loaded:
             return np.zeros((0, len(classes)), dtype=np.float32)
         inputs = [
             self._make_input(image, prompt) for image, prompt in zip(loaded, prompts, strict=True)
         ]
         with inference_precision(self.cfg):
-            return np.stack([scores.numpy() for scores in best_scores(self.model, inputs)])
+            return np.stack([scores.numpy() for scores in best_class_scores(self.model, inputs)])
 
-    def _make_input(self, image: np.ndarray, prompt: dict[str, Any]) -> dict[str, Any]:
+    def _make_input(self, image: np.ndarray, text_fields: dict[str, Any]) -> dict[str, Any]:
         """The model's input dict of an RGB image (H, W, 3)."""
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
@@ -379,47 +320,62 @@ class Predictor:
         aug_input = T.AugInput(image)
         self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {fields.IMAGE: tensor, fields.HEIGHT: height, fields.WIDTH: width, **prompt}
+        return {fields.IMAGE: tensor, fields.HEIGHT: height, fields.WIDTH: width, **text_fields}
 
-    def _check_is_glipv2(self, what: str) -> None:
+    def _require_glipv2(self, method: str) -> None:
         if not isinstance(self.model, GLIPv2):
             raise ValueError(
-                f"{what} needs MODEL.META_ARCHITECTURE GLIPv2, not {type(self.model).__name__}"
+                f"{method} requires MODEL.META_ARCHITECTURE GLIPv2, not {type(self.model).__name__}"
             )
 
-    def _ask(
+    def _generation_config(self, **overrides: Any) -> GenerationConfig | bool:
+        """The settings of the caption head, changed by the arguments that are not None.
+
+        True without a caption head: the model then raises an error with the config key.
+        """
+        tasks = self.model.text_tasks
+        if tasks is None or tasks.caption is None:
+            return True
+        changes = {key: value for key, value in overrides.items() if value is not None}
+        return replace(tasks.caption.generation, **changes)
+
+    def _run(
         self,
-        images: ImageSource | Iterable[ImageSource],
-        ask: Callable[[int], Sequence[dict[str, Any]]],
-        read: Callable[[dict[str, Any], dict[str, Any]], R],
+        images: Images,
+        make_fields: Callable[[int], Sequence[dict[str, Any]]],
+        make_result: Callable[[dict[str, Any], dict[str, Any]], R],
         channel_order: ChannelOrder | None,
         batch_size: int,
         on_error: OnError,
     ) -> R | list[R | None]:
-        """What is read from the input and output of one image; of several, None for skipped ones.
+        """Run the model on one image, or on several in batches.
 
         Args:
-            ask: a number of images -> for each of them the fields that ask for something.
+            make_fields: number of images -> the text fields of each input dict.
+            make_result: (input dict, output dict) -> result.
+
+        Returns:
+            The result of one image, or a list of results with None for skipped images.
         """
         if isinstance(images, IMAGE_SOURCES):
-            x = self._make_input(load_image(images, channel_order), ask(1)[0])
-            return read(x, self._run([x])[0])
+            x = self._make_input(load_image(images, channel_order), make_fields(1)[0])
+            return make_result(x, self._forward([x])[0])
         if batch_size < 1 or on_error not in ("raise", "skip"):
             raise ValueError(
-                f"batch_size is {batch_size}, on_error {on_error!r}; "
-                "give at least 1, and 'raise' or 'skip'"
+                f"batch_size is {batch_size} and on_error {on_error!r}; "
+                "batch_size must be at least 1, on_error 'raise' or 'skip'"
             )
         sources = list(images)
-        asked = ask(len(sources))
+        text_fields = make_fields(len(sources))
         results: list[R | None] = [None] * len(sources)
         loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
         while batch := list(islice(loaded, batch_size)):
-            inputs = [self._make_input(image, asked[index]) for index, image in batch]
-            for (index, _), x, output in zip(batch, inputs, self._run(inputs), strict=True):
-                results[index] = read(x, output)
+            inputs = [self._make_input(image, text_fields[index]) for index, image in batch]
+            for (index, _), x, output in zip(batch, inputs, self._forward(inputs), strict=True):
+                results[index] = make_result(x, output)
         return results
 
-    def _run(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with torch.no_grad(), inference_precision(self.cfg):
             return self.model(inputs)
 
@@ -431,8 +387,9 @@ def _prepare_config(
     device: str | torch.device | None,
     opts: Sequence[Any],
 ) -> CfgNode:
-    """A frozen config of its own, with the caller's choices written into it."""
+    """A frozen copy of the config with the given overrides."""
     if isinstance(config, CfgNode):
+        load_projects()
         cfg = config.clone()
         cfg.defrost()
         cfg.merge_from_list(list(opts))
@@ -454,12 +411,12 @@ def _prepare_config(
 def _load_images(
     sources: Sequence[ImageSource], channel_order: ChannelOrder | None, *, skip_bad_files: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, RGB image) of every source that can be read, one at a time."""
+    """Yield (index, RGB image) of each readable source."""
     for index, source in enumerate(sources):
         try:
             yield index, load_image(source, channel_order)
         except (FileNotFoundError, ValueError) as error:
-            # Only files are skipped: a wrong array is the caller's mistake, not the data's.
+            # Only files are skipped: an invalid array is an error of the caller.
             if not (skip_bad_files and isinstance(source, (str, Path))):
                 raise
             logger.warning("image %d of %d skipped: %s", index + 1, len(sources), error)

@@ -1,5 +1,5 @@
-"""The model of these tests finds the pixels whose colour a class name says: a wrong channel order,
-orientation, scale or list of names shows in its boxes."""
+"""Predictor with a model that detects pixels of the colour in a class name, so that a wrong channel
+order, orientation, scale or list of class names changes its boxes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from glipv2_d2 import Prediction, Predictor, add_glipv2_config
-from glipv2_d2.evaluation.thresholds import NameThresholds
+from glipv2_d2.evaluation.thresholds import ScoreThresholds
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 COLOURS_PER_FORMAT = {
@@ -30,7 +30,7 @@ COLOURS_PER_FORMAT = {
 
 
 class ColourFinder(nn.Module):
-    """One box per colour that is there; the further right a box, the higher its score."""
+    """One box per colour in the image; the score grows with the right edge of the box."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def predictor(request) -> Predictor:
     return Predictor(make_config(request.param), device="cpu")
 
 
-def picture() -> np.ndarray:
+def sample_image() -> np.ndarray:
     """(40, 60, 3) RGB: red in x 4..20, y 8..16, and blue in x 30..50, y 20..32."""
     rgb = np.full((40, 60, 3), 255, dtype=np.uint8)
     rgb[8:16, 4:20] = RED
@@ -100,14 +100,16 @@ def boxes_of(prediction: Prediction) -> list[list[float]]:
 
 
 def test_boxes_are_in_pixels_of_the_original_image_best_first(predictor):
-    prediction = predictor.predict(Image.fromarray(picture()), classes=["red", "green", "blue"])
+    prediction = predictor.predict(
+        Image.fromarray(sample_image()), classes=["red", "green", "blue"]
+    )
     assert prediction.labels == ["blue", "red"]
     assert boxes_of(prediction) == [BLUE_BOX, RED_BOX]
     assert prediction.image_size == (40, 60)
 
 
-def test_one_source_gives_one_prediction_and_a_list_a_list(predictor, tmp_path):
-    rgb = picture()
+def test_one_image_gives_a_prediction_and_a_list_gives_a_list(predictor, tmp_path):
+    rgb = sample_image()
     path = tmp_path / "a.png"
     Image.fromarray(rgb).save(path)
     tensor = torch.from_numpy(rgb).permute(2, 0, 1)
@@ -119,28 +121,28 @@ def test_one_source_gives_one_prediction_and_a_list_a_list(predictor, tmp_path):
     assert predictor.predict([], classes=["red"]) == []
 
 
-def test_the_stated_channel_order_decides_what_an_array_shows(predictor):
-    found = predictor.predict(picture(), classes=["red"], channel_order="BGR")
+def test_channel_order_is_applied_to_arrays(predictor):
+    found = predictor.predict(sample_image(), classes=["red"], channel_order="BGR")
     assert boxes_of(found) == [BLUE_BOX]
 
 
-def test_every_image_of_a_batch_keeps_its_own_list_of_names(predictor):
-    images = [Image.fromarray(picture())] * 3
+def test_each_image_of_a_batch_may_have_its_own_class_names(predictor):
+    images = [Image.fromarray(sample_image())] * 3
     lists = [["red", "blue"], ["blue"], ["green", "blue", "red"]]
     predictions = predictor.predict(images, classes=lists, batch_size=3)
     assert [p.labels for p in predictions] == [["blue", "red"], ["blue"], ["blue", "red"]]
     assert [p.names for p in predictions] == lists
 
 
-def test_images_go_through_the_model_in_batches(predictor):
-    images = (Image.fromarray(picture()) for _ in range(5))
+def test_images_are_processed_in_batches(predictor):
+    images = (Image.fromarray(sample_image()) for _ in range(5))
     assert len(predictor.predict(images, classes=["red"], batch_size=2)) == 5
     assert predictor.model.batch_sizes == [2, 2, 1]
 
 
 def test_labels_of_a_caption_are_its_phrases(predictor):
     caption = "a blue thing and something red"
-    image = Image.fromarray(picture())
+    image = Image.fromarray(sample_image())
     by_words = predictor.predict(image, caption=caption, phrases=["BLUE", "red"])
     by_spans = predictor.predict(image, caption=caption, phrases=[[(2, 6)], [(27, 30)]])
     assert by_words.names == by_spans.names == ["blue", "red"]
@@ -148,29 +150,29 @@ def test_labels_of_a_caption_are_its_phrases(predictor):
 
 
 def test_a_phrase_is_not_found_inside_a_longer_word(predictor):
-    image = Image.fromarray(picture())
+    image = Image.fromarray(sample_image())
     found = predictor.predict(image, caption="bored, then red", phrases=["red"])
     assert found.names == ["red"] and boxes_of(found) == [RED_BOX]
 
 
-def test_phrases_of_a_caption_are_found_when_they_are_not_given(predictor, monkeypatch):
+def test_the_default_phrases_are_noun_phrases(predictor, monkeypatch):
     spans = [[(0, 5)]]
-    monkeypatch.setattr("glipv2_d2.asking.noun_phrases", lambda caption: spans)
-    found = predictor.predict(Image.fromarray(picture()), caption="a red shines")
+    monkeypatch.setattr("glipv2_d2.predictor_inputs.noun_phrases", lambda caption: spans)
+    found = predictor.predict(Image.fromarray(sample_image()), caption="a red shines")
     assert found.names == ["a red"] and boxes_of(found) == [RED_BOX]
 
 
-def test_a_caption_without_a_noun_phrase_says_what_to_do(predictor, monkeypatch):
-    monkeypatch.setattr("glipv2_d2.asking.noun_phrases", lambda caption: [])
+def test_a_caption_without_a_noun_phrase_raises_an_error(predictor, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.predictor_inputs.noun_phrases", lambda caption: [])
     with pytest.raises(ValueError, match="'go quickly'.*phrases="):
-        predictor.predict(Image.fromarray(picture()), caption="go quickly")
+        predictor.predict(Image.fromarray(sample_image()), caption="go quickly")
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({}, "classes or a caption"),
-        ({"classes": ["red"], "caption": "a red"}, "one of the two"),
+        ({}, "either classes or a caption"),
+        ({"classes": ["red"], "caption": "a red"}, "either classes or a caption"),
         ({"classes": "red, blue"}, "'red, blue'.*split"),
         ({"classes": []}, "empty"),
         ({"classes": [["red"], []]}, "2 lists of classes for 1 images"),
@@ -181,24 +183,24 @@ def test_a_caption_without_a_noun_phrase_says_what_to_do(predictor, monkeypatch)
         ({"caption": "a red", "phrases": []}, "phrases is empty"),
         ({"caption": "a red", "phrases": ["blue"]}, "'blue' is not in the caption 'a red'"),
         ({"caption": "a red", "phrases": [""]}, "'' is not in the caption"),
-        ({"caption": "a red", "phrases": "a red"}, "phrases.*the text 'a red'"),
+        ({"caption": "a red", "phrases": "a red"}, "phrases.*the string 'a red'"),
         ({"caption": "a red", "phrases": [(0, 5)]}, r"phrase \(0, 5\) is neither"),
     ],
 )
-def test_a_prompt_that_asks_nothing_clear_is_an_error_with_its_value(predictor, prompt, message):
+def test_an_invalid_prompt_raises_an_error_with_its_value(predictor, prompt, message):
     with pytest.raises(ValueError, match=message):
-        predictor.predict([Image.fromarray(picture())], **prompt)
+        predictor.predict([Image.fromarray(sample_image())], **prompt)
 
 
-def test_a_name_among_lists_of_names_is_an_error(predictor):
+def test_mixing_strings_and_lists_of_class_names_raises_an_error(predictor):
     with pytest.raises(ValueError, match="'blue' is not in a list"):
-        predictor.predict([Image.fromarray(picture())] * 2, classes=[["red"], "blue"])
+        predictor.predict([Image.fromarray(sample_image())] * 2, classes=[["red"], "blue"])
 
 
-def test_a_bad_file_among_several_is_reported_and_skipped_on_request(predictor, tmp_path, caplog):
+def test_a_bad_file_among_several_is_logged_and_skipped_on_request(predictor, tmp_path, caplog):
     good, damaged, missing = (tmp_path / name for name in ("good.png", "damaged.png", "gone.png"))
-    Image.fromarray(picture()).save(good)
-    damaged.write_bytes(b"not a picture")
+    Image.fromarray(sample_image()).save(good)
+    damaged.write_bytes(b"not an image")
     files = [damaged, good, missing, good]
     with caplog.at_level(logging.WARNING, logger="glipv2_d2.predictor"):
         predictions = predictor.predict(files, classes=["red"], batch_size=2, on_error="skip")
@@ -207,7 +209,7 @@ def test_a_bad_file_among_several_is_reported_and_skipped_on_request(predictor, 
     assert "damaged.png" in skipped[0] and "gone.png" in skipped[1]
 
 
-def test_a_bad_file_is_an_error_unless_skipping_was_asked_for(predictor, tmp_path):
+def test_a_bad_file_raises_an_error_by_default(predictor, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.png"):
         predictor.predict([tmp_path / "gone.png"], classes=["red"])
     with pytest.raises(FileNotFoundError, match="gone.png"):
@@ -216,17 +218,17 @@ def test_a_bad_file_is_an_error_unless_skipping_was_asked_for(predictor, tmp_pat
 
 def test_an_array_without_channel_order_is_never_skipped(predictor):
     with pytest.raises(ValueError, match="channel_order"):
-        predictor.predict([picture()], classes=["red"], on_error="skip")
+        predictor.predict([sample_image()], classes=["red"], on_error="skip")
 
 
 @pytest.mark.parametrize("option", [{"batch_size": 0}, {"on_error": "ignore"}])
-def test_an_unknown_option_value_is_an_error(predictor, option):
+def test_an_invalid_option_raises_an_error(predictor, option):
     with pytest.raises(ValueError, match=f"{next(iter(option.values()))!r}"):
-        predictor.predict([picture()], classes=["red"], **option)
+        predictor.predict([sample_image()], classes=["red"], **option)
 
 
 def test_coco_rows_have_xywh_boxes_and_the_index_in_the_callers_list(predictor):
-    image = Image.fromarray(picture())
+    image = Image.fromarray(sample_image())
     rows = predictor.predict(image, classes=["blue", "red"]).above(0.5).to_coco(7)
     (row,) = rows
     assert [round(value) for value in row.pop("bbox")] == [30, 20, 20, 12]
@@ -234,7 +236,7 @@ def test_coco_rows_have_xywh_boxes_and_the_index_in_the_callers_list(predictor):
     assert row == {"image_id": 7, "category_id": 0, "category_name": "blue"}
 
 
-def test_masks_become_rle_that_json_holds_and_follow_their_boxes():
+def test_masks_are_written_as_json_rle_in_the_order_of_the_boxes():
     masks = torch.zeros(2, 20, 30, dtype=torch.bool)
     masks[0, 2:7, 3:9], masks[1, 10:, 20:] = True, True
     instances = Instances((20, 30), pred_boxes=Boxes(torch.zeros(2, 4)), pred_masks=masks)
@@ -244,31 +246,31 @@ def test_masks_become_rle_that_json_holds_and_follow_their_boxes():
     np.testing.assert_array_equal(coco_mask.decode(segmentation), masks[1])
 
 
-def test_a_prediction_of_nothing_is_whole(predictor):
-    nothing = predictor.predict(Image.fromarray(picture()), classes=["green"])
+def test_an_empty_prediction_is_valid(predictor):
+    nothing = predictor.predict(Image.fromarray(sample_image()), classes=["green"])
     assert len(nothing) == 0 and nothing.labels == [] and nothing.to_coco(0) == []
 
 
-def test_a_prediction_cannot_be_reassigned(predictor):
-    prediction = predictor.predict(Image.fromarray(picture()), classes=["red"])
+def test_a_prediction_is_immutable(predictor):
+    prediction = predictor.predict(Image.fromarray(sample_image()), classes=["red"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         prediction.names = ["blue"]
 
 
-def test_the_callers_config_stays_as_it_was():
+def test_the_config_of_the_caller_is_not_modified():
     cfg = make_config()
     before = cfg.dump()
     Predictor(cfg, device="cpu", opts=["INPUT.MIN_SIZE_TEST", 40])
     assert cfg.dump() == before
 
 
-def test_random_weights_are_not_silent(caplog):
+def test_random_weights_log_a_warning(caplog):
     with caplog.at_level(logging.WARNING, logger="glipv2_d2.predictor"):
         Predictor(make_config(), device="cpu")
     assert "weights are random" in caplog.text
 
 
-def test_importing_the_package_registers_its_parts_but_not_the_predictor():
+def test_importing_the_package_registers_models_without_importing_the_predictor():
     code = (
         "import sys, glipv2_d2\n"
         "from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY\n"
@@ -279,13 +281,13 @@ def test_importing_the_package_registers_its_parts_but_not_the_predictor():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_thresholds_are_those_of_the_names(predictor, tmp_path):
-    image = Image.fromarray(picture())
+def test_thresholds_are_applied_per_class(predictor, tmp_path):
+    image = Image.fromarray(sample_image())
     names = ["red", "blue", "green"]  # red scores 1/3, blue 5/6
     kept = predictor.predict(image, classes=names, thresholds={"Red": 0.3, "blue": 0.9})
     assert kept.labels == ["red"]
     path = tmp_path / "thresholds.json"
-    path.write_text(NameThresholds({"red": 0.5}, default=0.8).to_json())
+    path.write_text(ScoreThresholds({"red": 0.5}, default=0.8).to_json())
     for several in (False, True):
         found = predictor.predict([image] if several else image, classes=names, thresholds=path)
         assert (found[0] if several else found).labels == ["blue"]
@@ -296,32 +298,34 @@ def test_thresholds_are_those_of_the_names(predictor, tmp_path):
     ).labels == ["red"]
 
 
-def test_negatives_reach_the_model_and_are_not_among_the_names(predictor, monkeypatch):
-    asked = []
+def test_negatives_are_passed_to_the_model_and_are_not_class_names(predictor, monkeypatch):
+    inputs = []
     find = predictor.model.find
-    monkeypatch.setattr(predictor.model, "find", lambda x: asked.append(x) or find(x))
-    image = Image.fromarray(picture())
+    monkeypatch.setattr(predictor.model, "find", lambda x: inputs.append(x) or find(x))
+    image = Image.fromarray(sample_image())
     found = predictor.predict([image, image], classes=["red"], negatives=["blue", "green"])
     assert [p.names for p in found] == [["red"]] * 2
     predictor.predict([image, image], classes=["red"], negatives=[["blue"], []])
     predictor.predict(image, classes=["red"])
-    assert [x.get("negatives") for x in asked] == [["blue", "green"]] * 2 + [["blue"], [], None]
+    assert [x.get("negatives") for x in inputs] == [["blue", "green"]] * 2 + [["blue"], [], None]
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({"classes": ["red"], "negatives": "blue"}, "negatives is a list.*'blue'"),
+        ({"classes": ["red"], "negatives": "blue"}, "negatives must be a list.*'blue'"),
         ({"classes": ["red"], "negatives": [["blue"], []]}, "2 lists of negatives for 1 images"),
-        ({"caption": "a red", "negatives": ["blue"]}, r"negatives=\['blue'\] belong to classes"),
+        ({"caption": "a red", "negatives": ["blue"]}, r"negatives=\['blue'\] require classes"),
         ({"classes": ["red"], "thresholds": {"red": 2}}, "threshold of 'red' is 2"),
     ],
 )
-def test_wrong_negatives_and_thresholds_are_named(predictor, prompt, message):
+def test_invalid_negatives_and_thresholds_raise_an_error(predictor, prompt, message):
     with pytest.raises(ValueError, match=message):
-        predictor.predict([Image.fromarray(picture())], **prompt)
+        predictor.predict([Image.fromarray(sample_image())], **prompt)
 
 
-def test_scores_of_names_need_a_model_that_has_them(predictor):
-    with pytest.raises(ValueError, match="needs MODEL.META_ARCHITECTURE GLIPv2, not ColourFinder"):
-        predictor.name_scores([Image.fromarray(picture())], classes=["red"])
+def test_class_scores_require_glipv2(predictor):
+    with pytest.raises(
+        ValueError, match="requires MODEL.META_ARCHITECTURE GLIPv2, not ColourFinder"
+    ):
+        predictor.class_scores([Image.fromarray(sample_image())], classes=["red"])

@@ -1,4 +1,4 @@
-"""Answers, captions and grounded texts of a tiny model with random weights."""
+"""Answering, captioning and grounding with a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_one_image_gives_an_answer_and_several_a_list(
         one.answer = "another"
 
 
-def test_every_image_may_have_its_own_question(
+def test_each_image_may_have_its_own_question(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     questions = ["is it red?", "how many are there?", "why?"]
@@ -49,7 +49,7 @@ def test_every_image_may_have_its_own_question(
     assert [answer.question for answer in answers] == questions
 
 
-def test_a_grounded_answer_has_the_boxes_of_its_phrases_in_its_text(
+def test_a_grounded_answer_has_boxes_of_its_phrases(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     answer = predictor.answer(images[0], QUESTION, ground=True, channel_order="RGB")
@@ -61,7 +61,7 @@ def test_a_grounded_answer_has_the_boxes_of_its_phrases_in_its_text(
     assert found.image_size == (40, 60)
 
 
-def test_choices_are_asked(predictor: Predictor, images: list[np.ndarray]) -> None:
+def test_the_answer_is_one_of_the_choices(predictor: Predictor, images: list[np.ndarray]) -> None:
     answer = predictor.answer(images[0], QUESTION, choices=["2", "dog"], channel_order="RGB")
     assert answer.answer in ("2", "dog")
 
@@ -69,46 +69,48 @@ def test_choices_are_asked(predictor: Predictor, images: list[np.ndarray]) -> No
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ("yes", "choices: 'yes' is no list"),
-        ([], r"choices: \[\] is no list"),
-        (["a", ""], "number 1"),
+        ("yes", "choices: 'yes' is not a list"),
+        ([], r"choices: \[\] is not a list"),
+        (["a", ""], "index 1"),
     ],
 )
-def test_choices_that_are_no_list_of_answers_are_named(
+def test_invalid_choices_raise_an_error(
     predictor: Predictor, images: list[np.ndarray], choices: object, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         predictor.answer(images[0], QUESTION, choices=choices, channel_order="RGB")
 
 
-def test_no_image_gives_an_empty_list(predictor: Predictor) -> None:
+def test_no_images_give_an_empty_list(predictor: Predictor) -> None:
     assert predictor.answer([], QUESTION) == predictor.caption([]) == []
-    assert predictor.name_scores([], classes=["cat", "dog"]).shape == (0, 2)
+    assert predictor.class_scores([], classes=["cat", "dog"]).shape == (0, 2)
 
 
-def test_a_caption_keeps_what_is_asked_of_it(
+def test_a_caption_follows_the_generation_arguments(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
-    told = predictor.caption(
+    result = predictor.caption(
         images[0], prefix="a dog on", beam_size=1, max_length=4, channel_order="RGB"
     )
-    assert isinstance(told, Caption) and told.grounding is None
-    assert told.caption.startswith("a dog on")
-    assert len(predictor.model.tokenizer.pieces([told.caption])[0]) <= 4
+    assert isinstance(result, Caption) and result.grounding is None
+    assert result.caption.startswith("a dog on")
+    assert len(predictor.model.text_tasks.caption.tokenizer.encode([result.caption])[0]) <= 4
     many = predictor.caption(images, channel_order="RGB", batch_size=3)
     assert many[1] == predictor.caption(images[1], channel_order="RGB")
 
 
-def test_a_grounded_caption_has_the_boxes_of_its_nouns(
+def test_a_grounded_caption_has_boxes_of_its_noun_phrases(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
-    told = predictor.caption(images[0], ground=True, prefix="a dog on the mat", channel_order="RGB")
-    assert told.grounding.text == told.caption
-    assert told.grounding.names[0] == "a dog"
-    assert len(told.grounding) > 0
+    result = predictor.caption(
+        images[0], ground=True, prefix="a dog on the mat", channel_order="RGB"
+    )
+    assert result.grounding.text == result.caption
+    assert result.grounding.names[0] == "a dog"
+    assert len(result.grounding) > 0
 
 
-def test_captions_are_grounded_image_by_image(
+def test_each_image_may_have_its_own_caption(
     predictor: Predictor, images: list[np.ndarray]
 ) -> None:
     captions = ["a dog on a mat", "two cats", "a red car"]
@@ -123,7 +125,7 @@ def test_captions_are_grounded_image_by_image(
     assert one.instances.scores.tolist() == expected.instances.scores.tolist()
 
 
-def test_a_file_that_cannot_be_read_is_skipped(
+def test_an_unreadable_file_is_skipped_on_request(
     predictor: Predictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     sources = [tmp_path / "none.png", images[0]]
@@ -140,7 +142,7 @@ def test_a_file_that_cannot_be_read_is_skipped(
         (" ", "image 0 of 3 has the question ' '"),
     ],
 )
-def test_an_image_without_a_question_is_named(
+def test_an_image_without_a_question_raises_an_error(
     predictor: Predictor, images: list[np.ndarray], questions: object, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -150,22 +152,22 @@ def test_an_image_without_a_question_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_length": 0}, "at least one"),
-        ({"beam_size": 40_000}, "only 30522 words"),
-        ({"prefix": "one two three four five six"}, "has 6 tokens, and a caption at most 6"),
-        ({"max_length": 300}, "longer than the 254"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"beam_size": 40_000}, "only 30522 tokens"),
+        ({"prefix": "one two three four five six"}, "has 6 tokens, but max_length is 6"),
+        ({"max_length": 300}, "max_length is 300.*254"),
     ],
 )
-def test_captions_that_cannot_be_written_are_refused(
+def test_invalid_generation_arguments_raise_an_error(
     predictor: Predictor, images: list[np.ndarray], arguments: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         predictor.caption(images[0], channel_order="RGB", **arguments)
 
 
-def test_a_model_without_the_heads_says_so(images: list[np.ndarray]) -> None:
+def test_a_model_without_the_heads_raises_an_error(images: list[np.ndarray]) -> None:
     plain = Predictor(tiny_cfg(), device="cpu")
-    with pytest.raises(ValueError, match="no head for answers"):
+    with pytest.raises(ValueError, match="no answer head"):
         plain.answer(images[0], QUESTION, channel_order="RGB")
-    with pytest.raises(ValueError, match="no head for captions"):
+    with pytest.raises(ValueError, match="no caption head"):
         plain.caption(images[0], channel_order="RGB")
