@@ -1,9 +1,9 @@
-"""Names of released GLIP files <-> ours, for any number of layers.
+"""Table of parameter names in released GLIP files and in this project, for any depth.
 
-n: stage, layer or level, m: Swin's block; k: block of the head's tower.
+n: stage, layer or level; m: block of Swin; k: block of the head's tower.
 A tower with fusion (GLIP-T, GLIP-L) is a flat list of three modules per block: fusion at 3k,
-language layer at 3k + 1, dynamic convolution at 3k + 2. One without (GLIP-A) has the dynamic
-convolution at k.
+language layer at 3k + 1, dynamic convolution at 3k + 2. A tower without fusion (GLIP-A) has only
+the dynamic convolution, at k.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from glipv2_d2.checkpoint.account import Account, list_names
+from glipv2_d2.checkpoint.load_report import LoadReport, list_names
 from glipv2_d2.checkpoint.name_table import NameTable
 from glipv2_d2.checkpoint.swin_names import (
     OUR_SWIN,
@@ -23,12 +23,12 @@ from glipv2_d2.checkpoint.swin_names import (
     SWIN_TEMPLATES,
 )
 
-# The wrapper of distributed training, in front of every name of a released file.
+# Prefix of DistributedDataParallel on all names in released files.
 WRAPPER = "module."
 
 _SWIN = {"backbone.body." + name: OUR_SWIN + name for name in (*SWIN_TEMPLATES, SWIN_OUTPUT_NORM)}
 
-# GLIP counts stages from 0, Detectron2 names a level by the power of two of its stride.
+# GLIP counts stages from 0; Detectron2 names a level by the base-2 logarithm of its stride.
 _PYRAMID = {
     "backbone.fpn.fpn_inner2.{p}": "backbone.fpn_lateral3.{p}",
     "backbone.fpn.fpn_inner3.{p}": "backbone.fpn_lateral4.{p}",
@@ -113,23 +113,23 @@ _RECOMPUTED = (
 _OUR_RECOMPUTED = re.compile(re.escape(OUR_SWIN) + r".*\.attn\.relative_position_index")
 
 _IGNORED = {
-    "rpn.head.cls_logits.{p}": "the classifier that GLIP keeps but does not use",
-    "rpn.head.mlm_head.{rest}": "the head of masked language modelling",
+    "rpn.head.cls_logits.{p}": "the classifier that GLIP does not use",
+    "rpn.head.mlm_head.{rest}": "the masked language modelling head",
     "rpn.loss_evaluator.{rest}": "projections of the contrastive loss",
     "rpn.tunable_linear.weight": "a tuned prompt",
     "language_backbone.body.model.pooler.{rest}": "BERT's pooler",
 }
 
 
-def from_glip(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Account]:
+def from_glip(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
     """Rename the weights of a GLIP file.
 
     Args:
-        state_dict: GLIP's names, with or without ``module.`` in front.
+        state_dict: GLIP's names, with or without the prefix ``module.``.
 
     Returns:
-        The weights under our names (the same tensors, buffers that the model makes itself left
-        out), and what became of every key.
+        The same tensors under the names of this project, without recomputed buffers, and a report
+        on all keys.
     """
     plain = strip_wrapper(state_dict)
     fused = any(".b_attn." in name for name in plain)
@@ -139,12 +139,13 @@ def from_glip(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Acco
 
 
 def to_glip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: our weights under the names of a released file, ``module.`` in front.
+    """Rename weights to the names of a released GLIP file, the inverse of :func:`from_glip`.
 
-    GLIP's buffers and its unused classifier ``cls_logits`` are not written.
+    Names get the prefix ``module.``. GLIP's buffers and its unused classifier ``cls_logits`` are
+    not written.
 
     Raises:
-        ValueError: for weights of parts that GLIP does not have, listing all of them.
+        ValueError: weights of parts that GLIP does not have; the message lists all of them.
     """
     fused = any(".fusion." in name for name in state_dict)
     table = _glip_table(_highest_number("fused_head.blocks.", state_dict) + 1, fused)
@@ -157,14 +158,14 @@ def to_glip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             foreign.append(name)
     if foreign:
         raise ValueError(
-            "GLIP's layout has no place for these weights; only models of configs/glip/ "
-            "can be written in it:\n" + "\n".join(list_names(foreign))
+            "GLIP does not have these weights; only models of configs/glip/ can be converted "
+            "to its names:\n" + "\n".join(list_names(foreign))
         )
     return renamed
 
 
 def is_recomputed(name: str) -> bool:
-    """Whether our name is that of a buffer that the model makes itself.
+    """Whether a name of this project is a buffer that the model computes itself.
 
     >>> is_recomputed("backbone.bottom_up.layers.0.blocks.1.attn.relative_position_index")
     True
@@ -173,7 +174,7 @@ def is_recomputed(name: str) -> bool:
 
 
 def strip_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without ``module.`` if all have it.
+    """Remove the prefix ``module.`` if all names have it.
 
     >>> strip_wrapper({"module.a": 1, "module.b": 2})
     {'a': 1, 'b': 2}
@@ -200,7 +201,7 @@ def _glip_table(num_blocks: int, fused: bool) -> NameTable:
 
 
 def _highest_number(prefix: str, names: Iterable[str]) -> int:
-    """The highest number that follows ``prefix``, -1 when there is none.
+    """The highest number after ``prefix``, -1 if there is none.
 
     >>> _highest_number("blocks.", ["blocks.0.weight", "blocks.11.weight", "scale"])
     11

@@ -1,7 +1,8 @@
 """Two-way tables of state-dict names.
 
 A *template* is a name with placeholders: ``{p}`` stands for ``weight`` or ``bias``, ``{rest}`` for
-anything, any other (``{n}``, ``{m}``) for a number. Both sides of an entry have the same ones.
+any string, and any other (``{n}``, ``{m}``) for a number. Both sides of an entry have the same
+placeholders.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from glipv2_d2.checkpoint.account import Account
+from glipv2_d2.checkpoint.load_report import LoadReport
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MEANING = {"p": "weight|bias", "rest": ".+"}
 
 
 class NameTable:
-    """Names of one layout <-> names of another, entry by entry.
+    """Two-way mapping between the names of two layouts.
 
     >>> table = NameTable({"body.layers.{n}.{p}": "stages.{n}.{p}", "body.scale": "scale"})
     >>> table.forward("body.layers.3.bias")
@@ -39,8 +40,8 @@ class NameTable:
         """
         Args:
             templates: name on the left side -> name on the right side.
-            recomputed: names on the left side of buffers that the right side makes itself.
-            ignored: names on the left side of no use on the right -> why.
+            recomputed: left names of buffers that the right side recomputes.
+            ignored: left name without a counterpart -> the reason.
         """
         self._forward = [(_pattern(left), right) for left, right in templates.items()]
         self._backward = [(_pattern(right), left) for left, right in templates.items()]
@@ -48,15 +49,15 @@ class NameTable:
         self._ignored = [(_pattern(left), reason) for left, reason in (ignored or {}).items()]
 
     def forward(self, name: str) -> str | None:
-        """The name on the right side of the table, None when no entry fits."""
+        """The right name for a left name, None if no entry matches."""
         return _translate(name, self._forward)
 
     def backward(self, name: str) -> str | None:
-        """The name on the left side of the table, None when no entry fits."""
+        """The left name for a right name, None if no entry matches."""
         return _translate(name, self._backward)
 
-    def rename(self, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Account]:
-        """Give every tensor its name on the right side, and account for every name."""
+    def rename(self, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+        """Rename tensors from left to right names, and report how each name is handled."""
         loaded: dict[str, str] = {}
         recomputed: list[str] = []
         ignored: dict[str, str] = {}
@@ -71,7 +72,7 @@ class NameTable:
             else:
                 unknown.append(name)
         renamed = {right: state_dict[left] for left, right in loaded.items()}
-        return renamed, Account(loaded, tuple(recomputed), ignored, tuple(unknown))
+        return renamed, LoadReport(loaded, tuple(recomputed), ignored, tuple(unknown))
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -80,7 +81,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     >>> _pattern("layers.{n}.{p}").fullmatch("layers.12.bias").groupdict()
     {'n': '12', 'p': 'bias'}
     """
-    # Splitting at a group gives literals and placeholders in turn.
+    # re.split with a group returns literals and placeholders alternately.
     pieces = _PLACEHOLDER.split(template)
     literals, placeholders = pieces[::2], pieces[1::2]
     pattern = re.escape(literals[0])

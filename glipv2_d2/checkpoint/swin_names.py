@@ -1,4 +1,4 @@
-"""Names of Swin transformers: the same in the original release, GLIP and Detectron2.
+"""Parameter names of Swin transformers, shared by the original release, GLIP and Detectron2.
 
 n: stage, m: block.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from glipv2_d2.checkpoint.account import Account
+from glipv2_d2.checkpoint.load_report import LoadReport
 from glipv2_d2.checkpoint.name_table import NameTable
 
 SWIN_TEMPLATES = (
@@ -40,17 +40,17 @@ _IMAGENET_TABLE = NameTable(
 )
 
 
-def from_swin(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Account]:
-    """Rename a file of the original ImageNet release.
+def from_swin(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    """Rename the weights of an original ImageNet file.
 
-    The patch embedding keeps its order of channels, as in GLIP: filters that were trained on
-    R, G, B start to learn on B, G, R.
+    The channel order of the patch embedding is kept, as in GLIP: filters that were trained on RGB
+    are fine-tuned on BGR.
     """
     return _IMAGENET_TABLE.rename(state_dict)
 
 
 def in_imagenet_file(name: str) -> bool:
-    """Whether ImageNet files have the weight of this name of ours; the output norms they have not.
+    """Whether ImageNet files have the weight with this name; they lack the output norms.
 
     >>> in_imagenet_file("backbone.bottom_up.patch_embed.proj.weight")
     True

@@ -1,6 +1,6 @@
-"""Which evaluator a data set gets, and one that works beside the model."""
+"""Evaluators of detection, grounding, captioning and VQA, and their selection by dataset."""
 
+from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator, missing_head
-from glipv2_d2.evaluation.overlapping import OverlappingEvaluator
 
-__all__ = ["OverlappingEvaluator", "build_evaluator", "missing_head"]
+__all__ = ["BackgroundEvaluator", "build_evaluator", "missing_head"]

@@ -1,4 +1,4 @@
-"""Results of benchmarks as one table, for people and for programs."""
+"""Results of benchmarks as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tabulate import tabulate
 from glipv2_d2.evaluation.benchmarks import Benchmark
 
 Results = dict[str, dict[str, float | None]]
-"""Task -> metric -> value; None where it is no number."""
+"""Task -> metric -> value; None in place of nan."""
 
-HEADERS = ("benchmark", "data set", "result")
-# Data sets of one benchmark that are named one by one although they were not evaluated.
+HEADERS = ("benchmark", "dataset", "result")
+# Datasets of one benchmark that are listed one by one although they were not evaluated.
 MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one data set of a benchmark.
+    """The outcome of one dataset of a benchmark.
 
     Attributes:
         dataset: its registered name.
-        results: of the evaluation; None where there was none.
-        reason: why there was none.
-        failed: it was tried.
+        results: of the evaluation; None if the dataset was not evaluated.
+        reason: why it was not evaluated.
+        failed: the evaluation started and raised an error.
     """
 
     dataset: str
@@ -39,21 +39,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcomes of the data sets of one benchmark, in its order."""
+    """The outcomes of the datasets of one benchmark, in its order."""
 
     benchmark: Benchmark
     outcomes: tuple[Outcome, ...]
 
     @property
     def values(self) -> list[float]:
-        """The first metric of the data sets that have it."""
+        """The first metric of every dataset that has it."""
         metric = self.benchmark.metrics[0]
         values = [_value(outcome, metric) for outcome in self.outcomes]
         return [value for value in values if value is not None]
 
     @property
     def summary(self) -> dict[str, float]:
-        """Average and median of :attr:`values`, where they count."""
+        """Average and median of :attr:`values` of a benchmark that is averaged, else empty."""
         if not self.benchmark.is_averaged or not self.values:
             return {}
         return {"average": statistics.fmean(self.values), "median": statistics.median(self.values)}
@@ -66,7 +66,7 @@ def to_text(reports: Sequence[Report], tablefmt: str) -> str:
 
 
 def to_json(reports: Sequence[Report]) -> dict[str, Any]:
-    """Everything, per benchmark and data set."""
+    """Outcomes and summaries as JSON values, per benchmark and dataset."""
     return {
         report.benchmark.name: {
             "datasets": {
@@ -125,7 +125,7 @@ def _value(outcome: Outcome, metric: str) -> float | None:
 
 
 def without_nan(results: Mapping[str, Mapping[str, float]]) -> Results:
-    """What an evaluator gives, as JSON can hold it.
+    """The results of an evaluator with None in place of nan, which JSON does not have.
 
     >>> without_nan({"bbox": {"AP": 12.5, "APl": float("nan")}})
     {'bbox': {'AP': 12.5, 'APl': None}}

@@ -1,20 +1,18 @@
-"""The published benchmarks: their data sets, the numbers that count, and what they ask of a config.
+"""Published benchmarks: their datasets, metrics and config settings.
 
-Which boxes are found is the model's matter. What stands in :attr:`Benchmark.settings` is part of a
-benchmark's protocol.
+:attr:`Benchmark.settings` holds only what is part of a benchmark's protocol.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-# Registers the data sets.
-from glipv2_d2.data import builtin
+from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.data.readers.odinw import benchmark_names
 from glipv2_d2.data.readers.refcoco import SPLITS
 from glipv2_d2.data.registration import missing_paths
@@ -27,13 +25,12 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: by which it is chosen.
-        datasets: what it is made of; each entry lists registered data sets of the same content, of
-            which the first that is here is taken.
-        metrics: that are shown, "task/metric"; those that a model or data set does not give are
-            left out.
-        settings: keys and values of the config that its protocol asks for.
-        is_averaged: the average and the median of the first metric over the data sets count.
+        name: selects the benchmark.
+        datasets: its datasets; each entry lists registered datasets with the same content, of
+            which the first available one is evaluated.
+        metrics: metrics to show, "task/metric"; those that a model or dataset lacks are left out.
+        settings: config keys and values of its protocol.
+        is_averaged: whether average and median of the first metric over the datasets are shown.
     """
 
     name: str
@@ -43,10 +40,12 @@ class Benchmark:
     is_averaged: bool = False
 
 
+_project_benchmarks: list[Callable[[], Sequence[Benchmark]]] = []
+
+
 def benchmarks() -> dict[str, Benchmark]:
-    """Every benchmark by its name."""
+    """All benchmarks by name."""
     listed = (
-        *_mini(),
         Benchmark("coco", (("coco_2017_val",),), (*BOX_AND_MASK_AP, "bbox/APs", "bbox/APl")),
         _lvis("minival"),
         _lvis("val"),
@@ -63,26 +62,21 @@ def benchmarks() -> dict[str, Benchmark]:
         *_questions(),
         Benchmark("coco_captions", (("coco_captions_karpathy_test",),), CAPTION_METRICS),
     )
-    return {benchmark.name: benchmark for benchmark in listed}
+    additional = (benchmark for make in _project_benchmarks for benchmark in make())
+    return {benchmark.name: benchmark for benchmark in (*listed, *additional)}
 
 
-def _mini() -> list[Benchmark]:
-    """Composed scenes, for every task."""
+def register_benchmarks(make: Callable[[], Sequence[Benchmark]]) -> None:
+    """Append benchmarks of a project to the published ones.
 
-    def datasets(suffix: str) -> tuple[tuple[str, ...], ...]:
-        return tuple((f"mini_stamps_{split}{suffix}",) for split in builtin.STAMPS_TEST_SPLITS)
-
-    return [
-        Benchmark("mini", datasets(""), BOX_AND_MASK_AP),
-        Benchmark("mini_captions", datasets("_captions"), ("grounding/R@1", "grounding/R@5")),
-        Benchmark("mini_referring", datasets("_referring"), REFERRING_METRICS),
-        Benchmark("mini_vqa", datasets("_vqa"), ANSWER_METRICS),
-        Benchmark("mini_captioning", datasets("_captioning"), CAPTION_METRICS),
-    ]
+    Args:
+        make: returns the benchmarks; called by :func:`benchmarks`.
+    """
+    _project_benchmarks.append(make)
 
 
 def _lvis(split: str) -> Benchmark:
-    """The "fixed AP" with GLIP's prompts of 40 names and 300 detections of each (GLIP spec 18)."""
+    """Fixed AP with GLIP's 40 classes and 300 detections per prompt (glip_reference.md 18)."""
     rare_to_frequent = ("AP", "APr", "APc", "APf")
     return Benchmark(
         f"lvis_{split}",
@@ -97,10 +91,10 @@ def _lvis(split: str) -> Benchmark:
 
 
 def _odinw() -> list[Benchmark]:
-    """ODinW by class names, and with GLIP's prompts for the sets that have one.
+    """ODinW with class names, and with GLIP's prompts for the datasets that have one.
 
-    GLIP's configs of the 35 have the prompts and those of the 13 have none (GLIP spec 18); its
-    paper shows the 13 with prompts as well.
+    GLIP's configs have prompts for 4 of the 35 datasets and for none of the 13 (glip_reference.md
+    18); its paper reports the 13 with prompts as well.
     """
 
     def datasets(benchmark: str, *, prompted: bool) -> tuple[tuple[str, ...], ...]:
@@ -122,7 +116,7 @@ def _odinw() -> list[Benchmark]:
 
 
 def _flickr30k(split: str) -> Benchmark:
-    """From its own files, which tell the kinds of phrase, or from MDETR's."""
+    """From the original files, which have phrase types, or from MDETR's."""
     return Benchmark(
         f"flickr30k_{split}",
         ((f"flickr30k_entities_{split}", f"flickr30k_separate_{split}"),),
@@ -146,26 +140,26 @@ CAPTION_METRICS = ("captions/CIDEr", "captions/BLEU-4", "captions/ROUGE-L")
 
 
 def _questions() -> list[Benchmark]:
-    """Those whose answers are public."""
-    sets = (("vqav2", "vqav2_val"), ("gqa", "gqa_balanced_testdev"), ("easy_vqa", "easy_vqa_test"))
+    """VQA datasets with public answers."""
+    sets = (("vqav2", "vqav2_val"), ("gqa", "gqa_balanced_testdev"))
     return [Benchmark(name, ((dataset,),), ANSWER_METRICS) for name, dataset in sets]
 
 
 def select(names: Sequence[str]) -> list[Benchmark]:
-    """The named benchmarks in the order of the table; all of them where none is named.
+    """The benchmarks with these names, in the order of :func:`benchmarks`; by default all.
 
     Raises:
-        ValueError: one is not known.
+        ValueError: unknown name.
     """
     known = benchmarks()
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"there is no benchmark {name!r}{hint} Known are: {', '.join(known)}")
+            raise ValueError(f"unknown benchmark {name!r}{hint} Known are: {', '.join(known)}")
     return [benchmark for name, benchmark in known.items() if not names or name in names]
 
 
-def dataset_here(alternatives: Sequence[str]) -> str | None:
-    """The first of the data sets whose files are all here."""
+def first_available(alternatives: Sequence[str]) -> str | None:
+    """The first dataset whose files all exist; None if there is none."""
     return next((name for name in alternatives if not missing_paths(name)), None)

@@ -1,4 +1,4 @@
-"""Which evaluator a data set gets: its metadata say it."""
+"""Build the evaluator of a dataset from its metadata."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from glipv2_d2.evaluation.captions import CaptionEvaluator
+from glipv2_d2.evaluation.class_mapping import ClassMappingEvaluator
 from glipv2_d2.evaluation.coco import AveragePrecisionEvaluator, load_fast_cocoeval
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
 from glipv2_d2.evaluation.lvis import FixedLVISEvaluator, LimitedLVISEvaluator, load_fast_lvis
-from glipv2_d2.evaluation.named_classes import NamedClassesEvaluator
 from glipv2_d2.evaluation.phrasecut import PhraseCutEvaluator
 from glipv2_d2.evaluation.refcoco import RefCOCOEvaluator
 from glipv2_d2.evaluation.staging import StagedEvaluator
@@ -24,32 +24,32 @@ from glipv2_d2.evaluation.vqa import VQAEvaluator
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """The evaluator that a data set's ``evaluator_type`` names.
+    """Build the evaluator for the ``evaluator_type`` in a dataset's metadata.
 
-    LVIS counts ``TEST.DETECTIONS_PER_IMAGE`` detections of an image; -1 gives the "fixed AP".
+    LVIS counts at most ``TEST.DETECTIONS_PER_IMAGE`` detections per image; -1 selects "fixed AP".
 
     Args:
-        output_folder: where results go; default ``OUTPUT_DIR/inference/DATASET``.
+        output_folder: for result files; default ``OUTPUT_DIR/inference/DATASET``.
 
     Raises:
-        ValueError: there is no evaluator for the data set, or not what it needs.
+        ValueError: no evaluator exists for the dataset, or a package it needs is missing.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
         raise ValueError(
-            f"data set {dataset_name!r} has evaluator_type {kind!r} in its metadata; evaluators "
-            f"exist for {evaluator_types()}: set it where the data set is registered"
+            f"dataset {dataset_name!r} has the evaluator_type {kind!r} in its metadata; it must be "
+            f"one of {evaluator_types()}: set it where the dataset is registered"
         )
     folder = Path(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
     return StagedEvaluator(lambda staging: _EVALUATORS[kind](cfg, dataset_name, staging), folder)
 
 
 def missing_head(cfg: CfgNode, dataset_name: str) -> str | None:
-    """Why a model of this config gives nothing that the data set's evaluator could measure."""
+    """Explain which head a model of this config lacks for a dataset; None if it lacks none."""
     key = _NEEDED_HEADS.get(MetadataCatalog.get(dataset_name).get("evaluator_type"))
     if key is None or cfg.MODEL[key].WEIGHT != 0:
         return None
-    return f"the model has no head for it: MODEL.{key}.WEIGHT is {cfg.MODEL[key].WEIGHT:g}"
+    return f"the model has no head for this task: MODEL.{key}.WEIGHT is {cfg.MODEL[key].WEIGHT:g}"
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...]:
 def _coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     metadata = MetadataCatalog.get(dataset_name)
     has_file = metadata.get("json_file") is not None
-    # COCO's own limit of 100 per image and class holds, whatever the model gives.
+    # COCO's limit of 100 detections per image and class applies.
     evaluator = AveragePrecisionEvaluator(
         dataset_name,
         tasks=_tasks(cfg),
@@ -67,9 +67,9 @@ def _coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
         fast_cocoeval=load_fast_cocoeval() if cfg.TEST.FAST_EVAL else None,
     )
     if not has_file:
-        # Detectron2 wrote the ground truth into this evaluation's folder, which will be gone.
+        # Detectron2 wrote the ground truth into the staging folder, which is temporary.
         del metadata.json_file
-    return NamedClassesEvaluator(evaluator, metadata.get("thing_classes") or ())
+    return ClassMappingEvaluator(evaluator, metadata.get("thing_classes") or ())
 
 
 def _lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -87,7 +87,7 @@ def _lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
         raise ValueError(
             f"evaluating {dataset_name!r} needs the package lvis: pip install lvis"
         ) from error
-    return NamedClassesEvaluator(
+    return ClassMappingEvaluator(
         evaluator, MetadataCatalog.get(dataset_name).get("thing_classes") or ()
     )
 
@@ -123,10 +123,10 @@ _EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
 }
 
 
-# Of evaluators of texts, the part of MODEL that gives them.
+# evaluator_type -> the config node of the head that it requires.
 _NEEDED_HEADS = {"vqa": "ANSWER", "captions": "CAPTION"}
 
 
 def evaluator_types() -> list[str]:
-    """What ``evaluator_type`` in the metadata of a data set may be."""
+    """Valid values of ``evaluator_type`` in the metadata of a dataset."""
     return sorted(_EVALUATORS)

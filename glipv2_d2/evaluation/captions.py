@@ -1,7 +1,7 @@
-"""BLEU, ROUGE-L, CIDEr, METEOR and SPICE of captions, by the scorers of pycocoevalcap.
+"""Captioning metrics of pycocoevalcap: BLEU, ROUGE-L, CIDEr, METEOR and SPICE.
 
-METEOR and SPICE are Java programs, SPICE with models that pycocoevalcap fetches from the network
-when it is first used. What cannot be computed is named with its reason, and has no number.
+METEOR and SPICE are Java programs; pycocoevalcap downloads models for SPICE on first use. A metric
+that cannot be computed is left out of the results, and the reason is logged.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from typing import Any
 
 from tabulate import tabulate
 
-from glipv2_d2.evaluation.caption_words import tokenize
-from glipv2_d2.evaluation.texts import PERCENT, TextEvaluator
+from glipv2_d2.evaluation.caption_tokenizer import tokenize
+from glipv2_d2.evaluation.text_evaluator import PERCENT, TextEvaluator
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
 TASK = "captions"
 SCORES_FILE = "caption_scores.json"
-"""The metrics, what was not computed and why, and CIDEr of each image."""
+"""The metrics, the reasons for metrics that were not computed, and CIDEr per image."""
 
 BLEU_NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 Captions = dict[int, list[str]]
-"""Per image its tokenized captions, as pycocoevalcap takes them."""
+"""Image index -> tokenised captions, the input format of pycocoevalcap."""
 
 
 class NotComputedError(Exception):
-    """Why a metric has no number."""
+    """A metric cannot be computed in this environment; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """What was measured of a set of captions.
+    """Metrics of a set of captions.
 
     Attributes:
         metrics: of the whole set, times 100 (a CIDEr of 1.2 is 120).
         cider_per_image: times 100.
-        tokenizer: what parted the words.
-        not_computed: per metric without a number, the reason.
+        tokenizer: name of the tokenizer.
+        not_computed: metric -> the reason why it was not computed.
     """
 
     metrics: dict[str, float]
@@ -57,12 +57,12 @@ class CaptionScores:
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """All metrics of one caption per image.
+    """Compute all metrics of one generated caption per image.
 
     Args:
-        references: per image at least one caption of a person. CIDEr weighs words by how few
-            images' references have them: its value depends on the whole set, and is 0 for one
-            image.
+        references: at least one human caption per image. CIDEr weights n-grams by their inverse
+            document frequency over the references: it depends on the whole set, and is 0 for a
+            single image.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -71,16 +71,16 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     tokenized = tokenize([*references, *([caption] for caption in captions)])
     per_image = tokenized.captions_per_image
     truth = dict(enumerate(per_image[: len(references)]))
-    said = dict(enumerate(per_image[len(references) :]))
-    bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)
-    rouge, _ = Rouge().compute_score(truth, said)
-    cider, cider_per_image = Cider().compute_score(truth, said)
+    candidates = dict(enumerate(per_image[len(references) :]))
+    bleu, _ = Bleu(4).compute_score(truth, candidates, verbose=0)
+    rouge, _ = Rouge().compute_score(truth, candidates)
+    cider, cider_per_image = Cider().compute_score(truth, candidates)
     metrics = dict(zip(BLEU_NAMES, bleu, strict=True)) | {"ROUGE-L": rouge, "CIDEr": cider}
     not_computed = {}
     for name, compute in JAVA_METRICS.items():
         try:
-            metrics[name] = compute(truth, said)
-        # A program that is missing, fails, or ends in the middle of its answer.
+            metrics[name] = compute(truth, candidates)
+        # The program is missing, fails, or exits before its output is complete.
         except (NotComputedError, OSError, ValueError, subprocess.SubprocessError) as error:
             not_computed[name] = str(error) or type(error).__name__
     return CaptionScores(
@@ -91,36 +91,36 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     )
 
 
-def _meteor(truth: Captions, said: Captions) -> float:
+def _meteor(truth: Captions, candidates: Captions) -> float:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    _need_java()
+    _require_java()
     scorer = Meteor()
     try:
-        return scorer.compute_score(truth, said)[0]
+        return scorer.compute_score(truth, candidates)[0]
     finally:
-        # A failure leaves the lock taken, and the scorer's destructor would wait for it for ever.
+        # After a failure the lock is still held, and the destructor of the scorer would deadlock.
         if scorer.lock.locked():
             scorer.lock.release()
 
 
-def _spice(truth: Captions, said: Captions) -> float:
+def _spice(truth: Captions, candidates: Captions) -> float:
     from pycocoevalcap.spice import spice
 
-    _need_java()
+    _require_java()
     library = Path(spice.__file__).with_name("lib")
-    # Its constructor would fetch them from the network, in the middle of an evaluation.
+    # Its constructor would download them in the middle of an evaluation.
     if not all((library / name).is_file() for name in SPICE_MODELS):
         raise NotComputedError(
-            f"its models are not in '{library}': fetch them with "
+            f"its models are not in '{library}': download them with "
             "python -m pycocoevalcap.spice.get_stanford_models"
         )
-    return spice.Spice().compute_score(truth, said)[0]
+    return spice.Spice().compute_score(truth, candidates)[0]
 
 
-def _need_java() -> None:
+def _require_java() -> None:
     if shutil.which("java") is None:
-        raise NotComputedError("there is no Java")
+        raise NotComputedError("Java is not installed")
 
 
 JAVA_METRICS: dict[str, Callable[[Captions, Captions], float]] = {
@@ -130,9 +130,9 @@ JAVA_METRICS: dict[str, Callable[[Captions, Captions], float]] = {
 
 
 class CaptionEvaluator(TextEvaluator):
-    """Task ``captions``: the metrics of :func:`score_captions`; those that have no number are told.
+    """Task ``captions``: the metrics of :func:`score_captions`.
 
-    A test set, whose captions nobody knows, has none; there is only the file for the server.
+    A test set without public captions has no metrics, only the file for the evaluation server.
     """
 
     id_key = fields.IMAGE_ID
@@ -155,13 +155,13 @@ class CaptionEvaluator(TextEvaluator):
         self, records: Sequence[dict[str, Any]], texts: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         if not records or not all(record[fields.TARGET_CAPTIONS] for record in records):
-            logger.info("data set %r has no captions to compare with", self.dataset_name)
+            logger.info("dataset %r has no reference captions", self.dataset_name)
             return {}
         scores = score_captions(texts, [record[fields.TARGET_CAPTIONS] for record in records])
         self._write_scores(records, scores)
         table = tabulate(scores.metrics.items(), tablefmt="pipe", floatfmt=".2f")
         logger.info(
-            "Captions of %r, %d images, words by %s:\n%s",
+            "Captions of %r, %d images, tokenizer %s:\n%s",
             self.dataset_name,
             len(records),
             scores.tokenizer,

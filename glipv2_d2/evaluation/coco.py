@@ -11,7 +11,7 @@ from detectron2.evaluation import COCOEvaluator, coco_evaluation
 
 logger = logging.getLogger(__name__)
 
-# Smallest and largest area of the things that a metric is about, in pixels (COCO's).
+# COCO's range of object areas of each metric, in pixels.
 AREAS = {
     "AP": (0.0, 1e10),
     "AP50": (0.0, 1e10),
@@ -23,9 +23,9 @@ AREAS = {
 
 
 class AveragePrecisionEvaluator(COCOEvaluator):
-    """Detectron2's, but AP is 0 where things are there and nothing at all was found.
+    """Detectron2's evaluator, with AP 0 instead of nan if nothing at all was detected.
 
-    Detectron2 gives nan, which an average over many data sets cannot take.
+    With nan, an average over several datasets would be nan.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class AveragePrecisionEvaluator(COCOEvaluator):
     ) -> None:
         """
         Args:
-            tasks: "bbox" and "segm"; masks only count where all of the ground truth has them.
-            fast_cocoeval: a class that computes in place of pycocotools' COCOeval.
+            tasks: "bbox" and "segm"; masks are evaluated only if all ground truth has them.
+            fast_cocoeval: a class that replaces pycocotools' COCOeval.
         """
         super().__init__(
             dataset_name, tasks=tuple(tasks), output_dir=output_dir, use_fast_impl=False
         )
         if "segm" in tasks and not self._truth_has_masks():
-            logger.info("%r has boxes without masks: masks are not evaluated", dataset_name)
+            logger.info("masks are not evaluated: %r has boxes without masks", dataset_name)
             self._tasks = tuple(task for task in tasks if task != "segm")
         self._fast_cocoeval = fast_cocoeval
         self._use_fast_impl = fast_cocoeval is not None
@@ -56,7 +56,7 @@ class AveragePrecisionEvaluator(COCOEvaluator):
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
-        # Detectron2 has no other way in than this name of its module.
+        # Detectron2 has no argument for the class, only this module attribute.
         with mock.patch.object(coco_evaluation, "COCOeval_opt", self._fast_cocoeval):
             super()._eval_predictions(predictions, img_ids=img_ids)
 
@@ -73,7 +73,7 @@ class AveragePrecisionEvaluator(COCOEvaluator):
 
 
 def load_fast_cocoeval() -> type:
-    """The COCOeval of faster-coco-eval, which computes in C++.
+    """The COCOeval class of faster-coco-eval, a C++ implementation.
 
     Raises:
         ValueError: the package is not installed.

@@ -1,12 +1,13 @@
-"""Recall of phrases in images, as Flickr30k Entities measures it.
+"""Recall of phrase grounding on Flickr30k Entities.
 
-A phrase is found at k when one of its k boxes of highest score has an IoU of at least 0.5 with
+A phrase counts as found at k if one of its k boxes with the highest scores has an IoU of at least
+0.5 with
 
-- *any box* of its ground truth: MDETR's and GLIP's protocol, task ``grounding``;
-- *the merged box*, the smallest that holds all of them: task ``grounding_merged``.
+- *any box* of its ground truth: the protocol of MDETR and GLIP, task ``grounding``;
+- *the merged box*, the smallest box around all of them: task ``grounding_merged``.
 
-R@all is what its boxes could reach in the best order. GLIP measures its predictions without the
-pixel by which their corners are inclusive (GLIP spec 18); here they have it, as everywhere.
+R@all is the upper bound over all boxes of a phrase. GLIP evaluates boxes that are one pixel
+narrower, with inclusive corners (glip_reference.md 18); corners are exclusive here.
 """
 
 from __future__ import annotations
@@ -19,36 +20,42 @@ from detectron2.structures import Instances
 from tabulate import tabulate
 from torch import Tensor
 
-from glipv2_d2.evaluation.phrases import PERCENT, PhraseEvaluator, PhraseTruth, Row, best_ious
+from glipv2_d2.evaluation.phrase_evaluator import (
+    PERCENT,
+    PhraseEvaluator,
+    PhraseTruth,
+    Row,
+    best_ious,
+)
 
 logger = logging.getLogger(__name__)
 
 MIN_IOU = 0.5
 RECALL_AT = (1, 5, 10)
-# Of every phrase, kept in the file.
+# Detections of each phrase in the result file.
 WRITTEN_DETECTIONS = 10
 
 ANY_BOX, MERGED_BOX = "grounding", "grounding_merged"
 
 
 class Flickr30kEvaluator(PhraseEvaluator):
-    """Recall@1, 5 and 10 of phrases, of all and of each kind of phrase that the data set knows.
+    """Recall@1, 5 and 10 of all phrases, and of each phrase type of the dataset.
 
-    The metrics of a kind are ``R@1-people`` and so on; a phrase of several kinds counts in each.
+    Metrics of a type are named ``R@1-people`` etc.; a phrase with several types counts in each.
     """
 
     def __init__(self, dataset_name: str, output_folder: str) -> None:
         super().__init__(dataset_name, output_folder, "phrase_recall.json")
 
     def measure(self, truth: PhraseTruth, detections: Instances) -> Row:
-        """The rank, from 1, of the first box that is right in each protocol; None: none is."""
-        shown = detections[:WRITTEN_DETECTIONS]
+        """Rank, from 1, of the first correct box in each protocol; None if there is none."""
+        written = detections[:WRITTEN_DETECTIONS]
         return {
             "types": list(truth.kinds),
             ANY_BOX: first_hit(detections, truth.boxes),
             MERGED_BOX: first_hit(detections, merged_box(truth.boxes)),
-            "boxes": shown.pred_boxes.tensor.tolist(),
-            "scores": shown.scores.tolist(),
+            "boxes": written.pred_boxes.tensor.tolist(),
+            "scores": written.scores.tolist(),
         }
 
     def summarize(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -60,10 +67,10 @@ class Flickr30kEvaluator(PhraseEvaluator):
                 of_kind = recalls([row[task] for row in rows if kind in row["types"]])
                 recall |= {f"{name}-{kind}": value for name, value in of_kind.items()}
             results[task] = recall
-        self._tell(rows, kinds, results)
+        self._log(rows, kinds, results)
         return results
 
-    def _tell(
+    def _log(
         self, rows: Sequence[Row], kinds: Sequence[str], results: dict[str, dict[str, float]]
     ) -> None:
         names = list(recalls([]))
@@ -77,7 +84,7 @@ class Flickr30kEvaluator(PhraseEvaluator):
 
 
 def merged_box(boxes: Tensor) -> Tensor:
-    """(1, 4) the smallest box that holds all of (G, 4).
+    """(1, 4) the smallest box around all boxes (G, 4).
 
     >>> merged_box(torch.tensor([[0., 5., 2., 6.], [1., 0., 9., 2.]])).tolist()
     [[0.0, 0.0, 9.0, 6.0]]
@@ -86,13 +93,13 @@ def merged_box(boxes: Tensor) -> Tensor:
 
 
 def first_hit(detections: Instances, gt_boxes: Tensor) -> int | None:
-    """The rank, from 1, of the first detection with enough IoU."""
+    """Rank, from 1, of the first detection with an IoU of at least :data:`MIN_IOU`."""
     is_hit = best_ious(detections.pred_boxes, gt_boxes) >= MIN_IOU
     return int(is_hit.int().argmax()) + 1 if bool(is_hit.any()) else None
 
 
 def recalls(ranks: Sequence[int | None]) -> dict[str, float]:
-    """R@k in percent, nan without any phrase.
+    """R@k in percent, nan without phrases.
 
     >>> recalls([1, 4, None, 1])
     {'R@1': 50.0, 'R@5': 75.0, 'R@10': 75.0, 'R@all': 75.0}

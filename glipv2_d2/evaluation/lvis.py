@@ -1,4 +1,4 @@
-"""LVIS's average precision, with its limit of detections per image, or "fixed" without it."""
+"""LVIS average precision: standard, with a limit of detections per image, and fixed AP."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from glipv2_d2.evaluation.coco import AREAS
 
 FIXED_AP_LIMIT = 10_000
 
-# Detections that may pile up in a process before those that cannot count are dropped.
+# Detections that a process accumulates before it drops those that cannot count.
 MAX_KEPT_DETECTIONS = 2_000_000
 
 FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
 
 
 class LimitedLVISEvaluator(LVISEvaluator):
-    """Detectron2's, with 0 for a metric about things of which none was found, nan without things.
+    """Detectron2's evaluator, with 0 for missed objects and nan for metrics without objects.
 
-    Detectron2 gives nan for everything where no detection is, and -100 for a metric about no
-    thing (no rare class in the file, for example).
+    Detectron2 returns nan for all metrics if there are no detections, and -100 for a metric
+    without ground-truth objects (for example APr without rare classes).
     """
 
     def __init__(self, *args: Any, fast_lvis: Any = None, **kwargs: Any) -> None:
         """
         Args:
-            args, kwargs: Detectron2's.
-            fast_lvis: a package that computes in place of lvis, of :func:`load_fast_lvis`.
+            args, kwargs: see Detectron2's LVISEvaluator.
+            fast_lvis: a package that replaces lvis, from :func:`load_fast_lvis`.
         """
         super().__init__(*args, **kwargs)
         self._fast_lvis = fast_lvis
 
     def _eval_predictions(self, predictions: list[dict[str, Any]]) -> None:
         fast = self._fast_lvis
-        with numpy_float_alias() if fast is None else in_place_of_lvis(fast):
+        with numpy_float_alias() if fast is None else patch_lvis(fast):
             super()._eval_predictions(predictions)
         for results in self._results.values():
             for metric, value in results.items():
                 if not value >= 0:
-                    results[metric] = 0.0 if self._has_things(metric) else float("nan")
+                    results[metric] = 0.0 if self._has_objects(metric) else float("nan")
 
-    def _has_things(self, metric: str) -> bool:
-        """Whether the ground truth has something that a metric is about."""
+    def _has_objects(self, metric: str) -> bool:
+        """Whether the ground truth has objects of a metric's areas and class frequencies."""
         low, high = AREAS.get(metric, AREAS["AP"])
         frequencies = FREQUENCIES.get(metric, "rcf")
         return any(
@@ -60,9 +60,9 @@ class LimitedLVISEvaluator(LVISEvaluator):
 
 
 class FixedLVISEvaluator(LimitedLVISEvaluator):
-    """LVIS's "fixed AP" (GLIP spec 18): no limit per image, but one per class over all images."""
+    """LVIS fixed AP (glip_reference.md 18): a limit per class over all images, none per image."""
 
-    _predictions: list[dict[str, Any]]  # Detectron2's, an entry per image
+    _predictions: list[dict[str, Any]]  # of Detectron2's class, one entry per image
 
     def reset(self) -> None:
         super().reset()
@@ -71,7 +71,7 @@ class FixedLVISEvaluator(LimitedLVISEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         super().process(inputs, outputs)
         self._num_kept += sum(len(p["instances"]) for p in self._predictions[-len(inputs) :])
-        # What is not among the best of this process is not among the best of all.
+        # A detection outside the best of this process is outside the best of all processes.
         if self._num_kept > self._num_after_pruning + MAX_KEPT_DETECTIONS:
             self._predictions = best_per_class(self._predictions, FIXED_AP_LIMIT)
             self._num_kept = sum(len(p["instances"]) for p in self._predictions)
@@ -82,13 +82,13 @@ class FixedLVISEvaluator(LimitedLVISEvaluator):
 
 
 def best_per_class(predictions: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """The ``limit`` detections of highest score of each class, all images together.
+    """Keep the ``limit`` detections with the highest score of each class over all images.
 
     Args:
         predictions: per image ``{"image_id": ..., "instances": [detections in COCO's format]}``.
 
     Returns:
-        The same without the other detections. Of equal scores the first ones stay.
+        The same without the other detections. Of equal scores the first ones are kept.
     """
     by_class = defaultdict(list)
     for prediction in predictions:
@@ -106,10 +106,10 @@ def best_per_class(predictions: list[dict[str, Any]], limit: int) -> list[dict[s
 
 
 def load_fast_lvis() -> Any:
-    """The package hotcoco, which computes LVIS's AP in Rust.
+    """The package hotcoco, an implementation of LVIS AP in Rust.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package is not installed.
     """
     try:
         import hotcoco
@@ -122,8 +122,8 @@ def load_fast_lvis() -> Any:
 
 
 @contextlib.contextmanager
-def in_place_of_lvis(hotcoco: Any) -> Iterator[None]:
-    """Its classes under the names that Detectron2 imports from lvis when it evaluates."""
+def patch_lvis(hotcoco: Any) -> Iterator[None]:
+    """Replace the classes that Detectron2 imports from lvis by those of hotcoco."""
     import lvis
 
     @functools.cache
@@ -142,7 +142,7 @@ def in_place_of_lvis(hotcoco: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def numpy_float_alias() -> Iterator[None]:
-    """``np.float`` as long as the evaluation runs: the package lvis still says it."""
+    """Define ``np.float`` during the evaluation: the package lvis still uses it."""
     if hasattr(np, "float"):
         yield
         return

@@ -1,15 +1,15 @@
-"""PhraseCut: everything in an image that a phrase means, as one region.
+"""PhraseCut: segmentation of all objects that a phrase describes, as one region.
 
-The answer to a phrase is the union of its detections whose score reaches a threshold, and of its
-best detection in any case, as a phrase of PhraseCut always means something. The answers' mean IoU,
-cumulative IoU (sum of the intersections over sum of the unions) and precisions are
+The predicted region is the union of the detections of a phrase with at least a threshold score,
+and always includes the best detection, as every phrase of PhraseCut has an object. Tasks, each
+with mean IoU, cumulative IoU (sum of intersections over sum of unions) and precisions:
 
-- ``phrasecut_segm``, where the model gives masks: against the union of the truth's masks;
-- ``phrasecut_bbox``: boxes filled to masks against the filled boxes of the truth, the data set's
-  measure for models without masks (from memory).
+- ``phrasecut_segm``, if the model predicts masks: IoU with the union of the ground-truth masks;
+- ``phrasecut_bbox``: IoU of filled boxes with filled ground-truth boxes, the dataset's metric for
+  models without masks (from memory).
 
-A rectangle is never measured against a mask. No source says which threshold GLIPv2 used: it is
-ours, ``TEST.PHRASECUT_SCORE_THRESH``. ``mIoU-0.3`` is the mean IoU with another threshold.
+Boxes are never compared with masks. GLIPv2's threshold is not published; it is set here by
+``TEST.PHRASECUT_SCORE_THRESH``. ``mIoU-0.3`` is the mean IoU at the threshold 0.3.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from detectron2.structures import Instances
 
-from glipv2_d2.evaluation.overlaps import (
-    Overlap,
+from glipv2_d2.evaluation.mask_iou import (
+    IntersectionUnion,
+    intersection_union,
     iou_metrics,
-    overlap,
     union_of_boxes,
     union_of_segmentations,
 )
-from glipv2_d2.evaluation.phrases import PhraseEvaluator, PhraseTruth, Row
+from glipv2_d2.evaluation.phrase_evaluator import PhraseEvaluator, PhraseTruth, Row
 
 OTHER_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -34,30 +34,31 @@ BOXES, MASKS = "phrasecut_bbox", "phrasecut_segm"
 
 
 class PhraseCutEvaluator(PhraseEvaluator):
-    """Mean and cumulative IoU of the region of a phrase."""
+    """Mean and cumulative IoU of the predicted regions of phrases."""
 
     def __init__(self, dataset_name: str, output_folder: str, score_thresh: float) -> None:
         """
         Args:
-            score_thresh: detections with at least this score are part of the answer.
+            score_thresh: detections with at least this score are part of the region.
 
         Raises:
-            ValueError: it is not between 0 and 1.
+            ValueError: ``score_thresh`` is not between 0 and 1.
         """
         super().__init__(dataset_name, output_folder, "phrase_regions.json")
         if not 0 <= score_thresh <= 1:
             raise ValueError(
-                f"TEST.PHRASECUT_SCORE_THRESH is {score_thresh}; it must lie between 0 and 1"
+                f"score_thresh is {score_thresh}; it must be between 0 and 1 "
+                "(config: TEST.PHRASECUT_SCORE_THRESH)"
             )
         self.score_thresh = score_thresh
         self.thresholds = (score_thresh, *OTHER_THRESHOLDS)
 
     def measure(self, truth: PhraseTruth, detections: Instances) -> Row:
-        """Per task the overlap of the answer at each threshold; None without masks."""
+        """Task -> intersection and union at each threshold; None without masks."""
         scores = detections.scores.numpy()
         boxes = detections.pred_boxes.tensor.numpy()
         row: Row = {
-            BOXES: region_overlaps(
+            BOXES: region_areas(
                 scores,
                 lambda start, end: union_of_boxes(boxes[start:end], truth.image_size),
                 union_of_boxes(truth.boxes.numpy(), truth.image_size),
@@ -68,7 +69,7 @@ class PhraseCutEvaluator(PhraseEvaluator):
         gt_mask = union_of_segmentations(truth.segmentations, truth.image_size)
         if gt_mask is not None and detections.has("pred_masks"):
             masks = detections.pred_masks.numpy()
-            row[MASKS] = region_overlaps(
+            row[MASKS] = region_areas(
                 scores, lambda start, end: masks[start:end].any(axis=0), gt_mask, self.thresholds
             )
         return row
@@ -80,33 +81,33 @@ class PhraseCutEvaluator(PhraseEvaluator):
             results[MASKS] = self._metrics(with_masks)
         return results
 
-    def _metrics(self, overlaps_per_phrase: Sequence[Sequence[Overlap]]) -> dict[str, float]:
-        metrics = iou_metrics([overlaps[0] for overlaps in overlaps_per_phrase], "cIoU")
+    def _metrics(self, areas_per_phrase: Sequence[Sequence[IntersectionUnion]]) -> dict[str, float]:
+        metrics = iou_metrics([areas[0] for areas in areas_per_phrase], "cIoU")
         for i, threshold in enumerate(self.thresholds[1:], start=1):
-            at_threshold = iou_metrics([overlaps[i] for overlaps in overlaps_per_phrase], "cIoU")
+            at_threshold = iou_metrics([areas[i] for areas in areas_per_phrase], "cIoU")
             metrics[f"mIoU-{threshold}"] = at_threshold["mIoU"]
         return metrics
 
 
-def region_overlaps(
+def region_areas(
     scores: np.ndarray,
     region_of: Callable[[int, int], np.ndarray],
     gt_region: np.ndarray,
     thresholds: Sequence[float],
-) -> list[Overlap]:
-    """The overlap with the truth of the union of the detections that reach each threshold.
+) -> list[IntersectionUnion]:
+    """Intersection and union with the ground truth at each threshold.
 
     Args:
-        scores: (K,), falling.
-        region_of: (start, end) -> (H, W) bool, the union of those detections.
+        scores: (K,), descending.
+        region_of: (start, end) -> (H, W) bool, the union of the detections [start, end).
         gt_region: (H, W) bool.
     """
-    # The best detection counts in any case.
+    # The best detection is always included.
     counts = [max(int((scores >= limit).sum()), min(1, len(scores))) for limit in thresholds]
-    overlaps = {}
+    areas = {}
     region, done = np.zeros_like(gt_region), 0
     for count in sorted(set(counts)):
         region = region | region_of(done, count)
         done = count
-        overlaps[count] = overlap(region, gt_region)
-    return [overlaps[count] for count in counts]
+        areas[count] = intersection_union(region, gt_region)
+    return [areas[count] for count in counts]

@@ -1,13 +1,13 @@
-"""Referring expressions: the one thing that a text means (RefCOCO, RefCOCO+, RefCOCOg).
+"""Referring expression comprehension and segmentation (RefCOCO, RefCOCO+, RefCOCOg).
 
-Boxes, task ``referring_bbox``: an expression is answered by its box of highest score. P@0.5 is the
-share of answers with an IoU of at least 0.5, "precision" or "accuracy" in the literature; top5 and
-top10 ask whether one of the five or ten best boxes has it. MDETR, whose files are read, compares
-by generalized IoU in place of IoU (from memory), which is never higher.
+Task ``referring_bbox``: the prediction for an expression is its box with the highest score. P@0.5
+is the fraction of predictions with an IoU of at least 0.5, "precision" or "accuracy" in the
+literature; top5 and top10 accept any of the five or ten best boxes. MDETR, whose annotation files
+are used, evaluates with generalized IoU (from memory), which is never higher than IoU.
 
-Masks, task ``referring_segm``, where the model gives them and the file has the target's: the mask
-of highest score; mIoU is the mean over expressions, oIoU the sum of the intersections over that of
-the unions.
+Task ``referring_segm``, if there are predicted and ground-truth masks: the prediction is the mask
+with the highest score. mIoU is the mean over expressions, oIoU the sum of the intersections divided
+by the sum of the unions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.structures import Instances
 
-from glipv2_d2.evaluation.overlaps import (
+from glipv2_d2.evaluation.mask_iou import (
     PRECISION_AT,
+    intersection_union,
     iou_metrics,
-    overlap,
     union_of_segmentations,
 )
-from glipv2_d2.evaluation.phrases import PERCENT, PhraseEvaluator, PhraseTruth, Row, best_ious
+from glipv2_d2.evaluation.phrase_evaluator import (
+    PERCENT,
+    PhraseEvaluator,
+    PhraseTruth,
+    Row,
+    best_ious,
+)
 
 MIN_IOU = 0.5
 TOPS = (5, 10)
@@ -32,10 +38,10 @@ BOXES, MASKS = "referring_bbox", "referring_segm"
 
 
 class RefCOCOEvaluator(PhraseEvaluator):
-    """Precision of the best box and, where there are masks, the IoU of the best mask.
+    """Precision of the best box and, if there are masks, IoU of the best mask.
 
-    An expression without a detection counts as IoU 0. One whose file names several boxes is right
-    with any of them.
+    An expression without a detection counts as IoU 0. With several ground-truth boxes, any of them
+    counts.
     """
 
     def __init__(self, dataset_name: str, output_folder: str) -> None:
@@ -48,27 +54,27 @@ class RefCOCOEvaluator(PhraseEvaluator):
             "ious": ious.tolist(),
             "box": best.pred_boxes.tensor.flatten().tolist(),
             "score": best.scores.tolist(),
-            MASKS: self._mask_overlap(truth, best),
+            MASKS: self._mask_areas(truth, best),
         }
 
     @staticmethod
-    def _mask_overlap(truth: PhraseTruth, best: Instances) -> tuple[int, int] | None:
+    def _mask_areas(truth: PhraseTruth, best: Instances) -> tuple[int, int] | None:
         gt_mask = union_of_segmentations(truth.segmentations, truth.image_size)
         if gt_mask is None or not best.has("pred_masks"):
             return None
         pred_mask = best.pred_masks.numpy()[0] if len(best) else np.zeros_like(gt_mask)
-        return overlap(pred_mask, gt_mask)
+        return intersection_union(pred_mask, gt_mask)
 
     def summarize(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         results = {BOXES: box_metrics([row["ious"] for row in rows])}
-        overlaps = [row[MASKS] for row in rows if row[MASKS] is not None]
-        if overlaps:
-            results[MASKS] = iou_metrics(overlaps, "oIoU")
+        areas = [row[MASKS] for row in rows if row[MASKS] is not None]
+        if areas:
+            results[MASKS] = iou_metrics(areas, "oIoU")
         return results
 
 
 def box_metrics(ious_per_expression: Sequence[Sequence[float]]) -> dict[str, float]:
-    """P@0.5, 0.7, 0.9 and mean IoU of the best box; top5 and top10. Percent, nan without any.
+    """P@0.5, 0.7, 0.9 and mean IoU of the best box, top5 and top10, in percent; nan if empty.
 
     Args:
         ious_per_expression: IoU with the target of each box, the best box first.

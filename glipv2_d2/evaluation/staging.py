@@ -1,4 +1,4 @@
-"""Files of an evaluation that are there whole, or not at all."""
+"""Write the result files of an evaluation atomically."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from detectron2.utils import comm
 
 
 class StagedEvaluator(DatasetEvaluator):
-    """Lets an evaluator write beside its output folder; files appear in it when all are written.
+    """Runs an evaluator in a staging folder, and moves its files to the output folder at the end.
 
-    The main process writes; the others wait for its folder.
+    The main process creates the staging folder; the others wait for it.
     """
 
     def __init__(
@@ -23,8 +23,8 @@ class StagedEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            make_evaluator: a folder for its files -> the evaluator.
-            output_folder: of the evaluation; made if need be.
+            make_evaluator: output folder -> evaluator.
+            output_folder: final folder of the result files; created if missing.
         """
         self.output_folder = output_folder
         self.staging = output_folder.with_name(f".{output_folder.name}.partial")

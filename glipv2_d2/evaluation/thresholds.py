@@ -1,4 +1,4 @@
-"""The least score at which a box of each name is believed."""
+"""Score thresholds per class."""
 
 from __future__ import annotations
 
@@ -16,56 +16,58 @@ from glipv2_d2.text.prompts import normalized_name
 
 
 @dataclass(frozen=True)
-class NameThresholds:
-    """Scores from 0 to 1 by name; case, blanks and underscores make no difference.
+class ScoreThresholds:
+    """Score thresholds per class name; case, blanks and underscores of names are ignored.
 
     Attributes:
-        score_of_name: of each name, as the caller wrote it.
-        default: of every other name.
+        per_class: class name -> threshold, 0..1.
+        default: threshold of every other class.
     """
 
-    score_of_name: Mapping[str, float]
+    per_class: Mapping[str, float]
     default: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, score in {**self.score_of_name, "every other name": self.default}.items():
+        for name, score in {**self.per_class, "every other class": self.default}.items():
             if isinstance(score, bool) or not isinstance(score, Real) or not 0 <= score <= 1:
-                raise ValueError(f"the threshold of {name!r} is {score!r}; give a number 0 to 1")
+                raise ValueError(
+                    f"the threshold of {name!r} is {score!r}; pass a number between 0 and 1"
+                )
 
     @staticmethod
-    def of(source: NameThresholds | Mapping[str, float] | str | Path) -> NameThresholds:
-        """Thresholds as a caller may hold them: a mapping, or a file of tools/check_names.py.
+    def from_source(source: ScoreThresholds | Mapping[str, float] | str | Path) -> ScoreThresholds:
+        """Thresholds from a mapping, or from a file that :meth:`to_json` wrote.
 
         Raises:
-            FileNotFoundError, ValueError: the file is not there, or is none of thresholds; a
-                threshold is not between 0 and 1.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file has another format, or a threshold is not between 0 and 1.
         """
-        if isinstance(source, NameThresholds):
+        if isinstance(source, ScoreThresholds):
             return source
         if isinstance(source, Mapping):
-            return NameThresholds(dict(source))
+            return ScoreThresholds(dict(source))
         return _read(Path(source))
 
-    def of_names(self, names: Sequence[str]) -> Tensor:
-        """(names,) float32, the threshold of each."""
-        of_same = {normalized_name(name): score for name, score in self.score_of_name.items()}
-        return torch.tensor([of_same.get(normalized_name(name), self.default) for name in names])
+    def for_classes(self, names: Sequence[str]) -> Tensor:
+        """(len(names),) float32, the threshold of each class."""
+        thresholds = {normalized_name(name): score for name, score in self.per_class.items()}
+        return torch.tensor([thresholds.get(normalized_name(name), self.default) for name in names])
 
     def to_json(self, **about: Any) -> str:
-        """The content of a file that :meth:`of` reads; ``about`` goes into it for people."""
-        content = {"thresholds": dict(self.score_of_name), "default": self.default, **about}
+        """File content for :meth:`from_source`; ``about`` is added for human readers."""
+        content = {"thresholds": dict(self.per_class), "default": self.default, **about}
         return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def _read(path: Path) -> NameThresholds:
+def _read(path: Path) -> ScoreThresholds:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file of thresholds {str(path)!r}; check the path")
+        raise FileNotFoundError(f"threshold file {str(path)!r} does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return NameThresholds(dict(content["thresholds"]), content["default"])
+        return ScoreThresholds(dict(content["thresholds"]), content["default"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(path)!r} is no file of thresholds ({type(error).__name__}: {error}): it is JSON "
-            'as {"thresholds": {"cat": 0.4}, "default": 0.5}; tools/check_names.py calibrate '
-            "writes one"
+            f"{str(path)!r} is not a threshold file ({type(error).__name__}: {error}); expected "
+            'JSON such as {"thresholds": {"cat": 0.4}, "default": 0.5}, as written by '
+            "tools/check_names.py calibrate"
         ) from error

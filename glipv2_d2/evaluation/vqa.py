@@ -1,12 +1,12 @@
-"""Accuracy of answers, as the VQA challenge measures it.
+"""Accuracy of answers, as defined by the VQA challenge.
 
-Ten people answered each question. A model's answer is compared with those of nine of them, ten
-times, each time without another one: it is worth a third for each of the nine who said the same,
-at most 1; the accuracy is the mean. So one person who agrees gives 0.3, two 0.6, three 0.9, four 1.
-The model's answer is normalized (:func:`~glipv2_d2.text.answers.normalize_answer`); people's lose
-their punctuation, and that only where they disagree, as in the challenge's script.
+Each question has ten human answers. The accuracy is the mean over the ten subsets of nine human
+answers of min(1, matches / 3): one matching human answer gives 0.3, two 0.6, three 0.9, four 1. The
+predicted answer is normalised (:func:`~glipv2_d2.text.answers.normalize_answer`). Punctuation is
+stripped from human answers only if they differ, as in the challenge's script.
 
-Where one answer is known (GQA, easy-VQA), it is right or not; both are normalized.
+With a single reference answer (GQA, easy-VQA), the accuracy is that of an exact match after
+normalising both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from glipv2_d2.evaluation.texts import PERCENT, TextEvaluator
+from glipv2_d2.evaluation.text_evaluator import PERCENT, TextEvaluator
 from glipv2_d2.structures import fields
 from glipv2_d2.text.answers import normalize_answer, strip_punctuation
 
@@ -28,35 +28,35 @@ logger = logging.getLogger(__name__)
 
 TASK = "vqa"
 ACCURACY_FILE = "vqa_accuracy.json"
-"""The accuracy of all, and of each type of answer and of question."""
+"""Accuracy of all answers, per answer type and per question type."""
 
-ENOUGH_PEOPLE = 3
+MIN_MATCHES = 3
 
 
 def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     """The accuracy of one answer, 0..1.
 
     Args:
-        human_answers: one per person, as it was written.
+        human_answers: one per annotator, not normalised.
 
     >>> [round(vqa_accuracy("Two.", ["2"] * n + ["3"] * (10 - n)), 2) for n in range(5)]
     [0.0, 0.3, 0.6, 0.9, 1.0]
     """
-    given = normalize_answer(answer)
+    predicted = normalize_answer(answer)
     if len(human_answers) == 1:
-        return float(given == normalize_answer(human_answers[0]))
+        return float(predicted == normalize_answer(human_answers[0]))
     if len(set(human_answers)) > 1:
         human_answers = [strip_punctuation(human) for human in human_answers]
-    agree = [human == given for human in human_answers]
-    total = sum(agree)
-    left_out = (min(1.0, (total - own) / ENOUGH_PEOPLE) for own in agree)
-    return sum(left_out) / len(agree)
+    matches = [human == predicted for human in human_answers]
+    total = sum(matches)
+    leave_one_out = (min(1.0, (total - match) / MIN_MATCHES) for match in matches)
+    return sum(leave_one_out) / len(matches)
 
 
 class VQAEvaluator(TextEvaluator):
-    """Task ``vqa``: the accuracy of all answers, and ``accuracy-<type>`` of each type of answer.
+    """Task ``vqa``: accuracy of all answers, and ``accuracy-<type>`` per answer type.
 
-    A test set, whose answers nobody knows, has no metrics; there is only the file for the server.
+    A test set without public answers has no metrics, only the file for the evaluation server.
     """
 
     id_key = fields.QUESTION_ID
@@ -67,7 +67,7 @@ class VQAEvaluator(TextEvaluator):
         self, records: Sequence[dict[str, Any]], texts: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         if not records or not all(fields.HUMAN_ANSWERS in record for record in records):
-            logger.info("data set %r has no answers to compare with", self.dataset_name)
+            logger.info("dataset %r has no reference answers", self.dataset_name)
             return {}
         accuracies = [
             PERCENT * vqa_accuracy(answer, record[fields.HUMAN_ANSWERS])
@@ -93,7 +93,7 @@ class VQAEvaluator(TextEvaluator):
 def means(
     accuracies: Sequence[float], records: Sequence[dict[str, Any]], key: str
 ) -> dict[str, float]:
-    """The mean accuracy of each type of record; records that name none are left out.
+    """Mean accuracy per value of ``key``; records without the key are left out.
 
     >>> means([1.0, 0.0, 0.5], [{"type": "number"}, {"type": "number"}, {}], "type")
     {'number': 0.5}

@@ -26,7 +26,7 @@ UNUSED = {"module.rpn.head.cls_logits.weight", "module.rpn.head.cls_logits.bias"
         ("glip/glip_swin_t_a.yaml", "keys/keys_glip_A.tsv", 151_409_966),
     ],
 )
-def test_the_network_of_a_config_is_the_published_one(
+def test_parameters_match_the_published_model(
     read_keys: Callable[[str], dict[str, Tensor]], config: str, table: str, parameters: int
 ) -> None:
     cfg = get_cfg()

@@ -21,7 +21,7 @@ def shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_key_is_accounted_for(read_keys: ReadKeys, table: str) -> None:
+def test_every_key_is_reported(read_keys: ReadKeys, table: str) -> None:
     keys = read_keys(table)
     ours, account = from_glip(keys)
     assert account.unknown == ()
@@ -43,13 +43,13 @@ def test_only_the_unused_classifier_is_ignored_and_only_buffers_recomputed(
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_no_two_names_become_one(read_keys: ReadKeys, table: str) -> None:
+def test_names_stay_unique(read_keys: ReadKeys, table: str) -> None:
     _, account = from_glip(read_keys(table))
     assert len(set(account.loaded.values())) == len(account.loaded)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_way_back_writes_the_table(read_keys: ReadKeys, table: str) -> None:
+def test_the_inverse_restores_all_names(read_keys: ReadKeys, table: str) -> None:
     keys = read_keys(table)
     ours, account = from_glip(keys)
     buffers = {WRAPPER + name for name in account.recomputed}
@@ -66,7 +66,7 @@ def test_published_number_of_parameters(read_keys: ReadKeys, table: str, paramet
     assert sum(value.numel() for value in ours.values()) == parameters
 
 
-def test_there_and_back_are_the_same_tensors(glip_weights: dict[str, Tensor]) -> None:
+def test_a_round_trip_keeps_the_tensors(glip_weights: dict[str, Tensor]) -> None:
     ours, _ = from_glip(glip_weights)
     back = to_glip(ours)
     assert all(back[name] is glip_weights[name] for name in back)
@@ -75,7 +75,7 @@ def test_there_and_back_are_the_same_tensors(glip_weights: dict[str, Tensor]) ->
     assert all(again[name] is ours[name] for name in ours)
 
 
-def test_the_wrapper_of_distributed_training_makes_no_difference(
+def test_the_prefix_of_distributed_training_is_optional(
     glip_weights: dict[str, Tensor],
 ) -> None:
     plain = {name.removeprefix(WRAPPER): value for name, value in glip_weights.items()}
@@ -113,7 +113,7 @@ def test_the_wrapper_of_distributed_training_makes_no_difference(
     ],
 )
 def test_names_of_glip_l(glip: str, ours: str) -> None:
-    # The first name tells that the tower has fusion, as GLIP-L's of eight blocks.
+    # The first name marks a tower with fusion; GLIP-L has eight blocks.
     fused = {"rpn.head.dyhead_tower.21.b_attn.gamma_v": torch.empty(0)}
     _, account = from_glip({**fused, glip: torch.empty(0)})
     assert account.loaded[glip] == ours
@@ -137,7 +137,7 @@ def test_without_fusion_the_tower_is_dynamic_convolutions_only() -> None:
         "language_backbone.body.model.pooler.dense.weight",
     ],
 )
-def test_optional_keys_are_ignored_knowingly(name: str) -> None:
+def test_optional_keys_are_ignored_with_a_reason(name: str) -> None:
     ours, account = from_glip({name: torch.empty(0)})
     assert not ours
     assert list(account.ignored) == [name]
@@ -158,7 +158,7 @@ def test_other_keys_are_unknown(name: str) -> None:
     assert account.unknown == (name,)
 
 
-def test_weights_that_glip_does_not_have_are_refused_by_name() -> None:
+def test_weights_that_glip_does_not_have_raise_an_error() -> None:
     ours = {
         "backbone.bottom_up.blocks.0.conv_dw.weight": torch.empty(0),
         "mask_head.bias": torch.empty(0),
@@ -167,7 +167,7 @@ def test_weights_that_glip_does_not_have_are_refused_by_name() -> None:
         to_glip(ours)
 
 
-def test_swins_index_is_the_only_buffer_of_ours_that_is_recomputed() -> None:
+def test_only_swins_position_index_is_recomputed() -> None:
     assert is_recomputed("backbone.bottom_up.layers.3.blocks.1.attn.relative_position_index")
     assert not is_recomputed(
         "backbone.bottom_up.layers.3.blocks.1.attn.relative_position_bias_table"

@@ -63,7 +63,7 @@ def imagenet_weights() -> dict[str, Tensor]:
 # GLIP files
 
 
-def test_every_weight_of_a_glip_file_arrives(
+def test_all_weights_of_a_glip_file_are_loaded(
     glip_model: nn.Module, glip_weights: dict[str, Tensor], glip_file: Path
 ) -> None:
     GLIPv2Checkpointer(glip_model).load(str(glip_file))
@@ -71,7 +71,7 @@ def test_every_weight_of_a_glip_file_arrives(
     assert all(torch.equal(v, expected[name]) for name, v in glip_model.state_dict().items())
 
 
-def test_the_account_of_a_glip_file_is_logged(
+def test_the_load_report_of_a_glip_file_is_logged(
     glip_model: nn.Module, glip_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -79,7 +79,7 @@ def test_the_account_of_a_glip_file_is_logged(
     assert "314 loaded, 14 recomputed, 2 ignored" in caplog.text
 
 
-def test_the_training_state_of_a_glip_file_is_not_ours(
+def test_the_training_state_of_a_glip_file_is_not_loaded(
     glip_model: nn.Module, glip_weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     ema = {name: value + 1 for name, value in glip_weights.items() if value.is_floating_point()}
@@ -91,24 +91,24 @@ def test_the_training_state_of_a_glip_file_is_not_ours(
     assert torch.equal(glip_model.state_dict()[name], from_glip(glip_weights)[0][name])
 
 
-def test_one_error_lists_all_that_does_not_fit_and_nothing_is_loaded(
+def test_one_error_lists_all_mismatches_and_nothing_is_loaded(
     glip_model: nn.Module, glip_weights: dict[str, Tensor]
 ) -> None:
     weights = dict(glip_weights)
     del weights["module.rpn.head.bbox_pred.weight"], weights["module.rpn.head.bbox_pred.bias"]
     weights["module.rpn.head.bias_lang"] = torch.zeros(5)
     weights["module.rpn.head.surprise"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="does not fit the model") as error:
+    with pytest.raises(ValueError, match="does not match the model") as error:
         load_weights(glip_model, weights, source="'odd.pth'")
     message = str(error.value)
     assert "'odd.pth' (GLIP names)" in message
     assert "region_word.bias_language: (5,) in the file, (64,) in the model" in message
     assert "missing in the file (2):\n  proposal_generator.bbox_pred.{bias, weight}" in message
-    assert "without a place in the model (1):\n  rpn.head.surprise" in message
+    assert "in the file, but not in the model (1):\n  rpn.head.surprise" in message
     assert not any(value.any() for value in glip_model.state_dict().values())
 
 
-def test_a_file_with_fusion_does_not_fit_a_model_without(
+def test_a_file_with_fusion_does_not_match_a_model_without(
     shell_of: ShellOf, glip_weights: dict[str, Tensor]
 ) -> None:
     ours, _ = from_glip(glip_weights)
@@ -124,11 +124,11 @@ def test_an_imagenet_file_initialises_the_backbone_and_only_it(
     swin_model: nn.Module, imagenet_weights: dict[str, Tensor]
 ) -> None:
     before = copy.deepcopy(swin_model.state_dict())
-    account = load_weights(swin_model, imagenet_weights, source="swin.pth")
+    report = load_weights(swin_model, imagenet_weights, source="swin.pth")
     for name, value in swin_model.state_dict().items():
         plain = name.removeprefix("backbone.bottom_up.")
         assert torch.equal(value, imagenet_weights.get(plain, before[name])), name
-    assert set(account.ignored) == {
+    assert set(report.ignored) == {
         "layers.0.blocks.1.attn_mask", "norm.weight", "norm.bias", "head.weight", "head.bias"
     }  # fmt: skip
 
@@ -142,7 +142,7 @@ def test_output_norms_start_as_the_identity(
     assert torch.equal(norm.bias, torch.zeros(16))
 
 
-def test_an_imagenet_file_with_a_hole_is_refused(
+def test_an_incomplete_imagenet_file_raises_an_error(
     swin_model: nn.Module, imagenet_weights: dict[str, Tensor]
 ) -> None:
     del imagenet_weights["layers.0.blocks.0.mlp.fc1.weight"]
@@ -150,7 +150,7 @@ def test_an_imagenet_file_with_a_hole_is_refused(
         load_weights(swin_model, imagenet_weights, source="swin.pth")
 
 
-def test_another_size_of_swin_is_refused(
+def test_another_size_of_swin_raises_an_error(
     swin_model: nn.Module, imagenet_weights: dict[str, Tensor]
 ) -> None:
     imagenet_weights["patch_embed.norm.bias"] = torch.zeros(192)
@@ -161,7 +161,7 @@ def test_another_size_of_swin_is_refused(
 # Our files
 
 
-def test_our_file_comes_back(glip_model: nn.Module, tmp_path: Path) -> None:
+def test_a_saved_file_is_loaded(glip_model: nn.Module, tmp_path: Path) -> None:
     saved = copy.deepcopy(glip_model)
     nn.init.normal_(saved.get_parameter("proposal_generator.bbox_pred.weight"))
     GLIPv2Checkpointer(saved, str(tmp_path)).save("model", iteration=3)
@@ -171,7 +171,7 @@ def test_our_file_comes_back(glip_model: nn.Module, tmp_path: Path) -> None:
     assert all(torch.equal(v, expected[name]) for name, v in glip_model.state_dict().items())
 
 
-def test_excluded_parts_are_neither_saved_nor_missed(tmp_path: Path) -> None:
+def test_excluded_parts_are_not_saved_and_not_required(tmp_path: Path) -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     model.checkpoint_excluded_prefixes = ("encoder.",)
     GLIPv2Checkpointer(model, str(tmp_path)).save("model")
@@ -183,7 +183,7 @@ def test_excluded_parts_are_neither_saved_nor_missed(tmp_path: Path) -> None:
     assert torch.equal(other["encoder"].weight, torch.ones(2, 2))
 
 
-def test_excluded_parts_are_loaded_where_a_file_has_them() -> None:
+def test_excluded_parts_are_loaded_if_a_file_has_them() -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     weights = {name: torch.full_like(v, 5.0) for name, v in model.state_dict().items()}
     model.checkpoint_excluded_prefixes = ("encoder.",)
@@ -203,16 +203,18 @@ class WithLosses(nn.Module):
             self.add_module(name, part)
 
 
-def test_weights_of_losses_that_the_model_lacks_are_left(caplog: pytest.LogCaptureFixture) -> None:
-    """A second phase of training without them."""
+def test_weights_of_losses_that_the_model_lacks_are_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a second training phase without these losses."""
     first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses()
-    account = load_weights(second, first.state_dict(), source="first.pth")
+    report = load_weights(second, first.state_dict(), source="first.pth")
     assert torch.equal(second.net.weight, first.net.weight)
-    assert set(account.ignored) == {"loss_a.weight", "loss_a.bias"}
+    assert set(report.ignored) == {"loss_a.weight", "loss_a.bias"}
     assert caplog.text == ""
 
 
-def test_parts_of_losses_that_the_file_lacks_start_untrained_and_are_named(
+def test_a_warning_lists_loss_heads_that_the_file_lacks(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first, second = WithLosses(), WithLosses(loss_b=nn.Linear(2, 2))
@@ -222,37 +224,37 @@ def test_parts_of_losses_that_the_file_lacks_start_untrained_and_are_named(
     assert "loss_b.{bias, weight}" in caplog.text
 
 
-def test_parts_that_only_losses_read_are_no_reason_to_warn(
+def test_missing_parts_that_only_losses_use_are_logged_without_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first, second = WithLosses(), WithLosses(loss_a=nn.Linear(2, 2), loss_b=nn.Linear(2, 2))
     second.checkpoint_loss_prefixes = ("loss_a.",)
     with caplog.at_level("INFO"):
         load_weights(second, first.state_dict(), source="first.pth")
-    told = {record.levelname: record.getMessage() for record in caplog.records}
-    assert "loss_a.{bias, weight}" in told["INFO"] and "loss_b" not in told["INFO"]
-    assert "loss_b.{bias, weight}" in told["WARNING"] and "loss_a" not in told["WARNING"]
+    messages = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "loss_a.{bias, weight}" in messages["INFO"] and "loss_b" not in messages["INFO"]
+    assert "loss_b.{bias, weight}" in messages["WARNING"] and "loss_a" not in messages["WARNING"]
 
 
-def test_parts_of_losses_of_another_size_are_refused() -> None:
+def test_loss_heads_of_another_size_raise_an_error() -> None:
     first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses(loss_a=nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"loss_a\.weight: \(2, 2\) in the file, \(2, 3\)"):
         load_weights(second, first.state_dict(), source="first.pth")
 
 
-def test_every_other_part_stays_required() -> None:
+def test_all_other_parts_are_required() -> None:
     model = WithLosses(loss_b=nn.Linear(2, 2))
     weights = {"net.weight": torch.zeros(2, 2), "loss_c.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"(?s)missing.*net\.bias.*without a place.*loss_c"):
+    with pytest.raises(ValueError, match=r"(?s)missing.*net\.bias.*but not in the model.*loss_c"):
         load_weights(model, weights, source="odd.pth")
 
 
-def test_a_file_of_another_project_is_told_by_its_first_names(glip_model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"has no weight of this model.*conv1\.weight"):
+def test_the_error_for_a_file_of_another_project_has_its_first_names(glip_model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"has no weights of this model.*conv1\.weight"):
         load_weights(glip_model, {"conv1.weight": torch.zeros(1)}, source="resnet.pth")
 
 
-def test_an_error_does_not_stop_the_next_load(
+def test_a_file_can_be_loaded_after_an_error(
     glip_model: nn.Module, glip_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "page.pth").write_bytes(b"<html></html>")
@@ -263,43 +265,43 @@ def test_an_error_does_not_stop_the_next_load(
     assert glip_model.get_parameter("proposal_generator.level_scales.0").any()
 
 
-def test_a_missing_file_is_named(glip_model: nn.Module, tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_error(glip_model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         GLIPv2Checkpointer(glip_model).load(str(tmp_path / "nowhere.pth"))
 
 
-def test_no_weights_named_loads_nothing(glip_model: nn.Module) -> None:
+def test_an_empty_path_loads_nothing(glip_model: nn.Module) -> None:
     assert GLIPv2Checkpointer(glip_model).load("") == {}
 
 
-def test_detectron2s_own_pickles_are_left_to_detectron2(tmp_path: Path) -> None:
+def test_pickles_are_loaded_by_detectron2(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    content = {"model": {"weight": torch.ones(2, 2).numpy()}, "__author__": "somebody"}
+    content = {"model": {"weight": torch.ones(2, 2).numpy()}, "__author__": "Third Party"}
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
     GLIPv2Checkpointer(model).load(str(tmp_path / "zoo.pkl"))
     assert torch.equal(model.weight, torch.ones(2, 2))
 
 
-def test_addresses_are_fetched_by_detectron2s_path_manager(
+def test_urls_are_resolved_by_detectron2s_path_manager(
     glip_model: nn.Module, glip_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer = GLIPv2Checkpointer(glip_model)
-    asked = []
+    requested = []
 
     def get_local_path(path: str, *_: Any, **__: Any) -> str:
-        asked.append(path)
+        requested.append(path)
         return str(glip_file)
 
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", get_local_path)
     checkpointer.load("https://example.org/glip.pth")
-    assert asked[0] == "https://example.org/glip.pth"
+    assert requested[0] == "https://example.org/glip.pth"
     assert glip_model.get_parameter("proposal_generator.level_scales.0").any()
 
 
 # Saving and resuming
 
 
-def test_a_save_that_fails_leaves_the_last_checkpoint_usable(tmp_path: Path) -> None:
+def test_a_failed_save_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     checkpointer = GLIPv2Checkpointer(model, str(tmp_path))
     checkpointer.save("model")
@@ -318,7 +320,7 @@ class Regression(nn.Linear):
 
 
 class TinyTrainer(DefaultTrainer):
-    """Detectron2's trainer with our checkpointer, two saves, no data sets."""
+    """Detectron2's trainer with GLIPv2Checkpointer, two saves, no datasets."""
 
     def build_hooks(self) -> list[Any]:
         self.checkpointer = GLIPv2Checkpointer(
@@ -350,7 +352,7 @@ def trainer_config(output: Path, iterations: int) -> CfgNode:
     return cfg
 
 
-def test_a_resumed_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_training_resumes_at_the_saved_iteration(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole = TinyTrainer(trainer_config(tmp_path / "whole", 6))
     whole.train()

@@ -20,7 +20,7 @@ TABLE = NameTable(
         ("scale", "level.scale"),
     ],
 )
-def test_entries_read_both_ways(left: str, right: str) -> None:
+def test_names_are_mapped_in_both_directions(left: str, right: str) -> None:
     assert TABLE.forward(left) == right
     assert TABLE.backward(right) == left
 
@@ -35,11 +35,11 @@ def test_entries_read_both_ways(left: str, right: str) -> None:
         "a.0xb.1.bias",  # a dot of a template is a dot
     ],
 )
-def test_a_name_fits_as_a_whole_or_not_at_all(name: str) -> None:
+def test_a_template_matches_only_whole_names(name: str) -> None:
     assert TABLE.forward(name) is None
 
 
-def test_every_name_of_a_state_dict_is_accounted_for() -> None:
+def test_every_name_of_a_state_dict_is_reported() -> None:
     names = ["a.0.b.1.bias", "a.2.index", "head.deep.weight", "odd"]
     tensors = {name: torch.tensor(i) for i, name in enumerate(names)}
     renamed, account = TABLE.rename(tensors)

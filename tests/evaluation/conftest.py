@@ -24,7 +24,7 @@ def cfg(tmp_path: Path) -> CfgNode:
 
 @pytest.fixture
 def register() -> Iterator[Callable[..., str]]:
-    """Registers records with their metadata; the name of the data set, which is forgotten after."""
+    """Registers records and metadata, returns the dataset name, and removes it afterwards."""
 
     def put(records: Records, **metadata: Any) -> str:
         if NAME in DatasetCatalog:

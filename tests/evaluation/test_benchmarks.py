@@ -1,28 +1,28 @@
-"""The table of benchmarks names data sets that exist, and its results add up."""
+"""Benchmarks refer to registered datasets, and their results are summarised correctly."""
 
 from __future__ import annotations
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from glipv2_d2.data.readers.odinw import odinw_sets
+from glipv2_d2.data.readers.odinw import odinw_datasets
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.benchmark_table import Outcome, Report, to_json, to_text
-from glipv2_d2.evaluation.benchmarks import Benchmark, benchmarks, dataset_here, select
+from glipv2_d2.evaluation.benchmarks import Benchmark, benchmarks, first_available, select
 from glipv2_d2.evaluation.build import evaluator_types
 
 ALL = benchmarks()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_data_set_is_registered_and_has_an_evaluator(name: str) -> None:
+def test_every_dataset_is_registered_and_has_an_evaluator(name: str) -> None:
     for dataset in (dataset for group in ALL[name].datasets for dataset in group):
         assert dataset in DatasetCatalog
         assert MetadataCatalog.get(dataset).evaluator_type in evaluator_types()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_settings_are_keys_of_the_config(name: str) -> None:
+def test_settings_are_valid_config_keys(name: str) -> None:
     opts = [item for pair in ALL[name].settings for item in pair]
     cfg = load_config(opts=opts)
     for key, value in ALL[name].settings:
@@ -32,10 +32,10 @@ def test_settings_are_keys_of_the_config(name: str) -> None:
         assert node == value
 
 
-def test_odinw_asks_glips_prompts_where_its_configs_do() -> None:
+def test_odinw_uses_prompts_for_the_datasets_of_glips_configs() -> None:
     prompted = {
         f"odinw_{key}_{entry['evaluated_on']}_prompted"
-        for key, entry in odinw_sets().items()
+        for key, entry in odinw_datasets().items()
         if "prompt" in entry
     }
     for name, count, expected in (
@@ -48,21 +48,21 @@ def test_odinw_asks_glips_prompts_where_its_configs_do() -> None:
         assert {dataset for dataset in names if dataset.endswith("_prompted")} == expected
 
 
-def test_an_unknown_benchmark_is_named_with_those_that_are_close() -> None:
+def test_an_unknown_benchmark_raises_an_error_with_close_matches() -> None:
     with pytest.raises(ValueError, match=r"'odinw13'; did you mean odinw_13"):
         select(["odinw13"])
 
 
-def test_benchmarks_come_in_the_order_of_the_table() -> None:
+def test_selected_benchmarks_are_in_the_order_of_the_table() -> None:
     assert [benchmark.name for benchmark in select(["lvis_val", "coco"])] == ["coco", "lvis_val"]
 
 
-def test_the_first_data_set_with_all_its_files_is_taken(tmp_path: pytest.TempPathFactory) -> None:
+def test_the_first_dataset_with_all_files_is_selected(tmp_path: pytest.TempPathFactory) -> None:
     MetadataCatalog.get("absent_one").set(source_files=(str(tmp_path), str(tmp_path / "no")))
     MetadataCatalog.get("present_one").set(source_files=(str(tmp_path),))
     try:
-        assert dataset_here(("absent_one", "present_one")) == "present_one"
-        assert dataset_here(("absent_one",)) is None
+        assert first_available(("absent_one", "present_one")) == "present_one"
+        assert first_available(("absent_one",)) is None
     finally:
         MetadataCatalog.remove("absent_one")
         MetadataCatalog.remove("present_one")
@@ -75,7 +75,7 @@ def outcome(dataset: str, ap: float | None) -> Outcome:
     return Outcome(dataset, {"bbox": {"AP": ap}})
 
 
-def test_average_and_median_are_of_the_sets_that_are_here() -> None:
+def test_average_and_median_are_over_the_available_datasets() -> None:
     outcomes = (
         outcome("a", 10.0),
         outcome("b", 20.0),
@@ -90,27 +90,27 @@ def test_average_and_median_are_of_the_sets_that_are_here() -> None:
     assert "average 30.00, median 20.00" in text
 
 
-def test_a_set_without_a_number_is_left_out_of_the_average() -> None:
+def test_a_dataset_without_a_result_is_excluded_from_the_average() -> None:
     report = Report(AVERAGED, (outcome("a", 10.0), outcome("b", None)))
     assert report.summary["average"] == 10
     assert "all (1 of 2)" in to_text([report], "github")
 
 
-def test_many_data_sets_that_are_not_here_share_a_row() -> None:
-    outcomes = tuple(Outcome(name, reason=f"not here: {name}.json") for name in "abcd")
+def test_many_missing_datasets_share_a_row() -> None:
+    outcomes = tuple(Outcome(name, reason=f"missing: {name}.json") for name in "abcd")
     report = Report(AVERAGED, outcomes)
     assert report.summary == {}
     [row] = to_text([report], "github").splitlines()[2:]
     assert "4 others" in row and "a.json" in row
 
 
-def test_every_row_says_its_numbers_or_why_there_are_none() -> None:
+def test_each_row_has_results_or_a_reason() -> None:
     benchmark = Benchmark("one", (("a",), ("b",)), ("bbox/AP", "bbox/AP50", "segm/AP"))
     outcomes = (
         Outcome("a", {"bbox": {"AP": 1.0, "AP50": 2.0, "APs": 3.0}}),
-        Outcome("b", reason="not here: datasets/b.json"),
+        Outcome("b", reason="missing: datasets/b.json"),
     )
     first, second = to_text([Report(benchmark, outcomes)], "github").splitlines()[2:]
     cells = [cell.strip() for cell in first.split("|")[1:-1]]
     assert cells == ["one", "a", "bbox: AP 1.00, AP50 2.00"]
-    assert "not here: datasets/b.json" in second
+    assert "missing: datasets/b.json" in second

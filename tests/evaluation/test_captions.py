@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation import build_evaluator, captions
-from glipv2_d2.evaluation.caption_words import split_words, tokenize
+from glipv2_d2.evaluation.caption_tokenizer import tokenize, tokenize_caption
 from glipv2_d2.evaluation.captions import CaptionEvaluator, NotComputedError, score_captions
 
 REFERENCES = [["A cat on a mat."], ["two dogs run"]]
@@ -58,39 +58,42 @@ def test_the_closest_of_several_references_counts() -> None:
     assert metrics["ROUGE-L"] == pytest.approx(100)
 
 
-def test_an_empty_caption_scores_nothing() -> None:
+def test_an_empty_caption_scores_zero() -> None:
     scores = score_captions(["", "two dogs run"], REFERENCES)
     assert scores.cider_per_image[0] == 0
     assert scores.metrics["ROUGE-L"] == pytest.approx(50)
 
 
-def test_what_is_missing_has_a_reason_and_no_number() -> None:
+def test_a_metric_without_java_has_a_reason_and_no_value() -> None:
     scores = score_captions(CAPTIONS, REFERENCES)
-    assert scores.not_computed == {"METEOR": "there is no Java", "SPICE": "there is no Java"}
+    assert scores.not_computed == {
+        "METEOR": "Java is not installed",
+        "SPICE": "Java is not installed",
+    }
     assert scores.metrics.keys() == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
-    assert "no Java" in scores.tokenizer
+    assert "Java is not installed" in scores.tokenizer
 
 
-def test_a_java_program_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_java_program_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> float:
-        raise BrokenPipeError("the program ended")
+        raise BrokenPipeError("the program exited")
 
     monkeypatch.setitem(captions.JAVA_METRICS, "METEOR", broken)
     monkeypatch.setitem(captions.JAVA_METRICS, "SPICE", lambda *_: 0.21)
     scores = score_captions(CAPTIONS, REFERENCES)
-    assert scores.not_computed == {"METEOR": "the program ended"}
+    assert scores.not_computed == {"METEOR": "the program exited"}
     assert scores.metrics["SPICE"] == 21
 
 
-def test_spice_does_not_fetch_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spice_does_not_download_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/java")
     monkeypatch.setattr(captions, "SPICE_MODELS", ("absent.jar",))
     with pytest.raises(NotComputedError, match="get_stanford_models"):
         captions.JAVA_METRICS["SPICE"]({}, {})
 
 
-# What Stanford's program gave for them (CoreNLP 3.4.1, as in pycocoevalcap 1.2).
-PTB_WORDS = {
+# Output of Stanford's program (CoreNLP 3.4.1, as in pycocoevalcap 1.2).
+PTB_TOKENS = {
     "A man's dog can't jump over the dogs' fence.": "a man 's dog ca n't jump over the dogs fence",
     "Two cats, one black-and-white, sit; don't they?": (
         "two cats one black-and-white sit do n't they"
@@ -99,7 +102,7 @@ PTB_WORDS = {
     "The U.S. flag, etc.": "the u.s. flag etc.",
     "dog,cat": "dog cat",
     "It's a T-shirt (red)": "it 's a t-shirt -lrb- red -rrb-",
-    '"Hello" he said -- loudly...': "hello he said loudly",
+    '"Hello" he read -- loudly...': "hello he read loudly",
     "I'm gonna cannot": "i 'm gon na can not",
     "50% $20 #1 a & b": "50 % $ 20 # 1 a & b",
     "Mr. Smith's St. Bernard": "mr. smith 's st. bernard",
@@ -112,47 +115,47 @@ PTB_WORDS = {
 }
 
 
-@pytest.mark.parametrize("caption", PTB_WORDS)
-def test_the_stand_in_parts_words_as_ptb_does(caption: str) -> None:
-    assert split_words(caption) == PTB_WORDS[caption]
+@pytest.mark.parametrize("caption", PTB_TOKENS)
+def test_the_fallback_tokenizer_agrees_with_ptb(caption: str) -> None:
+    assert tokenize_caption(caption) == PTB_TOKENS[caption]
 
 
-def test_a_caption_is_one_line() -> None:
-    [[words]] = tokenize([["a cat\n on\ta mat"]]).captions_per_image
-    assert words == "a cat on a mat"
+def test_whitespace_is_normalised() -> None:
+    [[tokens]] = tokenize([["a cat\n on\ta mat"]]).captions_per_image
+    assert tokens == "a cat on a mat"
 
 
 @pytest.fixture
 def ptb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a function in place of Stanford's program."""
+    """Replaces Stanford's program by a function."""
 
-    def stand_in(tokenize: Callable[..., Any]) -> None:
+    def replace_ptb(tokenize: Callable[..., Any]) -> None:
         monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/java")
         monkeypatch.setattr(f"{PTB_MODULE}.PTBTokenizer.tokenize", tokenize)
 
-    return stand_in
+    return replace_ptb
 
 
-def test_stanfords_program_gets_every_caption_of_every_image(ptb: Callable[..., None]) -> None:
+def test_stanfords_program_receives_all_captions_of_all_images(ptb: Callable[..., None]) -> None:
     ptb(lambda _, images: {i: [x["caption"].upper() for x in images[i]] for i in images})
     tokenized = tokenize([["a cat", "one\ncat"], [], ["a dog"]])
-    # It answers nothing about an image without captions.
+    # It returns no entry for an image without captions.
     assert tokenized == ([["A CAT", "ONE CAT"], [], ["A DOG"]], "PTB")
 
 
-def test_a_program_that_ends_early_is_told(ptb: Callable[..., None]) -> None:
+def test_a_program_that_exits_early_is_reported(ptb: Callable[..., None]) -> None:
     ptb(lambda _, images: {0: ["a cat"]})
     tokenized = tokenize([["A cat."], ["A dog."]])
     assert tokenized.captions_per_image == [["a cat"], ["a dog"]]
-    assert tokenized.tokenizer == "a stand-in for PTB: the Java program ended early"
+    assert tokenized.tokenizer == "Python replacement of PTB: the Java program exited early"
 
 
-def test_a_program_that_does_not_start_is_told(ptb: Callable[..., None]) -> None:
+def test_a_program_that_does_not_start_is_reported(ptb: Callable[..., None]) -> None:
     def broken(*_: Any) -> None:
         raise PermissionError("no access")
 
     ptb(broken)
-    assert tokenize([["A cat."]]) == ([["a cat"]], "a stand-in for PTB: no access")
+    assert tokenize([["A cat."]]) == ([["a cat"]], "Python replacement of PTB: no access")
 
 
 def record(image_id: int, texts: list[str]) -> dict[str, Any]:
@@ -172,12 +175,12 @@ def described(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def process(evaluator: Any) -> None:
     evaluator.reset()
-    # In another order than the data set's.
+    # In another order than the dataset.
     evaluator.process([record(5, [])], [{"caption": CAPTIONS[1]}])
     evaluator.process([record(8, [])], [{"caption": CAPTIONS[0]}])
 
 
-def test_scores_and_the_servers_file_are_written(
+def test_scores_and_the_result_file_are_written(
     described: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator = build_evaluator(load_config(opts=["OUTPUT_DIR", str(tmp_path)]), described)
@@ -195,19 +198,19 @@ def test_scores_and_the_servers_file_are_written(
     assert written["not_computed"].keys() == {"METEOR", "SPICE"}
     assert written["tokenizer"] == expected.tokenizer
     assert [entry["image_id"] for entry in written["cider_per_image"]] == [8, 5]
-    assert "METEOR was not computed: there is no Java" in caplog.text
-    assert "stand-in for PTB" in caplog.text
+    assert "METEOR was not computed: Java is not installed" in caplog.text
+    assert "Python replacement of PTB" in caplog.text
 
 
 @pytest.mark.parametrize("described", [[[], []]], indirect=True)
-def test_a_test_set_has_a_file_for_the_server_and_no_scores(described: str, tmp_path: Path) -> None:
+def test_a_test_set_has_a_result_file_and_no_scores(described: str, tmp_path: Path) -> None:
     evaluator = CaptionEvaluator(described, str(tmp_path))
     process(evaluator)
     assert evaluator.evaluate() == {}
     assert len(json.loads((tmp_path / "captions_results.json").read_text())) == 2
 
 
-def test_a_missing_package_is_named(
+def test_a_missing_package_raises_an_error(
     described: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

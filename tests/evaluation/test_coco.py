@@ -1,4 +1,4 @@
-"""COCO's AP through our evaluator, against a plain search; what is there and what is not found."""
+"""COCO's AP of our evaluator, against a direct computation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from helpers.average_precision import IOU_THRESHOLDS, Found, Thing, average_precision
+from helpers.average_precision import IOU_THRESHOLDS, Detection, GroundTruth, average_precision
 from helpers.instances import process_all
 from pycocotools.cocoeval import COCOeval
 
@@ -27,7 +27,7 @@ FAST = [name for name in ("faster_coco_eval",) if importlib.util.find_spec(name)
 
 @pytest.fixture
 def write_coco(tmp_path: Path, register: Register) -> Callable[..., str]:
-    def write(things: Sequence[Thing], **of_annotation: object) -> str:
+    def write(objects: Sequence[GroundTruth], **of_annotation: object) -> str:
         path = tmp_path / "coco.json"
         names = [f"class {c}" for c in range(NUM_CLASSES)]
         content = {
@@ -37,14 +37,14 @@ def write_coco(tmp_path: Path, register: Register) -> Callable[..., str]:
             "annotations": [
                 {
                     "id": i + 1,
-                    "image_id": thing.image,
-                    "category_id": thing.category,
-                    "bbox": list(thing.box),
-                    "area": thing.box[2] * thing.box[3],
-                    "iscrowd": int(thing.is_crowd),
+                    "image_id": obj.image,
+                    "category_id": obj.category,
+                    "bbox": list(obj.box),
+                    "area": obj.box[2] * obj.box[3],
+                    "iscrowd": int(obj.is_crowd),
                     **of_annotation,
                 }
-                for i, thing in enumerate(things)
+                for i, obj in enumerate(objects)
             ],
         }
         path.write_text(json.dumps(content))
@@ -59,14 +59,16 @@ def write_coco(tmp_path: Path, register: Register) -> Callable[..., str]:
     return write
 
 
-def evaluate(cfg: CfgNode, dataset: str, found: Sequence[Found]) -> dict[str, dict[str, float]]:
+def evaluate(
+    cfg: CfgNode, dataset: str, detections: Sequence[Detection]
+) -> dict[str, dict[str, float]]:
     evaluator = build_evaluator(cfg, dataset)
-    process_all(evaluator, found, range(NUM_IMAGES))
+    process_all(evaluator, detections, range(NUM_IMAGES))
     return evaluator.evaluate()
 
 
-def random_data(seed: int) -> tuple[list[Thing], list[Found]]:
-    """Boxes on a coarse grid, scores with ties, every fourth thing a crowd."""
+def random_data(seed: int) -> tuple[list[GroundTruth], list[Detection]]:
+    """Boxes on a coarse grid, scores with ties, every fourth object a crowd."""
     rng = np.random.default_rng(seed)
 
     def box() -> tuple[int, int, int, int]:
@@ -77,21 +79,21 @@ def random_data(seed: int) -> tuple[list[Thing], list[Found]]:
     def place() -> tuple[int, int]:
         return int(rng.integers(NUM_IMAGES)), int(rng.integers(NUM_CLASSES))
 
-    things = [Thing(*place(), box(), is_crowd=i % 4 == 0) for i in range(24)]
-    return things, [Found(*place(), box(), int(rng.integers(1, 10)) / 10) for _ in range(200)]
+    objects = [GroundTruth(*place(), box(), is_crowd=i % 4 == 0) for i in range(24)]
+    return objects, [Detection(*place(), box(), int(rng.integers(1, 10)) / 10) for _ in range(200)]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ap_is_what_a_plain_search_gives(
+def test_ap_equals_a_direct_computation(
     seed: int, cfg: CfgNode, write_coco: Callable[..., str]
 ) -> None:
-    things, found = random_data(seed)
-    results = evaluate(cfg, write_coco(things), found)["bbox"]
+    objects, detections = random_data(seed)
+    results = evaluate(cfg, write_coco(objects), detections)["bbox"]
     for name, limits in (("AP", IOU_THRESHOLDS), ("AP50", [0.5]), ("AP75", [0.75])):
         expected = [
             average_precision(
-                [one for one in found if one.category == c],
-                [thing for thing in things if thing.category == c],
+                [one for one in detections if one.category == c],
+                [obj for obj in objects if obj.category == c],
                 limits,
             )
             for c in range(NUM_CLASSES)
@@ -99,41 +101,37 @@ def test_ap_is_what_a_plain_search_gives(
         assert results[name] == pytest.approx(np.mean(expected))
 
 
-def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(
-    cfg: CfgNode, write_coco: Callable[..., str]
-) -> None:
-    things = [Thing(0, 0, BOX), Thing(0, 0, (20, 20, 28, 28), is_crowd=True)]
-    found = [Found(0, 0, ELSEWHERE, 0.9), Found(0, 0, BOX, 0.8)]
-    assert evaluate(cfg, write_coco(things), found)["bbox"]["AP"] == pytest.approx(100)
+def test_detections_in_a_crowd_are_ignored(cfg: CfgNode, write_coco: Callable[..., str]) -> None:
+    objects = [GroundTruth(0, 0, BOX), GroundTruth(0, 0, (20, 20, 28, 28), is_crowd=True)]
+    detections = [Detection(0, 0, ELSEWHERE, 0.9), Detection(0, 0, BOX, 0.8)]
+    assert evaluate(cfg, write_coco(objects), detections)["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_nothing_found_is_zero_where_there_are_things(
-    cfg: CfgNode, write_coco: Callable[..., str]
-) -> None:
-    results = evaluate(cfg, write_coco([Thing(0, 0, BOX)]), [])["bbox"]
+def test_ap_without_detections_is_zero(cfg: CfgNode, write_coco: Callable[..., str]) -> None:
+    results = evaluate(cfg, write_coco([GroundTruth(0, 0, BOX)]), [])["bbox"]
     assert (results["AP"], results["AP50"], results["APs"]) == (0, 0, 0)
     assert math.isnan(results["APm"])
 
 
-@pytest.mark.parametrize("found", [[], [Found(0, 0, BOX, 0.9)]])
-def test_without_things_there_is_no_number(
-    found: list[Found], cfg: CfgNode, write_coco: Callable[..., str]
+@pytest.mark.parametrize("detections", [[], [Detection(0, 0, BOX, 0.9)]])
+def test_ap_without_ground_truth_is_nan(
+    detections: list[Detection], cfg: CfgNode, write_coco: Callable[..., str]
 ) -> None:
-    crowd = Thing(1, 0, BOX, is_crowd=True)
-    assert math.isnan(evaluate(cfg, write_coco([crowd]), found)["bbox"]["AP"])
+    crowd = GroundTruth(1, 0, BOX, is_crowd=True)
+    assert math.isnan(evaluate(cfg, write_coco([crowd]), detections)["bbox"]["AP"])
 
 
-def test_masks_count_only_where_all_of_the_truth_has_them(
+def test_masks_are_evaluated_only_if_all_ground_truth_has_them(
     cfg: CfgNode, write_coco: Callable[..., str]
 ) -> None:
     cfg.MODEL.MASK_ON = True
-    assert evaluate(cfg, write_coco([Thing(0, 0, BOX)]), []).keys() == {"bbox"}
+    assert evaluate(cfg, write_coco([GroundTruth(0, 0, BOX)]), []).keys() == {"bbox"}
     square = [[4, 4, 14, 4, 14, 14, 4, 14]]
-    dataset = write_coco([Thing(0, 0, BOX)], segmentation=square)
+    dataset = write_coco([GroundTruth(0, 0, BOX)], segmentation=square)
     assert evaluate(cfg, dataset, []).keys() == {"bbox", "segm"}
 
 
-def test_the_fast_evaluation_computes_in_place_of_the_slow_one(
+def test_the_fast_evaluation_replaces_the_default_one(
     cfg: CfgNode, write_coco: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
@@ -146,32 +144,32 @@ def test_the_fast_evaluation_computes_in_place_of_the_slow_one(
     package = types.ModuleType("faster_coco_eval")
     package.COCOeval_faster = Counted
     monkeypatch.setitem(sys.modules, "faster_coco_eval", package)
-    things, found = random_data(0)
-    dataset = write_coco(things)
-    slow = evaluate(cfg, dataset, found)["bbox"]
+    objects, detections = random_data(0)
+    dataset = write_coco(objects)
+    slow = evaluate(cfg, dataset, detections)["bbox"]
     assert computed == []
     cfg.TEST.FAST_EVAL = True
-    assert evaluate(cfg, dataset, found)["bbox"] == pytest.approx(slow, nan_ok=True)
+    assert evaluate(cfg, dataset, detections)["bbox"] == pytest.approx(slow, nan_ok=True)
     assert computed == ["bbox"]
 
 
 @pytest.mark.parametrize("package", FAST)
-def test_an_installed_fast_evaluation_gives_the_same_numbers(
+def test_an_installed_fast_evaluation_gives_the_same_metrics(
     package: str, cfg: CfgNode, write_coco: Callable[..., str]
 ) -> None:
     for seed in range(3):
-        things, found = random_data(seed)
-        dataset = write_coco(things)
+        objects, detections = random_data(seed)
+        dataset = write_coco(objects)
         cfg.TEST.FAST_EVAL = False
-        slow = evaluate(cfg, dataset, found)["bbox"]
+        slow = evaluate(cfg, dataset, detections)["bbox"]
         cfg.TEST.FAST_EVAL = True
-        assert evaluate(cfg, dataset, found)["bbox"] == pytest.approx(slow, nan_ok=True)
+        assert evaluate(cfg, dataset, detections)["bbox"] == pytest.approx(slow, nan_ok=True)
 
 
-def test_a_fast_evaluation_that_is_not_installed_is_named(
+def test_a_missing_fast_evaluation_raises_an_error(
     cfg: CfgNode, write_coco: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     cfg.TEST.FAST_EVAL = True
     with pytest.raises(ValueError, match="pip install faster-coco-eval"):
-        build_evaluator(cfg, write_coco([Thing(0, 0, BOX)]))
+        build_evaluator(cfg, write_coco([GroundTruth(0, 0, BOX)]))

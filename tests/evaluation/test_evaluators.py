@@ -1,4 +1,4 @@
-"""Each data set gets the evaluator that its metadata name, and right classes."""
+"""Each dataset gets the evaluator of its metadata, and predictions in its classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lvis(tmp_path: Path) -> Iterator[str]:
             not_exhaustive_category_ids=[],
         )
     annotations.write_text(json.dumps(content))
-    # Detectron2 knows LVIS's 1203 names by the version in the data set's name.
+    # Detectron2 selects LVIS's 1203 class names by the version in the dataset name.
     register_lvis_instances("evaluated_lvis_v1", {}, str(annotations), str(images))
     yield from registered("evaluated_lvis_v1")
 
@@ -52,7 +52,7 @@ def registered(name: str) -> Iterator[str]:
     MetadataCatalog.remove(name)
 
 
-def right_answer(classes: list[str], name: str) -> dict[str, Instances]:
+def correct_output(classes: list[str], name: str) -> dict[str, Instances]:
     return {
         "instances": Instances(
             (48, 48),
@@ -64,7 +64,7 @@ def right_answer(classes: list[str], name: str) -> dict[str, Instances]:
 
 
 def evaluate(cfg: CfgNode, dataset: str, classes_of: Any = None) -> dict[str, float]:
-    """Results of answers that are right, each image asked ``classes_of`` its number."""
+    """Metrics of correct predictions; ``classes_of`` maps an image index to its class names."""
     records = DatasetCatalog.get(dataset)
     names = MetadataCatalog.get(dataset).thing_classes
     evaluator = build_evaluator(cfg, dataset)
@@ -72,24 +72,24 @@ def evaluate(cfg: CfgNode, dataset: str, classes_of: Any = None) -> dict[str, fl
     for i, record in enumerate(records):
         classes = classes_of(i) if classes_of else names
         name = names[record["annotations"][0]["category_id"]]
-        evaluator.process([{**record, "classes": classes}], [right_answer(classes, name)])
+        evaluator.process([{**record, "classes": classes}], [correct_output(classes, name)])
     return evaluator.evaluate()["bbox"]
 
 
-def test_right_answers_to_coco_score_a_hundred(cfg: CfgNode, coco: str) -> None:
+def test_correct_predictions_on_coco_have_ap_100(cfg: CfgNode, coco: str) -> None:
     assert evaluate(cfg, coco)["AP"] == pytest.approx(100)
 
 
-def test_right_answers_to_lvis_score_a_hundred(cfg: CfgNode, lvis: str) -> None:
+def test_correct_predictions_on_lvis_have_ap_100(cfg: CfgNode, lvis: str) -> None:
     assert evaluate(cfg, lvis)["AP"] == pytest.approx(100)
 
 
-def test_fixed_ap_of_right_answers_is_a_hundred(cfg: CfgNode, lvis: str) -> None:
+def test_fixed_ap_of_correct_predictions_is_100(cfg: CfgNode, lvis: str) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = -1
     assert evaluate(cfg, lvis)["AP"] == pytest.approx(100)
 
 
-def test_every_image_may_be_asked_another_list(cfg: CfgNode, coco: str) -> None:
+def test_each_image_may_have_its_own_class_names(cfg: CfgNode, coco: str) -> None:
     def rotated(i: int) -> list[str]:
         k = i % len(NAMES)
         return [*NAMES[k:], *NAMES[:k]]
@@ -97,27 +97,27 @@ def test_every_image_may_be_asked_another_list(cfg: CfgNode, coco: str) -> None:
     assert evaluate(cfg, coco, rotated)["AP"] == pytest.approx(100)
 
 
-def test_a_name_that_is_not_evaluated_is_an_error(cfg: CfgNode, coco: str) -> None:
+def test_a_class_outside_the_dataset_raises_an_error(cfg: CfgNode, coco: str) -> None:
     with pytest.raises(ValueError, match="unicorn"):
         evaluate(cfg, coco, lambda i: [*NAMES, "unicorn"])
 
 
-def test_phrases_of_a_caption_are_not_taken_for_classes(cfg: CfgNode, coco: str) -> None:
+def test_phrases_of_a_caption_are_not_classes(cfg: CfgNode, coco: str) -> None:
     evaluator = build_evaluator(cfg, coco)
     evaluator.reset()
-    output = {**right_answer(["a cat"], "a cat"), "phrases": ["a cat"]}
+    output = {**correct_output(["a cat"], "a cat"), "phrases": ["a cat"]}
     with pytest.raises(ValueError, match=r"photo\.jpg.*caption"):
         evaluator.process([{"file_name": "photo.jpg", "caption": "a cat"}], [output])
 
 
-def test_files_are_in_the_output_folder_and_nothing_else(cfg: CfgNode, coco: str) -> None:
+def test_only_result_files_are_in_the_output_folder(cfg: CfgNode, coco: str) -> None:
     evaluate(cfg, coco)
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     assert [path.name for path in folder.iterdir()] == [coco]
     assert "coco_instances_results.json" in {path.name for path in (folder / coco).iterdir()}
 
 
-def test_an_unfinished_evaluation_leaves_the_last_ones_files(cfg: CfgNode, coco: str) -> None:
+def test_an_unfinished_evaluation_keeps_the_files_of_the_last_one(cfg: CfgNode, coco: str) -> None:
     evaluate(cfg, coco)
     results = Path(cfg.OUTPUT_DIR) / "inference" / coco / "coco_instances_results.json"
     before = results.read_text()
@@ -125,7 +125,7 @@ def test_an_unfinished_evaluation_leaves_the_last_ones_files(cfg: CfgNode, coco:
     assert results.read_text() == before
 
 
-def test_a_data_set_without_an_evaluator_is_named(cfg: CfgNode) -> None:
+def test_a_dataset_without_an_evaluator_raises_an_error(cfg: CfgNode) -> None:
     MetadataCatalog.get("paintings").set(evaluator_type="taste")
     try:
         with pytest.raises(ValueError, match=r"paintings.*'taste'.*coco"):

@@ -1,4 +1,4 @@
-"""Recall of phrases, against worked examples and a search through every box."""
+"""Phrase recall, compared with worked examples and with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from helpers.models import tiny_cfg, tiny_model
-from helpers.phrase_data import answer, random_boxes, record
+from helpers.phrase_data import model_output, random_boxes, record
 from helpers.torchrun import torchrun
 
 from glipv2_d2.data.build import build_test_loader
-from glipv2_d2.data.readers.grounding import register_described_boxes
-from glipv2_d2.data.scenes import write_drawn
-from glipv2_d2.engine.processes import torchrun_process_group
+from glipv2_d2.data.drawn import write_drawn
+from glipv2_d2.data.readers.grounding import register_phrase_boxes
+from glipv2_d2.engine.train.distributed import torchrun_process_group
 from glipv2_d2.evaluation import build_evaluator
 
 Register = Callable[..., str]
-Answers = dict[Any, dict[str, Any]]
+Outputs = dict[Any, dict[str, Any]]
 
 
-def evaluate(cfg: CfgNode, dataset: str, answers: Answers) -> dict[str, dict[str, float]]:
-    """Results of the answers, image id -> output; an image without one was not asked."""
+def evaluate(cfg: CfgNode, dataset: str, outputs: Outputs) -> dict[str, dict[str, float]]:
+    """Metrics of outputs by image id; images without an output are not processed."""
     evaluator = build_evaluator(cfg, dataset)
     evaluator.reset()
-    for asked in DatasetCatalog.get(dataset):
-        if asked["image_id"] in answers:
-            evaluator.process([asked], [answers[asked["image_id"]]])
+    for reference in DatasetCatalog.get(dataset):
+        if reference["image_id"] in outputs:
+            evaluator.process([reference], [outputs[reference["image_id"]]])
     return evaluator.evaluate()
 
 
 TWO_DOGS = {"two dogs": [(0, 0, 10, 10), (20, 0, 30, 10)], "a mat": [(0, 12, 30, 20)]}
 
 
-def test_a_phrase_is_found_by_one_of_its_boxes_or_by_all_in_one(
+def test_a_phrase_is_found_by_any_box_or_by_the_merged_box(
     cfg: CfgNode, register: Register
 ) -> None:
     dataset = register([record(1, TWO_DOGS)], evaluator_type="flickr30k")
     # The best box is one dog, the next one both together; of the mat there is none.
-    output = answer([(0, 0, 30, 10), (20, 0, 30, 10)], [0.5, 0.9], [0, 0])
+    output = model_output([(0, 0, 30, 10), (20, 0, 30, 10)], [0.5, 0.9], [0, 0])
     results = evaluate(cfg, dataset, {1: output})
     assert results == {
         "grounding": {"R@1": 50, "R@5": 50, "R@10": 50, "R@all": 50},
@@ -54,18 +54,18 @@ def test_a_phrase_is_found_by_one_of_its_boxes_or_by_all_in_one(
     }
 
 
-def test_a_box_of_another_phrase_finds_nothing(cfg: CfgNode, register: Register) -> None:
+def test_a_box_of_another_phrase_does_not_count(cfg: CfgNode, register: Register) -> None:
     dataset = register([record(1, TWO_DOGS)], evaluator_type="flickr30k")
-    output = answer([(0, 0, 10, 10), (0, 12, 30, 20)], [0.9, 0.9], [1, 0])
+    output = model_output([(0, 0, 10, 10), (0, 12, 30, 20)], [0.9, 0.9], [1, 0])
     assert evaluate(cfg, dataset, {1: output})["grounding"]["R@all"] == 0
 
 
 @pytest.mark.parametrize(("bottom", "recall"), [(5, 100), (4.9, 0)])
-def test_half_an_overlap_is_enough(
+def test_an_iou_of_half_is_enough(
     bottom: float, recall: float, cfg: CfgNode, register: Register
 ) -> None:
     dataset = register([record(1, {"it": [(0, 0, 10, 10)]})], evaluator_type="flickr30k")
-    output = answer([(0, 0, 10, bottom)], [0.9], [0])
+    output = model_output([(0, 0, 10, bottom)], [0.9], [0])
     assert evaluate(cfg, dataset, {1: output})["grounding"]["R@1"] == recall
 
 
@@ -73,69 +73,69 @@ def test_of_equal_scores_the_models_first_box_comes_first(cfg: CfgNode, register
     dataset = register([record(1, {"it": [(0, 0, 10, 10)]})], evaluator_type="flickr30k")
     wrong, right = (20, 0, 30, 10), (0, 0, 10, 10)
     for boxes, recall in (([wrong, right], 0), ([right, wrong], 100)):
-        results = evaluate(cfg, dataset, {1: answer(boxes, [0.5, 0.5], [0, 0])})
+        results = evaluate(cfg, dataset, {1: model_output(boxes, [0.5, 0.5], [0, 0])})
         assert results["grounding"]["R@1"] == recall
 
 
-def test_phrases_without_boxes_are_not_asked_for(cfg: CfgNode, register: Register) -> None:
+def test_phrases_without_boxes_are_skipped(cfg: CfgNode, register: Register) -> None:
     truth = {"a dog": [(0, 0, 10, 10)], "the sky": []}
     dataset = register([record(1, truth)], evaluator_type="flickr30k")
-    output = answer([(0, 0, 10, 10), (0, 0, 30, 5)], [0.9, 0.9], [0, 1])
+    output = model_output([(0, 0, 10, 10), (0, 0, 30, 5)], [0.9, 0.9], [0, 1])
     assert evaluate(cfg, dataset, {1: output})["grounding"]["R@1"] == 100
 
 
-def test_without_any_ground_truth_there_is_no_number(cfg: CfgNode, register: Register) -> None:
+def test_recall_without_ground_truth_is_nan(cfg: CfgNode, register: Register) -> None:
     dataset = register([record(1, {"the sky": []})], evaluator_type="flickr30k")
-    results = evaluate(cfg, dataset, {1: answer([], [], [])})
+    results = evaluate(cfg, dataset, {1: model_output([], [], [])})
     assert all(math.isnan(value) for recall in results.values() for value in recall.values())
 
 
-def test_a_crowd_is_a_box_like_others(cfg: CfgNode, register: Register) -> None:
+def test_crowds_count_as_boxes(cfg: CfgNode, register: Register) -> None:
     crowd = record(1, {"people": [(0, 0, 10, 10)]}, is_crowd=True)
     dataset = register([crowd], evaluator_type="flickr30k")
-    output = answer([(0, 0, 10, 10)], [0.9], [0])
+    output = model_output([(0, 0, 10, 10)], [0.9], [0])
     assert evaluate(cfg, dataset, {1: output})["grounding"]["R@1"] == 100
 
 
-def test_each_kind_of_phrase_has_its_recall(cfg: CfgNode, register: Register) -> None:
+def test_each_phrase_type_has_its_recall(cfg: CfgNode, register: Register) -> None:
     boxes = [(0, 0, 10, 10)]
     kinds = {"a man": ["people"], "his dress": ["clothing", "other"], "a cup": ["other"]}
     truth = dict.fromkeys(kinds, boxes)
     dataset = register([record(1, truth, kinds=kinds)], evaluator_type="flickr30k")
     # The man and the dress are found, the cup is not.
-    recall = evaluate(cfg, dataset, {1: answer(boxes * 2, [0.9, 0.9], [0, 1])})["grounding"]
+    recall = evaluate(cfg, dataset, {1: model_output(boxes * 2, [0.9, 0.9], [0, 1])})["grounding"]
     assert recall["R@1"] == pytest.approx(200 / 3)
     assert recall["R@1-people"] == 100
     assert recall["R@1-clothing"] == 100
     assert recall["R@1-other"] == 50
 
 
-def random_data(seed: int) -> tuple[list[dict[str, Any]], Answers]:
-    """Images with one to three phrases of one to three boxes, and answers with many ties."""
+def random_data(seed: int) -> tuple[list[dict[str, Any]], Outputs]:
+    """Images with one to three phrases of one to three boxes, and outputs with many ties."""
     rng = np.random.default_rng(seed)
-    records, answers = [], {}
+    records, outputs = [], {}
     for image_id in range(30):
         num_phrases = int(rng.integers(1, 4))
         truth = {f"phrase {i}": random_boxes(rng, rng.integers(1, 4)) for i in range(num_phrases)}
         records.append(record(image_id, truth))
         number = int(rng.integers(0, 40))
-        answers[image_id] = answer(
+        outputs[image_id] = model_output(
             random_boxes(rng, number),
             rng.integers(1, 6, number) / 6,
             rng.integers(0, num_phrases, number),
         )
-    return records, answers
+    return records, outputs
 
 
-def searched_recall(records: list[dict[str, Any]], answers: Answers) -> dict[str, dict]:
-    """Recall by looking at every box of every phrase."""
+def searched_recall(records: list[dict[str, Any]], outputs: Outputs) -> dict[str, dict]:
+    """Recall by a loop over all boxes of all phrases."""
     found: dict[str, dict[str, list[bool]]] = {"grounding": {}, "grounding_merged": {}}
-    for asked in records:
-        instances = answers[asked["image_id"]]["instances"]
+    for reference in records:
+        instances = outputs[reference["image_id"]]["instances"]
         rows = list(zip(instances.pred_boxes.tensor.tolist(), instances.scores.tolist(),
                         instances.pred_classes.tolist(), strict=True))  # fmt: skip
-        for label in range(len(asked["phrases"])):
-            truth = [a["bbox"] for a in asked["annotations"] if a["category_id"] == label]
+        for label in range(len(reference["phrases"])):
+            truth = [a["bbox"] for a in reference["annotations"] if a["category_id"] == label]
             columns = list(zip(*truth, strict=True))
             merged = [[*map(min, columns[:2]), *map(max, columns[2:])]]
             ranked = sorted((row for row in rows if row[2] == label), key=lambda row: -row[1])
@@ -157,44 +157,44 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_recall_is_what_a_search_through_all_boxes_gives(
+def test_recall_equals_that_of_an_exhaustive_search(
     seed: int, cfg: CfgNode, register: Register
 ) -> None:
-    records, answers = random_data(seed)
-    results = evaluate(cfg, register(records, evaluator_type="flickr30k"), answers)
-    expected = searched_recall(records, answers)
+    records, outputs = random_data(seed)
+    results = evaluate(cfg, register(records, evaluator_type="flickr30k"), outputs)
+    expected = searched_recall(records, outputs)
     assert 0 < expected["grounding"]["R@1"] < expected["grounding"]["R@all"]
     for task, recall in expected.items():
         assert results[task] == pytest.approx(recall)
 
 
-def evaluate_a_share(cfg: CfgNode, dataset: str, answers: Answers) -> tuple[Any, list[Any]]:
-    """Every second image, and the images of the rows that were written."""
+def evaluate_half(cfg: CfgNode, dataset: str, outputs: Outputs) -> tuple[Any, list[Any]]:
+    """Metrics of every second image, and the image ids in the result file."""
     with torchrun_process_group():
-        share = {key: answers[key] for key in list(answers)[comm.get_rank() :: 2]}
+        share = {key: outputs[key] for key in list(outputs)[comm.get_rank() :: 2]}
         results = evaluate(cfg, dataset, share)
         comm.synchronize()
     path = Path(cfg.OUTPUT_DIR) / "inference" / dataset / "phrase_recall.json"
     return results, [row["image_id"] for row in json.loads(path.read_text())]
 
 
-def test_two_processes_find_what_one_finds(cfg: CfgNode, register: Register) -> None:
-    records, answers = random_data(0)
+def test_two_processes_give_the_result_of_one(cfg: CfgNode, register: Register) -> None:
+    records, outputs = random_data(0)
     dataset = register(records, evaluator_type="flickr30k")
-    alone = evaluate(cfg, dataset, answers)
+    alone = evaluate(cfg, dataset, outputs)
     (first, images), (second, _) = torchrun(
-        evaluate_a_share, cfg, dataset, answers, start_method="fork"
+        evaluate_half, cfg, dataset, outputs, start_method="fork"
     )
     assert first == alone
     assert second == {}
     assert images == sorted(images)
 
 
-def test_captions_of_drawn_scenes_are_asked_phrase_by_phrase(tmp_path: Path) -> None:
-    """From the files through a model's loader and the model to the results."""
+def test_captions_of_drawn_scenes_are_evaluated_end_to_end(tmp_path: Path) -> None:
+    """From annotation files through data loader and model to metrics."""
     name, image_root = "drawn_captions", tmp_path / "val"
     file = write_drawn(tmp_path, split="val", num_images=3, size=64, seed=0)
-    register_described_boxes(name, str(file), str(image_root))
+    register_phrase_boxes(name, str(file), str(image_root))
     cfg = tiny_cfg("DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "output"))
     loader, evaluator = build_test_loader(cfg, name), build_evaluator(cfg, name)
     results = inference_on_dataset(
@@ -210,17 +210,17 @@ def test_captions_of_drawn_scenes_are_asked_phrase_by_phrase(tmp_path: Path) -> 
     MetadataCatalog.remove(name)
 
 
-def test_images_that_were_not_asked_are_told(
+def test_a_warning_reports_images_without_outputs(
     cfg: CfgNode, register: Register, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = register([record(1, TWO_DOGS), record(2, TWO_DOGS)], evaluator_type="flickr30k")
-    evaluate(cfg, dataset, {1: answer([], [], [])})
+    evaluate(cfg, dataset, {1: model_output([], [], [])})
     assert "2 of the 4 phrases" in caplog.text
 
 
-def test_what_was_found_of_each_phrase_is_written(cfg: CfgNode, register: Register) -> None:
+def test_the_result_of_each_phrase_is_written(cfg: CfgNode, register: Register) -> None:
     dataset = register([record("1_0", TWO_DOGS)], evaluator_type="flickr30k")
-    evaluate(cfg, dataset, {"1_0": answer([(0, 0, 30, 10)], [0.5], [0])})
+    evaluate(cfg, dataset, {"1_0": model_output([(0, 0, 30, 10)], [0.5], [0])})
     [path] = Path(cfg.OUTPUT_DIR).rglob("*.json")
     dogs, mat = json.loads(path.read_text())
     assert (dogs["image_id"], dogs["phrase"]) == ("1_0", "two dogs")
@@ -231,20 +231,20 @@ def test_what_was_found_of_each_phrase_is_written(cfg: CfgNode, register: Regist
 @pytest.mark.parametrize(
     ("change", "output", "message"),
     [
-        ({"image_id": 7}, answer([], [], []), "image_id 7"),
-        ({"phrases": [[(0, 1)]]}, answer([], [], []), "not asked the phrases"),
-        ({}, {"instances": answer([], [], [])["instances"]}, "not asked the phrases"),
+        ({"image_id": 7}, model_output([], [], []), "image_id 7"),
+        ({"phrases": [[(0, 1)]]}, model_output([], [], []), "not those of its record"),
+        ({}, {"instances": model_output([], [], [])["instances"]}, "not those of its record"),
     ],
 )
-def test_answers_to_something_else_are_refused(
+def test_outputs_of_another_prompt_raise_an_error(
     change: dict[str, Any],
     output: dict[str, Any],
     message: str,
     cfg: CfgNode,
     register: Register,
 ) -> None:
-    asked = record(1, TWO_DOGS)
-    evaluator = build_evaluator(cfg, register([asked], evaluator_type="flickr30k"))
+    reference = record(1, TWO_DOGS)
+    evaluator = build_evaluator(cfg, register([reference], evaluator_type="flickr30k"))
     evaluator.reset()
     with pytest.raises(ValueError, match=message):
-        evaluator.process([{**asked, **change}], [output])
+        evaluator.process([{**reference, **change}], [output])

@@ -1,4 +1,4 @@
-"""Which detections are right is checked against pycocotools' evaluation."""
+"""Matching is compared with pycocotools' evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def matches_of_coco(boxes, scores, classes, gt_boxes, gt_classes, gt_is_crowd) -> dict[float, bool]:
-    """Score -> whether COCO's evaluation pairs the detection at IoU 0.5; without ignored ones."""
+    """Score -> whether COCO's evaluation matches the detection at IoU 0.5, without ignored ones."""
     xywh = [[x, y, x2 - x, y2 - y] for x, y, x2, y2 in gt_boxes.tolist()]
     truth = COCO()
     truth.dataset = {
@@ -71,9 +71,9 @@ def matches_of_coco(boxes, scores, classes, gt_boxes, gt_classes, gt_is_crowd) -
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), num=st.integers(1, 12), num_gt=st.integers(1, 8))
-def test_right_detections_are_those_that_coco_pairs(seed: int, num: int, num_gt: int) -> None:
+def test_true_positives_are_those_of_coco(seed: int, num: int, num_gt: int) -> None:
     rng = np.random.default_rng(seed)
-    # Different scores, by which detections are told apart.
+    # Different scores, which identify the detections.
     scores = rng.permutation(np.linspace(0.05, 0.95, num))
     image = (
         random_boxes(rng, num),
@@ -84,16 +84,16 @@ def test_right_detections_are_those_that_coco_pairs(seed: int, num: int, num_gt:
         rng.random(num_gt) < 0.25,
     )
     found = match_detections(*image, NUM_CLASSES)
-    ours = dict(zip(found.scores.tolist(), found.is_right.tolist(), strict=True))
+    ours = dict(zip(found.scores.tolist(), found.is_true_positive.tolist(), strict=True))
     assert ours == matches_of_coco(*image)
     counted = image[4][~image[5]]
     assert found.num_boxes.tolist() == [[(counted == c).sum() for c in range(NUM_CLASSES)]]
 
 
 def detections_of(rows: list[tuple[int, int, float, bool]], num_boxes) -> MatchedDetections:
-    """Rows of image, class, score, right."""
-    images, classes, scores, right = (np.array(x) for x in zip(*rows, strict=True))
-    return MatchedDetections(scores, classes, images, right, np.array(num_boxes))
+    """From rows of (image, class, score, is_true_positive)."""
+    images, classes, scores, correct = (np.array(x) for x in zip(*rows, strict=True))
+    return MatchedDetections(scores, classes, images, correct, np.array(num_boxes))
 
 
 THREE_IMAGES = detections_of(
@@ -111,39 +111,39 @@ def test_an_image_without_detections_counts_its_boxes() -> None:
     assert found.num_boxes.tolist() == [[0, 2, 0]]
 
 
-def test_images_are_joined_one_after_the_other() -> None:
-    joined = MatchedDetections.cat([THREE_IMAGES, THREE_IMAGES])
-    assert joined.images.tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
-    assert joined.num_boxes.tolist() == [[2, 0], [0, 1], [0, 3]] * 2
+def test_cat_concatenates_the_images() -> None:
+    merged = MatchedDetections.cat([THREE_IMAGES, THREE_IMAGES])
+    assert merged.images.tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
+    assert merged.num_boxes.tolist() == [[2, 0], [0, 1], [0, 3]] * 2
 
 
-def test_a_part_of_the_images_has_their_detections_and_boxes() -> None:
-    part = THREE_IMAGES.of_images(np.array([True, False, True]))
+def test_selected_images_keep_their_detections_and_boxes() -> None:
+    part = THREE_IMAGES.select_images(np.array([True, False, True]))
     assert part.scores.tolist() == [0.9, 0.8, 0.6]
     assert part.images.tolist() == [0, 0, 1]
     assert part.num_boxes.tolist() == [[2, 0], [0, 3]]
 
 
-def test_quality_counts_what_reaches_the_threshold() -> None:
-    quality = THREE_IMAGES.at_least(0.7)
-    assert quality == Quality(num_right=2, num_detections=3, num_boxes=6)
+def test_quality_counts_detections_at_or_above_the_threshold() -> None:
+    quality = THREE_IMAGES.quality_at(0.7)
+    assert quality == Quality(num_true_positives=2, num_detections=3, num_boxes=6)
     assert (quality.precision, quality.recall) == (2 / 3, 2 / 6)
     assert quality.f1 == pytest.approx(2 / (3 / 2 + 6 / 2))
-    per_class = THREE_IMAGES.at_least(np.array([0.95, 0.75])[THREE_IMAGES.classes])
-    assert per_class == Quality(num_right=0, num_detections=1, num_boxes=6)
+    per_class = THREE_IMAGES.quality_at(np.array([0.95, 0.75])[THREE_IMAGES.classes])
+    assert per_class == Quality(num_true_positives=0, num_detections=1, num_boxes=6)
 
 
-def test_what_cannot_be_said_is_nan() -> None:
+def test_undefined_metrics_are_nan() -> None:
     assert np.isnan(
         [Quality(0, 0, 3).precision, Quality(0, 2, 0).recall, Quality(0, 0, 0).f1]
     ).all()
 
 
-@pytest.mark.parametrize(("right", "num"), [(0, 5), (5, 5), (3, 4), (50, 60)])
-def test_the_interval_ends_where_the_score_test_rejects(right: int, num: int) -> None:
-    """Wilson's definition: the shares p with (right / num - p)^2 = z^2 p (1 - p) / num."""
-    for p in wilson_interval(right, num):
+@pytest.mark.parametrize(("correct", "num"), [(0, 5), (5, 5), (3, 4), (50, 60)])
+def test_interval_bounds_satisfy_wilsons_equation(correct: int, num: int) -> None:
+    """Wilson: the proportions p with (correct / num - p)^2 = z^2 p (1 - p) / num."""
+    for p in wilson_interval(correct, num):
         if 0 < p < 1:
-            assert (right / num - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / num)
-    low, high = wilson_interval(right, num)
-    assert low <= right / num <= high
+            assert (correct / num - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / num)
+    low, high = wilson_interval(correct, num)
+    assert low <= correct / num <= high

@@ -1,4 +1,4 @@
-"""VQA accuracy: the challenge's protocol, and the evaluator around it."""
+"""VQA accuracy of the challenge, and its evaluator."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ from helpers.torchrun import torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.engine.processes import torchrun_process_group
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.train.distributed import torchrun_process_group
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.vqa import VQAEvaluator, vqa_accuracy
 
-PEOPLE = ["yes"] * 7 + ["no"] * 2 + ["maybe"]
+HUMAN_ANSWERS = ["yes"] * 7 + ["no"] * 2 + ["maybe"]
 
 
 @pytest.mark.parametrize(
     ("answer", "accuracy"), [("yes", 1.0), ("no", 0.6), ("maybe", 0.3), ("perhaps", 0.0)]
 )
 def test_a_worked_example(answer: str, accuracy: float) -> None:
-    # "no": eight times two of the nine others agree (2/3), twice only one does (1/3).
-    assert vqa_accuracy(answer, PEOPLE) == pytest.approx(accuracy)
+    # "no": eight subsets have two matches (2/3), two subsets have one (1/3).
+    assert vqa_accuracy(answer, HUMAN_ANSWERS) == pytest.approx(accuracy)
 
 
 @given(
     st.sampled_from(("cat", "dog", "2")),
     st.lists(st.sampled_from(("cat", "dog", "2", "two")), min_size=2, max_size=10),
 )
-def test_it_is_the_mean_over_all_sets_that_lack_one_person(answer: str, people: list[str]) -> None:
-    sets = list(itertools.combinations(range(len(people)), len(people) - 1))
-    expected = [min(1.0, sum(people[i] == answer for i in chosen) / 3) for chosen in sets]
-    assert vqa_accuracy(answer, people) == pytest.approx(sum(expected) / len(sets))
+def test_accuracy_is_the_mean_over_leave_one_out_subsets(
+    answer: str, human_answers: list[str]
+) -> None:
+    num = len(human_answers)
+    subsets = list(itertools.combinations(range(num), num - 1))
+    expected = [min(1.0, sum(human_answers[i] == answer for i in chosen) / 3) for chosen in subsets]
+    assert vqa_accuracy(answer, human_answers) == pytest.approx(sum(expected) / len(subsets))
 
 
 @pytest.mark.parametrize(
-    ("answer", "people", "accuracy"),
+    ("answer", "human_answers", "accuracy"),
     [
-        # The model's answer is normalized ...
+        # The predicted answer is normalised ...
         ("The Two.", ["2"] * 10, 1.0),
         ("dont know", ["don't know"] * 10, 1.0),
-        # ... people's lose their punctuation where they disagree ...
+        # ... human answers lose their punctuation if they differ ...
         ("t shirt", ["t-shirt"] * 9 + ["shirt"], 1.0),
-        # ... and not where they agree, an oddity of the challenge's script.
+        # ... but not if they agree, as in the challenge's script.
         ("t-shirt", ["t-shirt"] * 10, 0.0),
-        # Number words of people stay as they are: VQAv2 has none.
+        # Number words in human answers are kept: VQAv2 has none.
         ("two", ["two"] * 9 + ["2"], 0.3),
     ],
 )
-def test_what_is_normalized(answer: str, people: list[str], accuracy: float) -> None:
-    assert vqa_accuracy(answer, people) == pytest.approx(accuracy)
+def test_normalisation_of_answers(answer: str, human_answers: list[str], accuracy: float) -> None:
+    assert vqa_accuracy(answer, human_answers) == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(("answer", "accuracy"), [("A T-shirt", 1.0), ("shirt", 0.0)])
-def test_one_known_answer_is_hit_or_missed(answer: str, accuracy: float) -> None:
+def test_a_single_reference_is_matched_exactly(answer: str, accuracy: float) -> None:
     assert vqa_accuracy(answer, ["t-shirt"]) == accuracy
 
 
-def record(question_id: Any, people: list[str] | None, **types: str) -> dict[str, Any]:
-    truth = {} if people is None else {"human_answers": people}
+def record(question_id: Any, human_answers: list[str] | None, **types: str) -> dict[str, Any]:
+    truth = {} if human_answers is None else {"human_answers": human_answers}
     return {
         "file_name": f"{question_id}.jpg",
         "image_id": 1,
@@ -77,34 +80,34 @@ def record(question_id: Any, people: list[str] | None, **types: str) -> dict[str
 
 
 RECORDS = [
-    record(30, PEOPLE, answer_type="yes/no", question_type="is it"),
+    record(30, HUMAN_ANSWERS, answer_type="yes/no", question_type="is it"),
     record(10, ["2"] * 10, answer_type="number", question_type="how many"),
-    record(20, PEOPLE, answer_type="yes/no", question_type="is there"),
+    record(20, HUMAN_ANSWERS, answer_type="yes/no", question_type="is there"),
 ]
 ANSWERS = {10: "two", 20: "no", 30: "yes"}
 
 
 @pytest.fixture
-def asked(request: pytest.FixtureRequest) -> Iterator[str]:
+def vqa_dataset(request: pytest.FixtureRequest) -> Iterator[str]:
     records = getattr(request, "param", RECORDS)
-    DatasetCatalog.register("asked", lambda: records)
-    MetadataCatalog.get("asked").set(evaluator_type="vqa")
-    yield "asked"
-    DatasetCatalog.remove("asked")
-    MetadataCatalog.remove("asked")
+    DatasetCatalog.register("vqa_dataset", lambda: records)
+    MetadataCatalog.get("vqa_dataset").set(evaluator_type="vqa")
+    yield "vqa_dataset"
+    DatasetCatalog.remove("vqa_dataset")
+    MetadataCatalog.remove("vqa_dataset")
 
 
 def process(evaluator: Any, records: list[dict[str, Any]]) -> None:
-    """As inference does, one image at a time; the mapper leaves people's answers behind."""
+    """One image at a time, without the human answers, which the mapper removes."""
     for x in records:
         inputs = {key: value for key, value in x.items() if key != "human_answers"}
         output = {"answer": ANSWERS[x["question_id"]], "answer_score": 0.5}
         evaluator.process([inputs], [output])
 
 
-def test_accuracy_of_all_and_of_each_type(asked: str, tmp_path: Path) -> None:
+def test_accuracy_overall_and_per_type(vqa_dataset: str, tmp_path: Path) -> None:
     cfg = load_config(opts=["OUTPUT_DIR", str(tmp_path)])
-    evaluator = build_evaluator(cfg, asked)
+    evaluator = build_evaluator(cfg, vqa_dataset)
     evaluator.reset()
     process(evaluator, RECORDS)
     results = evaluator.evaluate()["vqa"]
@@ -113,7 +116,7 @@ def test_accuracy_of_all_and_of_each_type(asked: str, tmp_path: Path) -> None:
         "accuracy-number": 100,
         "accuracy-yes/no": pytest.approx(80),
     }
-    folder = tmp_path / "inference" / asked
+    folder = tmp_path / "inference" / vqa_dataset
     written = json.loads((folder / "vqa_accuracy.json").read_text())
     assert written["per_question_type"] == {
         "how many": 100,
@@ -127,12 +130,12 @@ def test_accuracy_of_all_and_of_each_type(asked: str, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("asked", [[record(i, None) for i in (10, 20)]], indirect=True)
-def test_a_test_set_has_a_file_for_the_server_and_no_accuracy(asked: str, tmp_path: Path) -> None:
-    MetadataCatalog.get(asked).set(result_keys=("questionId", "prediction"))
-    evaluator = VQAEvaluator(asked, str(tmp_path))
+@pytest.mark.parametrize("vqa_dataset", [[record(i, None) for i in (10, 20)]], indirect=True)
+def test_a_test_set_has_a_result_file_and_no_accuracy(vqa_dataset: str, tmp_path: Path) -> None:
+    MetadataCatalog.get(vqa_dataset).set(result_keys=("questionId", "prediction"))
+    evaluator = VQAEvaluator(vqa_dataset, str(tmp_path))
     evaluator.reset()
-    process(evaluator, DatasetCatalog.get(asked))
+    process(evaluator, DatasetCatalog.get(vqa_dataset))
     assert evaluator.evaluate() == {}
     assert json.loads((tmp_path / "vqa_results.json").read_text()) == [
         {"questionId": 10, "prediction": "two"},
@@ -140,10 +143,10 @@ def test_a_test_set_has_a_file_for_the_server_and_no_accuracy(asked: str, tmp_pa
     ]
 
 
-def test_missing_questions_are_told(
-    asked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_warning_reports_missing_questions(
+    vqa_dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluator = VQAEvaluator(asked, str(tmp_path))
+    evaluator = VQAEvaluator(vqa_dataset, str(tmp_path))
     evaluator.reset()
     process(evaluator, RECORDS[:2])
     with caplog.at_level(logging.WARNING):
@@ -154,32 +157,32 @@ def test_missing_questions_are_told(
 @pytest.mark.parametrize(
     ("x", "output", "message"),
     [
-        ({"file_name": "a.jpg"}, {"answer": "x"}, r"no question_id None \(of image 'a\.jpg'\)"),
+        ({"file_name": "a.jpg"}, {"answer": "x"}, r"no question_id None \(image 'a\.jpg'\)"),
         ({**RECORDS[0], "question_id": 9}, {"answer": "x"}, "no question_id 9"),
         (RECORDS[0], {"instances": []}, r"no 'answer' for question_id 30 of image '30\.jpg'"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    x: dict[str, Any], output: dict[str, Any], message: str, asked: str, tmp_path: Path
+def test_an_unexpected_output_raises_an_error(
+    x: dict[str, Any], output: dict[str, Any], message: str, vqa_dataset: str, tmp_path: Path
 ) -> None:
-    evaluator = VQAEvaluator(asked, str(tmp_path))
+    evaluator = VQAEvaluator(vqa_dataset, str(tmp_path))
     with pytest.raises(ValueError, match=message):
         evaluator.process([x], [output])
 
 
 def evaluate_half(folder: str) -> Any:
-    """What one of two processes does: the first has one question, the second the others."""
+    """One of two processes: the first has one question, the second the others."""
     from detectron2.utils import comm
 
     with torchrun_process_group():
-        evaluator = VQAEvaluator("asked", folder)
+        evaluator = VQAEvaluator("vqa_dataset", folder)
         evaluator.reset()
         process(evaluator, RECORDS[:1] if comm.is_main_process() else RECORDS[1:])
         return evaluator.evaluate()
 
 
-def test_two_processes_measure_as_one(asked: str, tmp_path: Path) -> None:
-    alone = VQAEvaluator(asked, str(tmp_path))
+def test_two_processes_give_the_result_of_one(vqa_dataset: str, tmp_path: Path) -> None:
+    alone = VQAEvaluator(vqa_dataset, str(tmp_path))
     process(alone, RECORDS)
     expected = alone.evaluate()
     written = (tmp_path / "vqa_results.json").read_text()
@@ -188,12 +191,15 @@ def test_two_processes_measure_as_one(asked: str, tmp_path: Path) -> None:
     assert (tmp_path / "two" / "vqa_results.json").read_text() == written
 
 
-UNTYPED = [record(30, PEOPLE, answer_type=None), record(20, PEOPLE, answer_type="yes/no")]
+UNTYPED = [
+    record(30, HUMAN_ANSWERS, answer_type=None),
+    record(20, HUMAN_ANSWERS, answer_type="yes/no"),
+]
 
 
-@pytest.mark.parametrize("asked", [UNTYPED], indirect=True)
-def test_a_question_of_no_type_counts_among_all_only(asked: str, tmp_path: Path) -> None:
-    evaluator = VQAEvaluator(asked, str(tmp_path))
+@pytest.mark.parametrize("vqa_dataset", [UNTYPED], indirect=True)
+def test_a_question_without_a_type_counts_only_overall(vqa_dataset: str, tmp_path: Path) -> None:
+    evaluator = VQAEvaluator(vqa_dataset, str(tmp_path))
     process(evaluator, UNTYPED)
     assert evaluator.evaluate()["vqa"] == {
         "accuracy": pytest.approx(80),

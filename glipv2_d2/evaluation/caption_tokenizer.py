@@ -1,8 +1,8 @@
-"""Captions as the words that metrics count.
+"""Tokenise captions for captioning metrics.
 
-All metrics of captions are defined on the words of Stanford's PTB tokenizer, a Java program that
-the package pycocoevalcap carries. Where there is no Java, :func:`split_words` stands in. On plain
-sentences both give the same; on slang ("y'all") and unusual abbreviations they do not.
+All captioning metrics are defined on the tokens of Stanford's PTB tokenizer, a Java program in the
+package pycocoevalcap. Without Java, :func:`tokenize_caption` replaces it. Both agree on plain
+sentences, but not on slang ("y'all") and unusual abbreviations.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 PTB = "PTB"
-STAND_IN = "a stand-in for PTB"
+FALLBACK = "Python replacement of PTB"
 
-# What PTBTokenizer of pycocoevalcap takes out.
+# Tokens that PTBTokenizer of pycocoevalcap removes.
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"'}
 _BRACKETS = dict(zip("()[]{}", ("lrb", "rrb", "lsb", "rsb", "lcb", "rcb"), strict=True))
-_IN_ASCII = str.maketrans(
+_TO_ASCII = str.maketrans(
     {
         "\u2019": "'",
         "\u2018": "'",
@@ -29,7 +29,7 @@ _IN_ASCII = str.maketrans(
         "\u2026": " ... ",
     }
 )
-_TWO_WORDS = {
+_CONTRACTIONS = {
     "cannot": "can not",
     "gonna": "gon na",
     "wanna": "wan na",
@@ -37,17 +37,17 @@ _TWO_WORDS = {
     "lemme": "lem me",
     "gimme": "gim me",
 }
-_TWO_WORDS_RE = re.compile(rf"\b({'|'.join(_TWO_WORDS)})\b")
+_CONTRACTIONS_RE = re.compile(rf"\b({'|'.join(_CONTRACTIONS)})\b")
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
 _TOKEN = re.compile(
     r"""
-    (?:mr|mrs|ms|dr|st|jr|sr|etc|vs)\.      # abbreviations keep their full stop
+    (?:mr|mrs|ms|dr|st|jr|sr|etc|vs)\.      # abbreviations keep their period
     | (?:[^\W\d_]\.){2,}                    # u.s., p.m.
-    | n't(?!\w) | '(?:s|m|d|re|ve|ll)(?!\w) # split off before
+    | n't(?!\w) | '(?:s|m|d|re|ve|ll)(?!\w) # clitics, split off before
     | '\d0s                                 # the '80s
     | \d+(?:[.,:/]\d+)+                     # 1,000, 5:30, 1/2
     | @?\w+(?:[-'/&.@]\w+)*                 # t-shirt, o'clock, and/or, at&t
-    | \.{3,} | -{2,} | [!?]+                # runs of marks are one word
+    | \.{3,} | -{2,} | [!?]+                # runs of punctuation are one token
     | \S
     """,
     re.VERBOSE,
@@ -55,24 +55,24 @@ _TOKEN = re.compile(
 
 
 class TokenizedCaptions(NamedTuple):
-    """Captions in words, with the name of what parted them."""
+    """Tokenised captions and the name of the tokenizer."""
 
     captions_per_image: list[list[str]]
     tokenizer: str
 
 
 def tokenize(captions_per_image: Sequence[Sequence[str]]) -> TokenizedCaptions:
-    """Captions in small letters without punctuation, their words parted by one blank."""
+    """Tokenise captions: lower case, without punctuation, tokens separated by one blank."""
     lines = [[" ".join(text.split()) for text in captions] for captions in captions_per_image]
-    reason = "there is no Java"
+    reason = "Java is not installed"
     if shutil.which("java"):
         try:
             return TokenizedCaptions(_run_ptb(lines), PTB)
-        # Java without memory, or a package folder that cannot be written to.
+        # Java runs out of memory, or the package folder is read-only.
         except (OSError, RuntimeError) as error:
             reason = str(error)
-    split = [[split_words(text) for text in captions] for captions in lines]
-    return TokenizedCaptions(split, f"{STAND_IN}: {reason}")
+    tokenized = [[tokenize_caption(text) for text in captions] for captions in lines]
+    return TokenizedCaptions(tokenized, f"{FALLBACK}: {reason}")
 
 
 def _run_ptb(captions_per_image: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -81,21 +81,21 @@ def _run_ptb(captions_per_image: Sequence[Sequence[str]]) -> list[list[str]]:
     entries = {
         i: [{"caption": text} for text in captions] for i, captions in enumerate(captions_per_image)
     }
-    split = PTBTokenizer().tokenize(entries)
-    found = [split.get(i, []) for i in entries]
-    if list(map(len, found)) != list(map(len, captions_per_image)):
-        raise RuntimeError("the Java program ended early")
-    return found
+    tokenized = PTBTokenizer().tokenize(entries)
+    per_image = [tokenized.get(i, []) for i in entries]
+    if list(map(len, per_image)) != list(map(len, captions_per_image)):
+        raise RuntimeError("the Java program exited early")
+    return per_image
 
 
-def split_words(caption: str) -> str:
-    """One caption in words.
+def tokenize_caption(caption: str) -> str:
+    """Tokenise one caption.
 
-    >>> split_words("A man's T-shirt, 2.5 m away; don't they?")
+    >>> tokenize_caption("A man's T-shirt, 2.5 m away; don't they?")
     "a man 's t-shirt 2.5 m away do n't they"
     """
-    text = caption.translate(_IN_ASCII).lower()
-    text = _TWO_WORDS_RE.sub(lambda match: _TWO_WORDS[match[0]], text)
+    text = caption.translate(_TO_ASCII).lower()
+    text = _CONTRACTIONS_RE.sub(lambda match: _CONTRACTIONS[match[0]], text)
     tokens = _TOKEN.findall(_CLITIC.sub(r" \1", text))
     return " ".join(
         f"-{_BRACKETS[token]}-" if token in _BRACKETS else token

@@ -1,4 +1,4 @@
-"""What became of every key of a file, and whether the outcome fits a model."""
+"""Report which keys of a checkpoint are loaded, ignored, missing or unexpected."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Account:
-    """Every key of a file in another layout, and what became of it.
+class LoadReport:
+    """How each key of a checkpoint is handled.
 
     Attributes:
-        loaded: name in the file -> our name.
-        recomputed: buffers that the model makes itself.
-        ignored: name in the file -> why it is of no use here.
-        unknown: names that no table has.
+        loaded: name in the file -> name in the model.
+        recomputed: buffers that the model computes itself.
+        ignored: name in the file -> the reason.
+        unknown: names in the file without an entry in the name tables.
     """
 
     loaded: dict[str, str]
@@ -25,10 +25,10 @@ class Account:
     ignored: dict[str, str]
     unknown: tuple[str, ...]
 
-    def without(self, names: Iterable[str], reason: str) -> Account:
-        """The account with some of our names no longer loaded but ignored."""
+    def without(self, names: Iterable[str], reason: str) -> LoadReport:
+        """Move model names from loaded to ignored."""
         left_out = set(names)
-        ignored = {theirs: reason for theirs, ours in self.loaded.items() if ours in left_out}
+        ignored = {key: reason for key, name in self.loaded.items() if name in left_out}
         loaded = {k: v for k, v in self.loaded.items() if k not in ignored}
         return replace(self, loaded=loaded, ignored={**self.ignored, **ignored})
 
@@ -40,11 +40,11 @@ class Account:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where a state dict does not fit a model.
+    """Differences between a state dict and a model.
 
     Attributes:
-        missing: names that the model has and the file lacks.
-        unknown: names of the file that the model has no place for.
+        missing: names in the model that the file lacks.
+        unknown: names in the file that the model lacks.
         shapes: name -> (shape in the file, shape in the model).
     """
 
@@ -56,26 +56,26 @@ class Mismatch:
         return bool(self.missing or self.unknown or self.shapes)
 
     def message(self, source: str) -> str:
-        """One readable text with every name, and what to do.
+        """An error message with all names, and how to fix the error.
 
         Args:
-            source: the file, as its user named it.
+            source: description of the file.
         """
-        parts = [f"{source} does not fit the model:"]
+        parts = [f"{source} does not match the model:"]
         if self.shapes:
-            parts.append(f"other shapes ({len(self.shapes)}):")
+            parts.append(f"different shapes ({len(self.shapes)}):")
             parts += [
                 f"  {name}: {in_file} in the file, {in_model} in the model"
                 for name, (in_file, in_model) in sorted(self.shapes.items())
             ]
         for title, names in (
             ("missing in the file", self.missing),
-            ("in the file, without a place in the model", self.unknown),
+            ("in the file, but not in the model", self.unknown),
         ):
             if names:
                 parts += [f"{title} ({len(names)}):", *list_names(names)]
         parts.append(
-            "Use the config that the file was made with (MODEL.FUSED_HEAD.NAME and NUM_BLOCKS, "
+            "Use the config of the file (MODEL.FUSED_HEAD.NAME and NUM_BLOCKS, "
             "MODEL.BACKBONE.NAME and MODEL.SWIN, MODEL.LANGUAGE_BACKBONE), or another file in "
             "MODEL.WEIGHTS."
         )
@@ -89,11 +89,11 @@ def compare(
     unknown: Iterable[str] = (),
     may_lack: Callable[[str], bool] = lambda _: False,
 ) -> Mismatch:
-    """Compare what a file offers with what a model needs.
+    """Compare a state dict with that of a model.
 
     Args:
-        unknown: names of the file that got no name of ours, to be listed with the others.
-        may_lack: whether the model does without this name in the file.
+        unknown: further names in the file that were not converted.
+        may_lack: whether the file may lack this name.
     """
     return Mismatch(
         missing=tuple(n for n in model_state if n not in state_dict and not may_lack(n)),
@@ -107,7 +107,7 @@ def compare(
 
 
 def list_names(names: Iterable[str]) -> list[str]:
-    """Lines that show every name, those of one module on one line.
+    """Format names with one line per module.
 
     >>> list_names(["a.conv.weight", "scale", "a.conv.bias"])
     ['  a.conv.{bias, weight}', '  scale']

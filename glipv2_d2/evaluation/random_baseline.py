@@ -1,4 +1,4 @@
-"""What the same boxes are worth under wrong names."""
+"""Random baseline of a detector: average precision of its boxes with permuted classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 AP_AND_AP50 = (0, 1)
-"""Places in pycocotools' list of metrics."""
+"""Indices in pycocotools' list of metrics."""
 
 
 def average_precision(
     truth: COCO, detections: Sequence[dict[str, Any]], task: Literal["bbox", "segm"]
 ) -> tuple[float, float]:
-    """AP and AP50 in percent; -1 where nothing is to be found."""
+    """AP and AP50 in percent; -1 without ground truth."""
     if not detections:
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):
@@ -29,20 +29,20 @@ def average_precision(
     return ap, ap50
 
 
-def rename(
+def shift_categories(
     detections: Sequence[dict[str, Any]], category_ids: Sequence[int], shift: int
 ) -> list[dict[str, Any]]:
-    """The detections, each with the name so many places further in the (cyclic) list of names.
+    """Move the category of each detection by ``shift`` positions in the cyclic list of ids.
 
-    >>> rename([{"category_id": 4, "score": 0.5}], category_ids=[1, 4], shift=1)
+    >>> shift_categories([{"category_id": 4, "score": 0.5}], category_ids=[1, 4], shift=1)
     [{'category_id': 1, 'score': 0.5}]
     """
-    place_of = {category: place for place, category in enumerate(category_ids)}
+    index_of = {category: index for index, category in enumerate(category_ids)}
     return [
         {
             **detection,
             "category_id": category_ids[
-                (place_of[detection["category_id"]] + shift) % len(category_ids)
+                (index_of[detection["category_id"]] + shift) % len(category_ids)
             ],
         }
         for detection in detections

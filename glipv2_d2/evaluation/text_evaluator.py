@@ -1,4 +1,4 @@
-"""What the evaluators of texts share: one text per record, gathered, written for the server."""
+"""Base class of evaluators of generated text: one string per record."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ PERCENT = 100.0
 
 
 class TextEvaluator(DatasetEvaluator):
-    """Compares a model's text for each record with those of people.
+    """Gathers one predicted string per record, writes the result file and computes metrics.
 
-    What is measured are the records that were processed; a warning tells when these are not all.
-    ``result_keys`` in the data set's metadata name the two keys of the server's file, the id and
-    the text; by default they are ``id_key`` and ``text_key``.
+    Results cover the processed records; a warning is logged if these are not all records of the
+    dataset. ``result_keys`` in the dataset's metadata sets the keys of id and text in the result
+    file for the evaluation server; default: ``id_key`` and ``text_key``.
     """
 
     id_key: ClassVar[str]
-    """Of records and inputs, by which texts are known."""
+    """Field of the id in records and input dicts."""
     text_key: ClassVar[str]
-    """Of the model's output."""
+    """Field of the predicted string in the model's output."""
     results_file: ClassVar[str]
-    """The texts in the form of the evaluation server."""
+    """Name of the result file in the format of the evaluation server."""
 
     def __init__(self, dataset_name: str, output_folder: str) -> None:
         """
         Args:
-            dataset_name: registered.
-            output_folder: where the main process writes.
+            dataset_name: a registered dataset.
+            output_folder: the main process writes its files here.
 
         Raises:
-            ValueError: records cannot be told apart.
+            ValueError: ids are missing or not unique.
         """
         self.dataset_name = dataset_name
         self.output_folder = Path(output_folder)
@@ -54,7 +54,7 @@ class TextEvaluator(DatasetEvaluator):
     def measure(
         self, records: Sequence[dict[str, Any]], texts: Sequence[str]
     ) -> dict[str, dict[str, float]]:
-        """Per task its metrics, of the texts of all processes; nothing where there is no truth."""
+        """Task -> metrics, from the strings of all processes; empty without references."""
 
     def reset(self) -> None:
         self._texts = {}
@@ -64,36 +64,37 @@ class TextEvaluator(DatasetEvaluator):
             key, file_name = x.get(self.id_key), x.get(fields.FILE_NAME)
             if key not in self._records:
                 raise ValueError(
-                    f"data set {self.dataset_name!r} has no {self.id_key} {key!r} (of image "
-                    f"{file_name!r}): evaluate the outputs with the data set that they are of"
+                    f"dataset {self.dataset_name!r} has no {self.id_key} {key!r} (image "
+                    f"{file_name!r}): evaluate the outputs on the dataset that they were made for"
                 )
             if self.text_key not in output:
                 raise ValueError(
-                    f"the model gave no {self.text_key!r} for {self.id_key} {key!r} of image "
-                    f"{file_name!r}: it has no head for this task, or was not asked"
+                    f"the output has no {self.text_key!r} for {self.id_key} {key!r} of image "
+                    f"{file_name!r}: the model has no head for this task, or its input did not "
+                    "request it"
                 )
             self._texts[key] = output[self.text_key]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Per task its metrics in the main process, nothing in the others."""
+        """Task -> metrics in the main process, an empty dict in the others."""
         comm.synchronize()
         gathered = comm.gather(self._texts, dst=0)
         if not comm.is_main_process():
             return {}
-        found = {key: text for part in gathered for key, text in part.items()}
-        # The order of the data set, whatever the number of processes.
-        texts = {key: found[key] for key in self._records if key in found}
+        merged = {key: text for part in gathered for key, text in part.items()}
+        # In the order of the dataset, for any number of processes.
+        texts = {key: merged[key] for key in self._records if key in merged}
         if len(texts) != len(self._records):
             logger.warning(
-                "data set %r: %d of %d texts were asked for; the results are of those",
+                "dataset %r: only %d of %d records were evaluated",
                 self.dataset_name,
                 len(texts),
                 len(self._records),
             )
-        self._write_for_server(texts)
+        self._write_results(texts)
         return self.measure([self._records[key] for key in texts], list(texts.values()))
 
-    def _write_for_server(self, texts: dict[Any, str]) -> None:
+    def _write_results(self, texts: dict[Any, str]) -> None:
         default = (self.id_key, self.text_key)
         id_key, text_key = MetadataCatalog.get(self.dataset_name).get("result_keys", default)
         results = [{id_key: key, text_key: text} for key, text in texts.items()]

@@ -7,76 +7,75 @@ import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
-from glipv2_d2.evaluation import overlapping
-from glipv2_d2.evaluation.overlapping import OverlappingEvaluator
+from glipv2_d2.evaluation.background_evaluator import _MAX_PENDING, BackgroundEvaluator
 
 
 class Recorder(DatasetEvaluator):
-    """Waits for a permission before each batch, and remembers the images and the setting."""
+    """Blocks before each batch until allowed; records image ids and the gradient mode."""
 
     def __init__(self) -> None:
-        self.may_go_on = threading.Event()
+        self.may_continue = threading.Event()
         self.reset()
 
     def reset(self) -> None:
-        self.seen: list[int] = []
+        self.image_ids: list[int] = []
         self.gradients: list[bool] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        assert self.may_go_on.wait(timeout=20)
+        assert self.may_continue.wait(timeout=20)
         if outputs[0]["score"] is None:
             raise ValueError(f"image {inputs[0]['image_id']} has no score")
-        self.seen.append(inputs[0]["image_id"])
+        self.image_ids.append(inputs[0]["image_id"])
         self.gradients.append(torch.is_grad_enabled())
 
     def evaluate(self) -> list[int]:
-        return self.seen
+        return self.image_ids
 
 
 def process(evaluator: DatasetEvaluator, image_id: int, score: float | None = 0.5) -> None:
     evaluator.process([{"image_id": image_id}], [{"score": score}])
 
 
-def test_the_caller_goes_on_and_the_order_stays() -> None:
+def test_process_does_not_block_and_keeps_the_order() -> None:
     recorder = Recorder()
-    evaluator = OverlappingEvaluator(recorder)
+    evaluator = BackgroundEvaluator(recorder)
     evaluator.reset()
-    for image_id in range(overlapping._MOST_WAITING):
+    for image_id in range(_MAX_PENDING):
         process(evaluator, image_id)
-    assert recorder.seen == [], "nothing was waited for"
-    recorder.may_go_on.set()
+    assert recorder.image_ids == [], "process returned before the evaluator ran"
+    recorder.may_continue.set()
     process(evaluator, 100)
-    assert evaluator.evaluate() == [*range(overlapping._MOST_WAITING), 100]
+    assert evaluator.evaluate() == [*range(_MAX_PENDING), 100]
     assert not any(recorder.gradients)
 
 
-def test_few_batches_wait() -> None:
+def test_the_number_of_pending_batches_is_limited() -> None:
     recorder = Recorder()
-    evaluator = OverlappingEvaluator(recorder)
-    for image_id in range(overlapping._MOST_WAITING):
+    evaluator = BackgroundEvaluator(recorder)
+    for image_id in range(_MAX_PENDING):
         process(evaluator, image_id)
-    threading.Timer(0.2, recorder.may_go_on.set).start()
+    threading.Timer(0.2, recorder.may_continue.set).start()
     process(evaluator, 100)
-    assert recorder.may_go_on.is_set(), "the first had to be done"
+    assert recorder.may_continue.is_set(), "process waited for the first batch"
     evaluator.evaluate()
 
 
-def test_an_error_comes_out() -> None:
+def test_an_error_is_raised_by_evaluate() -> None:
     recorder = Recorder()
-    recorder.may_go_on.set()
-    evaluator = OverlappingEvaluator(recorder)
+    recorder.may_continue.set()
+    evaluator = BackgroundEvaluator(recorder)
     process(evaluator, 7, score=None)
     with pytest.raises(ValueError, match="image 7 has no score"):
         evaluator.evaluate()
 
 
-def test_batches_behind_an_error_are_dropped() -> None:
+def test_batches_after_an_error_are_dropped() -> None:
     recorder = Recorder()
-    evaluator = OverlappingEvaluator(recorder)
+    evaluator = BackgroundEvaluator(recorder)
     process(evaluator, 1, score=None)
     process(evaluator, 2)
     process(evaluator, 3)
-    recorder.may_go_on.set()
+    recorder.may_continue.set()
     with pytest.raises(ValueError, match="image 1 has no score"):
         evaluator.evaluate()
     evaluator.reset()
@@ -84,20 +83,20 @@ def test_batches_behind_an_error_are_dropped() -> None:
     assert evaluator.evaluate() == [4]
 
 
-def test_reset_after_an_error_nobody_asked_about_is_a_new_start() -> None:
+def test_reset_discards_an_error_that_was_not_raised() -> None:
     recorder = Recorder()
-    recorder.may_go_on.set()
-    evaluator = OverlappingEvaluator(recorder)
+    recorder.may_continue.set()
+    evaluator = BackgroundEvaluator(recorder)
     process(evaluator, 1, score=None)
     evaluator.reset()
     process(evaluator, 2)
     assert evaluator.evaluate() == [2]
 
 
-def test_reset_forgets_what_was_on_its_way() -> None:
+def test_reset_discards_pending_batches() -> None:
     recorder = Recorder()
-    recorder.may_go_on.set()
-    evaluator = OverlappingEvaluator(recorder)
+    recorder.may_continue.set()
+    evaluator = BackgroundEvaluator(recorder)
     process(evaluator, 1)
     evaluator.reset()
     process(evaluator, 2)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, also when the process is killed while it writes."""
+"""Write files atomically, and select which weights of a model are saved."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open ``path`` for writing bytes; it changes only once the block is through.
+    """Open ``path`` for writing bytes; the file is replaced when the block ends without an error.
 
-    The bytes go to ``path`` + ``.partial`` first. That name is fixed, so that what a killed process
-    left is overwritten and does not pile up.
+    The bytes are written to ``path`` + ``.partial`` first. The name is fixed, so that the file of a
+    killed process is overwritten by the next one.
 
     Raises:
         FileNotFoundError: its folder does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write '{path}': there is no folder '{path.parent}'.")
+        raise FileNotFoundError(
+            f"cannot write '{path}': the folder '{path.parent}' does not exist."
+        )
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
-            # The bytes have to be on the disk before the name points to them.
+            # The content must be on the disk before the file is renamed.
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
@@ -38,11 +40,18 @@ def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def state_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, less the parts that the model says come from elsewhere.
+def atomic_write(path: str | Path, text: str) -> None:
+    """Write ``text`` in UTF-8 with :func:`atomic_open`, and create the folder if necessary."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(path) as file:
+        file.write(text.encode())
 
-    The model says so in ``checkpoint_excluded_prefixes``, e.g. ``("language_backbone.bert.",)`` for
-    a frozen encoder that its config names.
+
+def state_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the prefixes in ``model.checkpoint_excluded_prefixes``.
+
+    Example: ``("language_backbone.bert.",)`` for a frozen encoder with weight files of its own.
     """
     excluded = excluded_prefixes(model)
     return {
@@ -51,24 +60,21 @@ def state_to_save(model: nn.Module) -> dict[str, Tensor]:
 
 
 def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names that are no part of the model's checkpoints."""
+    """Prefixes of parameters that are not saved in checkpoints."""
     return tuple(getattr(model, "checkpoint_excluded_prefixes", ()))
 
 
 def optional_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names that a file may lack, or have without a place in the model.
+    """Prefixes of parameters that a file may lack, or have in excess of the model.
 
-    Only some configs have these parts, heads of losses and of tasks; the model says so in
-    ``checkpoint_optional_prefixes``.
+    These are loss and task heads that only some configs have. They are listed in
+    ``model.checkpoint_optional_prefixes``.
     """
     return tuple(getattr(model, "checkpoint_optional_prefixes", ()))
 
 
 def loss_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names that only losses read.
-
-    The model says so in ``checkpoint_loss_prefixes``.
-    """
+    """Prefixes of parameters that only losses use, from ``model.checkpoint_loss_prefixes``."""
     return tuple(getattr(model, "checkpoint_loss_prefixes", ()))
 
 
@@ -78,11 +84,11 @@ def save_state(
     """Write ``{"model": state_dict}``.
 
     Args:
-        dtype: of the stored floating-point tensors; default: their own. Loading casts them to
-            the model's, so float16 is a way to ship weights at half the size.
+        dtype: dtype of the stored floating-point tensors; default: unchanged. Loading casts to
+            the dtype of the model, so float16 halves the size of released weights.
     """
     stored: dict[str, Any] = {
-        # A copy of its own, lest a view takes all the memory behind it along.
+        # Copy, because saving a view saves its whole storage.
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
         for name, value in state_dict.items()
     }
@@ -91,5 +97,5 @@ def save_state(
 
 
 def save_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write the weights of ``model`` alone, see :func:`state_to_save` and :func:`save_state`."""
+    """Write only the weights of ``model``, see :func:`state_to_save` and :func:`save_state`."""
     save_state(state_to_save(model), path, dtype)

@@ -1,6 +1,6 @@
-"""What the evaluators of captions share: the truth about a phrase, and a row of results for each.
+"""Base class of evaluators of grounded captions, with one result row per phrase.
 
-G: boxes of ground truth of one phrase. K: detections of one phrase.
+G: ground-truth boxes of a phrase. K: detections of a phrase.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from glipv2_d2.structures import fields
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-"""What was measured of one phrase, as JSON can hold it."""
+"""Results of one phrase, as JSON values."""
 
 PERCENT = 100.0
 
 
 @dataclass(frozen=True)
 class PhraseTruth:
-    """What is right for one phrase of one caption.
+    """The ground truth of one phrase of a caption.
 
     Attributes:
-        phrase: its text; its spans joined by blanks.
-        kinds: of things, as the data set groups its phrases; none where it does not.
-        boxes: (G, 4) XYXY in pixels of the image, x2 = x + w. Crowds are boxes like others.
-        segmentations: per box its polygons or RLE (COCO's), None for a box without a mask.
+        phrase: the spans of the phrase joined by blanks.
+        kinds: phrase types of the dataset; empty if it has none.
+        boxes: (G, 4) XYXY in pixels of the image, x2 = x + w. Crowds are included.
+        segmentations: per box polygons or an RLE in COCO's format, or None.
         image_size: (height, width).
     """
 
@@ -50,7 +50,7 @@ class PhraseTruth:
 
 
 def phrase_truths(record: dict[str, Any]) -> list[PhraseTruth]:
-    """The truth of every phrase that a record asks, in order; some may have no box."""
+    """The ground truth of each phrase of a record, in order; a phrase may have no boxes."""
     phrases = record[fields.PHRASES]
     kinds = record.get(fields.PHRASE_TYPES, [()] * len(phrases))
     truths = []
@@ -72,21 +72,21 @@ def phrase_truths(record: dict[str, Any]) -> list[PhraseTruth]:
 
 
 class PhraseEvaluator(DatasetEvaluator):
-    """Measures every phrase of every caption where it was detected, and sums up in one process.
+    """Evaluates each phrase of each caption, and summarises the rows in the main process.
 
-    Phrases without ground truth are not measured. What is summed up are the phrases of the images
-    that were processed; a warning tells when these are not all.
+    Phrases without ground truth are skipped. Results cover the processed images; a warning is
+    logged if these are not all images of the dataset.
     """
 
     def __init__(self, dataset_name: str, output_folder: str, file_name: str) -> None:
         """
         Args:
-            dataset_name: registered; its records have captions and phrases.
-            output_folder: where the main process writes the rows.
-            file_name: of the rows.
+            dataset_name: a registered dataset whose records have captions and phrases.
+            output_folder: the main process writes the rows here.
+            file_name: name of the file with the rows.
 
         Raises:
-            ValueError: records cannot be told apart.
+            ValueError: image ids are missing or not unique.
         """
         self.dataset_name = dataset_name
         self.path = Path(output_folder) / file_name
@@ -95,22 +95,22 @@ class PhraseEvaluator(DatasetEvaluator):
 
     @abstractmethod
     def measure(self, truth: PhraseTruth, detections: Instances) -> Row:
-        """A row of one phrase with G >= 1.
+        """Compute the row of one phrase with G >= 1.
 
         Args:
-            detections: of this phrase, the best first; of equal scores in the model's order.
+            detections: detections of the phrase in descending order of score (stable).
         """
 
     @abstractmethod
     def summarize(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-        """Per task its metrics, in percent; rows are those of all processes."""
+        """Task -> metrics in percent, from the rows of all processes."""
 
     def reset(self) -> None:
         self._rows = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for x, output in zip(inputs, outputs, strict=True):
-            record = self._record_of(x, output)
+            record = self._find_record(x, output)
             instances = best_first(output[fields.INSTANCES].to("cpu"))
             for label, truth in enumerate(phrase_truths(record)):
                 if len(truth.boxes) == 0:
@@ -120,45 +120,44 @@ class PhraseEvaluator(DatasetEvaluator):
                     {"image_id": x["image_id"], "label": label, "phrase": truth.phrase, **row}
                 )
 
-    def _record_of(self, x: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+    def _find_record(self, x: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         record = self._records.get(x["image_id"])
         if record is None:
             raise ValueError(
-                f"data set {self.dataset_name!r} has no image_id {x['image_id']!r}: evaluate the "
-                "predictions with the data set that they are of"
+                f"dataset {self.dataset_name!r} has no image_id {x['image_id']!r}: evaluate the "
+                "predictions on the dataset that they were made for"
             )
         if fields.PHRASES not in output or _spans(x) != _spans(record):
             raise ValueError(
-                f"the image {x.get(fields.FILE_NAME)!r} was not asked the phrases that its data "
-                f"set {self.dataset_name!r} is evaluated on: ask the 'caption' and 'phrases' of "
-                "its record"
+                f"the phrases of image {x.get(fields.FILE_NAME)!r} are not those of its record in "
+                f"dataset {self.dataset_name!r}: use the 'caption' and 'phrases' of the record"
             )
         return record
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Per task its metrics in the main process, nothing in the others."""
+        """Task -> metrics in the main process, an empty dict in the others."""
         comm.synchronize()
         gathered = comm.gather(self._rows, dst=0)
         if not comm.is_main_process():
             return {}
-        # The order of the data set, whatever the number of processes.
-        place = {image_id: i for i, image_id in enumerate(self._records)}
+        # In the order of the dataset, for any number of processes.
+        position = {image_id: i for i, image_id in enumerate(self._records)}
         rows = sorted(
             (row for part in gathered for row in part),
-            key=lambda row: (place[row["image_id"]], row["label"]),
+            key=lambda row: (position[row["image_id"]], row["label"]),
         )
-        self._tell_what_is_missing(rows)
+        self._warn_if_incomplete(rows)
         self.path.write_text(json.dumps(rows), encoding="utf-8")
         return self.summarize(rows)
 
-    def _tell_what_is_missing(self, rows: Sequence[Row]) -> None:
+    def _warn_if_incomplete(self, rows: Sequence[Row]) -> None:
         expected = sum(
             len({a["category_id"] for a in record["annotations"]})
             for record in self._records.values()
         )
         if len(rows) != expected:
             logger.warning(
-                "data set %r: %d of the %d phrases with boxes were asked; the results are of those",
+                "dataset %r: only %d of the %d phrases with boxes were evaluated",
                 self.dataset_name,
                 len(rows),
                 expected,
@@ -166,19 +165,19 @@ class PhraseEvaluator(DatasetEvaluator):
 
 
 def _spans(x: dict[str, Any]) -> list[list[tuple[int, ...]]]:
-    """What is asked, whether it came as lists or as tuples."""
+    """Phrase spans with tuples in place of lists, for comparison."""
     return [[tuple(span) for span in spans] for spans in x.get(fields.PHRASES, ())]
 
 
 def best_first(instances: Instances) -> Instances:
-    """By falling score; of equal scores in the order in which they were."""
+    """Sort by descending score (stable)."""
     return instances[instances.scores.argsort(descending=True, stable=True)]
 
 
 def best_ious(pred_boxes: Boxes, gt_boxes: Tensor) -> Tensor:
-    """(K,) the IoU of each detection with the box of ground truth that it overlaps most.
+    """(K,) the highest IoU of each detection with any ground-truth box.
 
     Args:
-        gt_boxes: (G, 4) XYXY, G >= 1. Areas are those of exclusive corners, in all protocols here.
+        gt_boxes: (G, 4) XYXY, G >= 1. Corners are exclusive.
     """
     return pairwise_iou(pred_boxes, Boxes(gt_boxes)).amax(dim=1)

@@ -1,4 +1,4 @@
-"""What was found out about names, as a table for people and as JSON for programs."""
+"""Reports about class names: absent classes, prompt order and score thresholds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from tabulate import tabulate
 
 from glipv2_d2.evaluation.calibration import TOO_FEW, Calibration, ClassThreshold
+from glipv2_d2.evaluation.class_scores import ClassSummary, OrderSensitivity
 from glipv2_d2.evaluation.matching import Quality
-from glipv2_d2.evaluation.name_scores import NameSummary, OrderSensitivity
 
 
 @dataclass(frozen=True)
-class NameReport:
-    """A table of names, sentences about it, and both for programs.
+class ClassReport:
+    """A table with one row per class, as text and as JSON.
 
     Attributes:
-        columns, rows: of the table; a nan is shown as "-".
-        sentences: what follows from it.
-        content: JSON values; nan stands where nothing can be said.
+        columns, rows: of the table; nan is shown as "-".
+        sentences: conclusions, printed below the table.
+        content: JSON values; may contain nan.
     """
 
     title: str
@@ -35,7 +35,7 @@ class NameReport:
         """The table and the sentences.
 
         Args:
-            table_format: one of tabulate's; "github" makes it a page of Markdown.
+            table_format: a format of tabulate; "github" gives a Markdown page.
         """
         title = f"# {self.title}" if table_format == "github" else self.title
         rows = [[_cell(value) for value in row] for row in self.rows]
@@ -49,26 +49,26 @@ class NameReport:
 
 
 def absent_report(
-    summaries: Sequence[NameSummary], thresholds: dict[str, float], num_images: int
-) -> NameReport:
-    """Which names are seen in no picture.
+    summaries: Sequence[ClassSummary], thresholds: dict[str, float], num_images: int
+) -> ClassReport:
+    """Report classes whose score is below the threshold in every image.
 
     Args:
-        thresholds: of every name, the score at which it counts as seen.
+        thresholds: class name -> the score from which it counts as detected.
     """
     absent = [summary.name for summary in summaries if summary.num_images == 0]
-    return NameReport(
-        f"The best score of every name in {num_images} pictures",
-        ("name", "best", "median", "threshold", "pictures", "best in"),
+    return ClassReport(
+        f"Best score of each class in {num_images} images",
+        ("class", "best", "median", "threshold", "images", "best in"),
         [
             [s.name, s.best_score, s.median_score, thresholds[s.name], s.num_images, s.best_image]
             for s in summaries
         ],
         [
-            f"{len(absent)} of {len(summaries)} names stay below their threshold in every picture: "
+            f"{len(absent)} of {len(summaries)} classes stay below their threshold in every image: "
             f"{', '.join(absent) or 'none'}.",
-            "As far as this model can tell they are not there. A name above it may still be "
-            "mistaken: look at the picture.",
+            "According to the model these objects are absent. A class above its threshold may "
+            "still be a false positive: check the images.",
         ],
         {
             "num_images": num_images,
@@ -80,33 +80,33 @@ def absent_report(
 
 def order_report(
     found: OrderSensitivity, *, num_images: int, num_orders: int, num_averaged: int
-) -> NameReport:
-    """How far the order of names moves their scores.
+) -> ClassReport:
+    """Report how much the scores depend on the order of the class names in the prompt.
 
     Args:
-        num_orders: that were compared.
-        num_averaged: orders whose mean each of the scores is; 0: of the asked one alone.
+        num_orders: number of compared orders.
+        num_averaged: orders over which the model averages each score; 0: no averaging.
     """
     rows = [
         [
             found.names[i],
-            float(found.mean_score_of_name[i]),
-            float(found.mean_spread_of_name[i]),
-            float(found.max_spread_of_name[i]),
+            float(found.class_mean_score[i]),
+            float(found.class_mean_spread[i]),
+            float(found.class_max_spread[i]),
         ]
-        for i in np.argsort(-found.mean_spread_of_name)
+        for i in np.argsort(-found.class_mean_spread)
     ]
-    return NameReport(
-        f"{len(found.names)} names in {num_orders} orders, asked of {num_images} pictures",
-        ("name", "mean score", "mean spread", "largest spread"),
+    return ClassReport(
+        f"{len(found.names)} classes in {num_orders} orders on {num_images} images",
+        ("class", "mean score", "mean spread", "largest spread"),
         rows,
         [
-            "A spread is the highest minus the lowest score of a name in a picture: "
-            f"{found.mean_spread:.5f} in the mean, {found.max_spread:.5f} at most, with "
+            "Spread: highest minus lowest score of a class in an image over the orders; "
+            f"mean {found.mean_spread:.5f}, maximum {found.max_spread:.5f}, with "
             f"MODEL.PROMPT.NUM_ORDERS {num_averaged}.",
-            f"{found.changed_decisions:.2%} of the (picture, name) pairs reach the threshold in "
-            "some of the orders only. The surest name depends on the order in "
-            f"{found.changed_best_names:.2%} of the pictures.",
+            f"{found.changed_decisions:.2%} of the (image, class) pairs reach the threshold in "
+            "some orders only. The class with the highest score depends on the order in "
+            f"{found.changed_top_classes:.2%} of the images.",
         ],
         {
             "num_images": num_images,
@@ -115,7 +115,7 @@ def order_report(
             "mean_spread": found.mean_spread,
             "max_spread": found.max_spread,
             "changed_decisions": found.changed_decisions,
-            "changed_best_names": found.changed_best_names,
+            "changed_top_classes": found.changed_top_classes,
             "names": [
                 dict(zip(("name", "mean_score", "mean_spread", "max_spread"), row, strict=True))
                 for row in rows
@@ -124,39 +124,42 @@ def order_report(
     )
 
 
-def calibration_report(found: Calibration, *, num_images: int, wanted: str) -> NameReport:
-    """The proposed thresholds, and how far they can be trusted.
+def calibration_report(found: Calibration, *, num_images: int, target: str) -> ClassReport:
+    """Report the proposed thresholds and their quality.
 
     Args:
-        wanted: what they were chosen for, in words.
+        target: the selection criterion, such as "the best F1".
     """
-    columns = ("name", "threshold", "boxes", "found", "right", "precision", "95 %", "recall", "F1")
+    columns = ("class", "threshold", "boxes", "detections", "correct")
+    metrics = ("precision", "95 %", "recall", "F1", "remark")
     proposals = [*found.classes, found.overall]
     few = [proposal.name for proposal in found.classes if proposal.status == TOO_FEW]
     sentences = [
-        f"Chosen for {wanted}, on these {num_images} pictures; 95 %: where the precision lies.",
-        "On pictures that they were not chosen on (each half with the thresholds of the other): "
-        f"{_in_words(found.checked_classes)} with these, {_in_words(found.checked_overall)} with "
-        "one threshold for all names.",
+        f"Selected for {target} on these {num_images} images; 95 %: confidence interval of the "
+        "precision.",
+        "Two-fold cross-validation over the images: "
+        f"{_metrics(found.held_out_classes)} with thresholds per class, "
+        f"{_metrics(found.held_out_overall)} with one threshold for all classes.",
     ]
     if few:
         sentences.append(
-            f"{len(few)} of {len(found.classes)} names have too few boxes for a threshold of their "
-            f"own and get that of all names, {found.overall.threshold:.3f}: {', '.join(few)}."
+            f"{len(few)} of {len(found.classes)} classes have too few boxes for their own "
+            f"threshold and use that of all classes, {found.overall.threshold:.3f}: "
+            f"{', '.join(few)}."
         )
-    return NameReport(
-        f"Thresholds of {len(found.classes)} names",
-        (*columns, "remark"),
+    return ClassReport(
+        f"Thresholds of {len(found.classes)} classes",
+        (*columns, *metrics),
         [_proposal_row(proposal) for proposal in proposals],
         sentences,
         {
             "num_images": num_images,
-            "wanted": wanted,
+            "target": target,
             "overall": _proposal_json(found.overall),
             "names": [_proposal_json(proposal) for proposal in found.classes],
             "held_out": {
-                "thresholds_of_names": _quality_json(found.checked_classes),
-                "one_threshold": _quality_json(found.checked_overall),
+                "thresholds_per_class": _quality_json(found.held_out_classes),
+                "one_threshold": _quality_json(found.held_out_overall),
             },
         },
     )
@@ -170,7 +173,7 @@ def _proposal_row(proposal: ClassThreshold) -> list[Any]:
         proposal.threshold,
         quality.num_boxes,
         quality.num_detections,
-        quality.num_right,
+        quality.num_true_positives,
         quality.precision,
         f"{low:.2f} to {high:.2f}",
         quality.recall,
@@ -199,7 +202,7 @@ def _quality_json(quality: Quality) -> dict[str, Any]:
     }
 
 
-def _in_words(quality: Quality) -> str:
+def _metrics(quality: Quality) -> str:
     return (
         f"precision {_cell(quality.precision)}, recall {_cell(quality.recall)}, "
         f"F1 {_cell(quality.f1)}"

@@ -9,7 +9,7 @@ from torch import nn
 from glipv2_d2.checkpoint import atomic_open, load_weights, read_checkpoint, save_weights
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -24,7 +24,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_changes_only_at_the_end(tmp_path: Path) -> None:
+def test_the_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with atomic_open(path) as file:
@@ -34,12 +34,15 @@ def test_the_file_changes_only_at_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder"), atomic_open(tmp_path / "a" / "file"):
+def test_a_missing_folder_raises_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="does not exist"),
+        atomic_open(tmp_path / "a" / "file"),
+    ):
         pass
 
 
-def test_half_precision_is_stored_and_loaded_as_the_models_own(tmp_path: Path) -> None:
+def test_half_precision_is_cast_to_the_dtype_of_the_model(tmp_path: Path) -> None:
     model = nn.BatchNorm1d(3)
     model.weight.data = torch.tensor([1.0, 0.5, 1 / 3])
     save_weights(model, tmp_path / "half.pth", torch.float16)
@@ -52,14 +55,14 @@ def test_half_precision_is_stored_and_loaded_as_the_models_own(tmp_path: Path) -
     torch.testing.assert_close(other.weight, model.weight, rtol=1e-3, atol=0)
 
 
-def test_a_view_is_stored_without_the_memory_behind_it(tmp_path: Path) -> None:
+def test_a_view_is_saved_without_its_whole_storage(tmp_path: Path) -> None:
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(1_000_000)[:2])
     save_weights(model, tmp_path / "small.pth")
     assert (tmp_path / "small.pth").stat().st_size < 10_000
 
 
-def test_parts_that_come_from_elsewhere_are_left_out(tmp_path: Path) -> None:
+def test_excluded_prefixes_are_not_saved(tmp_path: Path) -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     model.checkpoint_excluded_prefixes = ("encoder.",)
     save_weights(model, tmp_path / "head.pth")
