@@ -1,4 +1,4 @@
-"""What installing the package asks of an environment."""
+"""Requirements and package data of an installation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def distribution(monkeypatch: pytest.MonkeyPatch) -> Distribution:
     return run_setup("setup.py", stop_after="init")
 
 
-def asked_by(distribution: Distribution) -> list[Requirement]:
-    """What a plain installation and its extras ask for."""
+def all_requirements(distribution: Distribution) -> list[Requirement]:
+    """Requirements of the package and of all extras."""
     lists = [distribution.install_requires, *distribution.extras_require.values()]
     return [Requirement(line) for line in chain(*lists)]
 
@@ -33,12 +33,14 @@ def requirements(file: Path) -> list[Requirement]:
 
 
 def test_neither_detectron2_nor_setuptools_is_required(distribution: Distribution) -> None:
-    names = {canonicalize_name(requirement.name) for requirement in asked_by(distribution)}
+    names = {canonicalize_name(requirement.name) for requirement in all_requirements(distribution)}
     assert names.isdisjoint({"detectron2", "sal-detectron2", "setuptools"})
 
 
 def test_requirements_have_lower_bounds_only(distribution: Distribution) -> None:
-    bounds = [bound for asked in asked_by(distribution) for bound in asked.specifier]
+    bounds = [
+        bound for requirement in all_requirements(distribution) for bound in requirement.specifier
+    ]
     assert {bound.operator for bound in bounds} == {">="}
 
 
@@ -54,6 +56,16 @@ def test_bundled_files_are_package_data(distribution: Distribution) -> None:
         str(Path(folder) / name) for _, folder, _, names in build.data_files for name in names
     }
     assert "glipv2_d2/text/bert-base-uncased/vocab.txt" in bundled
+    assert "projects/GLIPv2Mini/glipv2_mini/assets/glipv2_mini.pth" in bundled
+    assert "configs/glip/Base-GLIP.yaml" in bundled
+
+
+def test_both_packages_are_installed_and_the_project_is_announced(
+    distribution: Distribution,
+) -> None:
+    assert {"glipv2_d2", "glipv2_mini", "glipv2_mini.modeling"} <= set(distribution.packages)
+    (entry_point,) = distribution.entry_points["glipv2_d2.projects"]
+    assert entry_point == "glipv2_mini = glipv2_mini:PROJECT"
 
 
 def test_the_tested_versions_satisfy_every_requirement() -> None:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Is a data set fit for training? Reads all of it, counts what it holds and names what is wrong.
+"""Check datasets for defects that matter in training.
 
     python tools/check_dataset.py --dataset NAME [NAME ...] [--json FILE] [--no-images]
     python tools/check_dataset.py --config-file configs/... [--opts KEY VALUE ...]
 
-Without --dataset, those of the config's DATASETS.TRAIN and DATASETS.TEST are checked; sets of
-DATASETS.CUSTOM are known. Limits of prompts are the config's.
+Without --dataset, the config's DATASETS.TRAIN and DATASETS.TEST are checked. The config's
+DATASETS.CUSTOM are registered, and its prompt limits apply.
 
-Exit status: 0 nothing wrong, 1 defects found, 2 the check could not be made.
+Exit status: 0 no defects, 1 defects, 2 the check failed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import difflib
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from tabulate import tabulate
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.writing import atomic_open
-from glipv2_d2.data import builtin  # noqa: F401 - registers the data sets
-from glipv2_d2.data.checks import DEFECTS, NOTES, DatasetReport, NameLimits, check_dataset
+from glipv2_d2.checkpoint.file_writing import atomic_open
+from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
+from glipv2_d2.data.check_report import to_json, to_table
+from glipv2_d2.data.checks import DatasetReport, PromptLimits, check_dataset
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -36,91 +36,41 @@ FOUND_DEFECTS = 1
 NOT_CHECKED = 2
 
 
-def dataset_names(cfg: CfgNode, asked: list[str]) -> list[str]:
-    """The data sets to check, each once.
-
-    Raises:
-        ValueError: there are none, or one is not registered.
-    """
-    names = list(dict.fromkeys(asked or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
-    if not names:
-        raise ValueError("no data set is named: use --dataset or a config with DATASETS.TRAIN")
-    for name in names:
-        if name not in DatasetCatalog:
-            close = difflib.get_close_matches(name, DatasetCatalog.list())
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"data set {name!r} is not registered{hint}")
-    return names
-
-
-def to_table(report: DatasetReport) -> str:
-    """What the data set holds in a line, then a row per kind of finding."""
-    head = (
-        f"{report.name}: {report.num_images} images, {report.num_boxes} boxes, "
-        f"{report.num_classes} classes in {report.num_prompts} prompts, "
-        f"{report.num_captions} captions, {report.num_questions} questions"
-    )
-    rows = [
-        ("defect" if kind in DEFECTS else "note", kind, count, report.faults.examples[kind][0])
-        for kind, count in _sorted_counts(report)
-    ]
-    if not rows:
-        return f"{head}\nnothing wrong"
-    headers = ("", "what", "count", "first")
-    return f"{head}\n{tabulate(rows, headers=headers, maxcolwidths=[None, None, None, 70])}"
-
-
-def _sorted_counts(report: DatasetReport) -> list[tuple[str, int]]:
-    """Defects before notes, in the order in which they are listed in the library."""
-    order = [*DEFECTS, *NOTES]
-    return sorted(report.faults.counts.items(), key=lambda item: order.index(item[0]))
-
-
-def to_json(report: DatasetReport) -> dict[str, Any]:
-    meaning = DEFECTS | NOTES
-    return {
-        "dataset": report.name,
-        "num_images": report.num_images,
-        "num_boxes": report.num_boxes,
-        "num_captions": report.num_captions,
-        "num_questions": report.num_questions,
-        "num_classes": report.num_classes,
-        "num_prompts": report.num_prompts,
-        "num_defects": report.num_defects,
-        "findings": [
-            {
-                "kind": kind,
-                "is_defect": kind in DEFECTS,
-                "meaning": meaning[kind],
-                "count": count,
-                "examples": report.faults.examples[kind],
-            }
-            for kind, count in _sorted_counts(report)
-        ],
-    }
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE")
-    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report here")
-    parser.add_argument(
-        "--no-images", action="store_true", help="look at the annotations only, not at the images"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values in turn"
-    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE")
+    add("--dataset", nargs="+", default=[], metavar="NAME")
+    add("--json", type=Path, metavar="FILE", help="write the report to this file")
+    add("--no-images", action="store_true", help="check the annotations only, not the image files")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     return parser.parse_args(argv)
 
 
-def check(args: argparse.Namespace) -> list[DatasetReport]:
+def dataset_names(cfg: CfgNode, names: Sequence[str]) -> list[str]:
+    """The datasets to check, each once: ``names``, or those of the config.
+
+    Raises:
+        ValueError: no dataset is given, or one is not registered.
+    """
+    names = list(dict.fromkeys(names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    if not names:
+        raise ValueError("no dataset is given: use --dataset or a config with DATASETS.TRAIN")
+    for name in names:
+        if name not in DatasetCatalog:
+            close = difflib.get_close_matches(name, DatasetCatalog.list())
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"dataset {name!r} is not registered{hint}")
+    return names
+
+
+def run(args: argparse.Namespace) -> list[DatasetReport]:
     cfg = load_config(args.config_file, args.opts)
     register_custom(cfg.DATASETS.CUSTOM)
     prompt = cfg.MODEL.PROMPT
-    limits = NameLimits(
+    limits = PromptLimits(
         Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, prompt.MAX_TOKENS),
         prompt.SEPARATOR,
         prompt.MAX_CLASSES,
@@ -140,12 +90,12 @@ def check(args: argparse.Namespace) -> list[DatasetReport]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        reports = check(args)
+        reports = run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_CHECKED
     num_defects = sum(report.num_defects for report in reports)
-    print(f"{num_defects} defects in {len(reports)} data sets")
+    print(f"{num_defects} defects in {len(reports)} datasets")
     return FOUND_DEFECTS if num_defects else 0
 
 

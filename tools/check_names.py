@@ -1,180 +1,51 @@
 #!/usr/bin/env python
-r"""Can the names be trusted? Three questions about a list of names, asked of your own pictures.
+r"""Check a list of class names on your own images.
 
-    tools/check_names.py absent --config-file configs/mini/glipv2_mini.yaml --input photos/ \
-        --classes "cat, dog, coffee cup" --opts MODEL.WEIGHTS glipv2_d2/assets/glipv2_mini.pth
+    tools/check_names.py absent --config-file projects/GLIPv2Mini/configs/glipv2_mini.yaml \
+        --input photos/ --classes "cat, dog, coffee cup" \
+        --opts MODEL.WEIGHTS projects/GLIPv2Mini/glipv2_mini/assets/glipv2_mini.pth
     tools/check_names.py order ... --input photos/ --classes-file names.txt --orders 8
     tools/check_names.py calibrate ... --annotations val.json --images val/ --output thresholds.json
 
-absent: the best score of every name over the pictures; a name that stays below the threshold
-everywhere is not there, as far as the model can tell. order: how far the scores move when the same
-names are asked in other orders. calibrate: a threshold for every name from a few labelled pictures
-in COCO's format, all of whose things are labelled; for Predictor.predict(thresholds=...) and
-tools/demo.py --thresholds.
+absent: the best score of every name over the images; a name below the threshold in all of them is
+probably absent. order: how far the scores change with the order of the names. calibrate: a score
+threshold per name from a few images in COCO's format, in which every object of the names is
+labelled; for Predictor.predict(thresholds=...) and tools/demo.py --thresholds.
 
-Each prints a table; --json and --markdown write it to files. Exit code: 0 all pictures were read,
-1 some were skipped, 2 the command could not be carried out.
+Each command prints a table; --json and --markdown write it to files. The exit code is 0 if every
+image was read, 1 if some were skipped, 2 if the command failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from demo import expand_inputs, parse_names, read_names
-from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint import atomic_open
-from glipv2_d2.data.readers.coco import read_coco
-from glipv2_d2.engine.host_memory import keep_freed_memory
-from glipv2_d2.evaluation.calibration import MIN_POSITIVES, calibrate
-from glipv2_d2.evaluation.matching import MatchedDetections, match_detections
-from glipv2_d2.evaluation.name_reports import (
-    NameReport,
-    absent_report,
-    calibration_report,
-    order_report,
+from glipv2_d2.batch_prediction import ImageBatches
+from glipv2_d2.checkpoint.file_writing import atomic_write
+from glipv2_d2.class_name_checks import (
+    calibrate_thresholds,
+    check_absent_names,
+    check_order_sensitivity,
+    load_labelled_images,
 )
-from glipv2_d2.evaluation.name_scores import order_sensitivity, summarize_names
-from glipv2_d2.evaluation.thresholds import NameThresholds
-from glipv2_d2.images import read_image
+from glipv2_d2.command_line import (
+    check_minimums,
+    expand_image_paths,
+    parse_class_names,
+    read_class_names,
+)
+from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.evaluation.calibration import MIN_POSITIVES
+from glipv2_d2.evaluation.class_reports import ClassReport
+from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.predictor import Predictor
-
-LABELLED = "labelled pictures"
-"""The name under which those of a calibration are known to Detectron2."""
-
-
-class Pictures:
-    """Files that are read a few at a time; those that cannot be are named."""
-
-    def __init__(self, paths: Sequence[Path], batch_size: int) -> None:
-        self.paths = list(paths)
-        self.batch_size = batch_size
-        self.read: list[Path] = []
-        self.skipped: list[str] = []
-
-    def batches(self) -> Iterator[dict[Path, np.ndarray]]:
-        """(H, W, 3) RGB arrays by their files."""
-        with tqdm(total=len(self.paths), unit=" pictures") as bar:
-            for start in range(0, len(self.paths), self.batch_size):
-                images = {}
-                for path in self.paths[start : start + self.batch_size]:
-                    try:
-                        images[path] = read_image(path)
-                    except (FileNotFoundError, ValueError) as error:
-                        self.skipped.append(str(error))
-                self.read += images
-                if images:
-                    yield images
-                bar.update(min(self.batch_size, len(self.paths) - start))
-        if not self.read:
-            raise ValueError(f"none of the {len(self.paths)} pictures could be read")
-
-
-def check_absent(
-    predictor: Predictor, pictures: Pictures, names: list[str], thresholds: NameThresholds
-) -> NameReport:
-    scores = np.concatenate(
-        [
-            predictor.name_scores(images.values(), classes=names, channel_order="RGB")
-            for images in pictures.batches()
-        ]
-    )
-    least = thresholds.of_names(names).numpy()
-    summaries = summarize_names(names, list(map(str, pictures.read)), scores, least)
-    return absent_report(summaries, dict(zip(names, least.tolist(), strict=True)), len(scores))
-
-
-def check_order(
-    predictor: Predictor,
-    pictures: Pictures,
-    names: list[str],
-    thresholds: NameThresholds,
-    *,
-    num_orders: int,
-    seed: int,
-) -> NameReport:
-    """Ask the caller's order and random ones."""
-    if len(names) < 2 or num_orders < 2:
-        raise ValueError(
-            f"{len(names)} names in {num_orders} orders: there is nothing to compare; give at "
-            "least two of both"
-        )
-    rng = random.Random(seed)
-    given = list(range(len(names)))
-    orders = [given, *(rng.sample(given, len(names)) for _ in range(num_orders - 1))]
-    parts = []
-    for images in pictures.batches():
-        scores = np.empty((len(orders), len(images), len(names)), dtype=np.float32)
-        for of_order, order in zip(scores, orders, strict=True):
-            asked = [names[i] for i in order]
-            of_order[:, order] = predictor.name_scores(
-                images.values(), classes=asked, channel_order="RGB"
-            )
-        parts.append(scores)
-    found = order_sensitivity(
-        names, np.concatenate(parts, axis=1), thresholds.of_names(names).numpy()
-    )
-    return order_report(
-        found,
-        num_images=len(pictures.read),
-        num_orders=len(orders),
-        num_averaged=predictor.cfg.MODEL.PROMPT.NUM_ORDERS,
-    )
-
-
-def check_thresholds(
-    predictor: Predictor,
-    pictures: Pictures,
-    names: list[str],
-    annotations_of: dict[Path, list[dict[str, Any]]],
-    *,
-    precision: float | None,
-    min_positives: int,
-) -> tuple[NameReport, NameThresholds]:
-    """The report and what it proposes."""
-    parts = []
-    for images in pictures.batches():
-        predictions = predictor.predict(
-            images.values(), classes=names, channel_order="RGB", batch_size=len(images)
-        )
-        for path, prediction in zip(images, predictions, strict=True):
-            instances = prediction.instances
-            parts.append(
-                match_detections(
-                    instances.pred_boxes.tensor.numpy(),
-                    instances.scores.numpy(),
-                    instances.pred_classes.numpy(),
-                    *truth_of(annotations_of[path]),
-                    num_classes=len(names),
-                )
-            )
-    wanted = "the best F1" if precision is None else f"a precision of {precision:g}"
-    found = calibrate(
-        MatchedDetections.cat(parts), names, precision=precision, min_positives=min_positives
-    )
-    thresholds = NameThresholds(
-        {proposal.name: proposal.threshold for proposal in found.classes},
-        found.overall.threshold,
-    )
-    return calibration_report(found, num_images=len(pictures.read), wanted=wanted), thresholds
-
-
-def truth_of(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (G, 4) XYXY, classes (G,) and crowd flags (G,) of an image."""
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
-    is_crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
-    return boxes, classes, is_crowd
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -182,132 +53,130 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    absent = commands.add_parser("absent", help="the best score of every name over a folder")
-    order = commands.add_parser("order", help="how far the order of the names moves the scores")
-    thresholds = commands.add_parser("calibrate", help="thresholds from labelled pictures")
+    absent = commands.add_parser("absent", help="the best score of every name over the images")
+    order = commands.add_parser("order", help="how far the order of the names changes the scores")
+    calibrate = commands.add_parser("calibrate", help="thresholds from labelled images")
     for command in (absent, order):
-        command.add_argument(
-            "--input",
-            required=True,
-            nargs="+",
-            metavar="PATH",
-            help="pictures, folders of pictures, or quoted patterns such as 'photos/**/*.jpg'",
-        )
-        names = command.add_mutually_exclusive_group(required=True)
-        names.add_argument("--classes", metavar="NAMES", help='the names: "cat, coffee cup"')
-        names.add_argument("--classes-file", type=Path, metavar="FILE", help="one name per line")
-        command.add_argument(
-            "--threshold",
-            type=float,
-            default=0.3,
-            metavar="T",
-            help="score at which a name counts as seen (default: %(default)s)",
-        )
-        command.add_argument(
-            "--thresholds", type=Path, metavar="FILE", help="the same by name, of calibrate"
-        )
+        _add_name_arguments(command)
     order.add_argument(
-        "--orders", type=int, default=5, metavar="N", help="to compare (default: %(default)s)"
+        "--orders", type=int, default=5, metavar="N", help="orders (default: %(default)s)"
     )
     order.add_argument("--seed", type=int, default=0, metavar="N", help="of the random orders")
-    thresholds.add_argument("--annotations", required=True, type=Path, metavar="FILE.json")
-    thresholds.add_argument("--images", required=True, type=Path, metavar="DIR")
-    thresholds.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="where the thresholds go"
-    )
-    thresholds.add_argument(
-        "--precision",
-        type=float,
-        metavar="P",
-        help="the share of right boxes that is wanted (default: the best F1)",
-    )
-    thresholds.add_argument(
+    add = calibrate.add_argument
+    add("--annotations", required=True, type=Path, metavar="FILE.json")
+    add("--images", required=True, type=Path, metavar="DIR")
+    add("--output", required=True, type=Path, metavar="FILE", help="file of the thresholds")
+    add("--precision", type=float, metavar="P", help="required precision (default: the best F1)")
+    add(
         "--min-positives",
         type=int,
         default=MIN_POSITIVES,
         metavar="N",
         help="boxes that a name needs for a threshold of its own (default: %(default)s)",
     )
-    for command in (absent, order, thresholds):
+    for command in (absent, order, calibrate):
         _add_common_arguments(command)
     return parser
 
 
-def _add_common_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
-    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the report there")
+def _add_name_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="images, folders of images, or quoted patterns such as 'photos/**/*.jpg'",
+    )
+    names = command.add_mutually_exclusive_group(required=True)
+    names.add_argument("--classes", metavar="NAMES", help='class names: "cat, coffee cup"')
+    names.add_argument("--classes-file", type=Path, metavar="FILE", help="one name per line")
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.3,
+        metavar="T",
+        help="score at which a name counts as present (default: %(default)s)",
+    )
+    command.add_argument(
+        "--thresholds", type=Path, metavar="FILE", help="the same per name, written by calibrate"
+    )
+
+
+def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the model's config")
+    add("--json", type=Path, metavar="FILE", help="write the report to this file")
+    add("--markdown", type=Path, metavar="FILE", help="write the report to this file")
+    add(
         "--batch-size",
         type=int,
         default=1,
         metavar="N",
-        help="pictures per forward pass (default: %(default)s)",
+        help="images per forward pass (default: %(default)s)",
     )
-    command.add_argument(
+    add(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="changes to the config, last on the line: --opts MODEL.WEIGHTS my.pth",
+        help="config overrides, last on the command line: --opts MODEL.WEIGHTS my.pth",
     )
 
 
-def names_of(args: argparse.Namespace) -> list[str]:
-    """Each name once, in the order of the command line."""
-    names = read_names(args.classes_file) if args.classes_file else parse_names(args.classes)
-    return list(dict.fromkeys(names))
-
-
-def run(args: argparse.Namespace) -> list[str]:
-    """Do the work and say what was written.
-
-    Returns:
-        The reason for each picture that was skipped.
-    """
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}; give 1 or more")
-    if args.command == "calibrate":
-        records = read_coco(str(args.annotations), str(args.images), LABELLED)
-        annotations_of = {Path(record["file_name"]): record["annotations"] for record in records}
-        pictures = Pictures(list(annotations_of), args.batch_size)
-        report, thresholds = check_thresholds(
-            Predictor(args.config_file, opts=args.opts),
-            pictures,
-            MetadataCatalog.get(LABELLED).thing_classes,
-            annotations_of,
+def run_calibration(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
+    """The report, and an error message for each skipped image."""
+    annotations_of_image, class_names = load_labelled_images(args.annotations, args.images)
+    predictor = Predictor(args.config_file, opts=args.opts)
+    with tqdm(total=len(annotations_of_image), unit=" images") as bar:
+        batches = ImageBatches(list(annotations_of_image), args.batch_size, bar.update)
+        report, thresholds = calibrate_thresholds(
+            predictor,
+            batches,
+            class_names,
+            annotations_of_image,
             precision=args.precision,
             min_positives=args.min_positives,
         )
+    print(report.text())
+    about = {"config": args.config_file, "report": report.to_json()}
+    atomic_write(args.output, thresholds.to_json(**about))
+    print(f"thresholds written to {args.output}")
+    return report, batches.skipped
+
+
+def run_check(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
+    """The report of ``absent`` or ``order``, and an error message for each skipped image."""
+    if args.classes_file is not None:
+        names = read_class_names(args.classes_file)
     else:
-        names = names_of(args)
-        pictures = Pictures(expand_inputs(args.input), args.batch_size)
-        least = NameThresholds.of(args.thresholds or NameThresholds({}, args.threshold))
-        predictor = Predictor(args.config_file, opts=args.opts)
+        names = parse_class_names(args.classes)
+    names = list(dict.fromkeys(names))
+    paths = expand_image_paths(args.input)
+    thresholds = ScoreThresholds.from_source(args.thresholds or ScoreThresholds({}, args.threshold))
+    predictor = Predictor(args.config_file, opts=args.opts)
+    with tqdm(total=len(paths), unit=" images") as bar:
+        batches = ImageBatches(paths, args.batch_size, bar.update)
         if args.command == "absent":
-            report = check_absent(predictor, pictures, names, least)
+            report = check_absent_names(predictor, batches, names, thresholds)
         else:
-            report = check_order(
-                predictor, pictures, names, least, num_orders=args.orders, seed=args.seed
+            report = check_order_sensitivity(
+                predictor, batches, names, thresholds, num_orders=args.orders, seed=args.seed
             )
     print(report.text())
-    if args.command == "calibrate":
-        about = {"config": args.config_file, "report": report.to_json()}
-        write(args.output, thresholds.to_json(**about))
-        print(f"thresholds written to {args.output}")
+    return report, batches.skipped
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """An error message for each skipped image."""
+    check_minimums(args, {"batch_size": 1})
+    report, skipped = (run_calibration if args.command == "calibrate" else run_check)(args)
     if args.json is not None:
-        write(args.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        atomic_write(args.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False))
         print(f"report written to {args.json}")
     if args.markdown is not None:
-        write(args.markdown, report.text("github"))
+        atomic_write(args.markdown, report.text("github"))
         print(f"report written to {args.markdown}")
-    return pictures.skipped
-
-
-def write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(path) as file:
-        file.write(content.encode("utf-8"))
+    return skipped
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Write a GLIP checkpoint as a file of this project, or the other way round.
+"""Convert a GLIP checkpoint to one of this project, or back.
 
-MODEL.WEIGHTS takes GLIP files as they are; converting once saves the renaming at every start and
-the optimizer state that training files carry.
+MODEL.WEIGHTS accepts GLIP files directly. A converted file needs no renaming when it is loaded, and
+has no optimizer state.
 
     tools/convert_glip_weights.py glip_tiny_model_o365_goldg_cc_sbu.pth glip_swin_t.pth
     tools/convert_glip_weights.py --to-glip output/model_final.pth for_glip.pth
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from glipv2_d2.checkpoint import (
     Layout,
+    detect_layout,
     from_glip,
     read_checkpoint,
-    recognise,
     save_state,
     to_glip,
 )
@@ -32,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="the file to read")
-    parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--to-glip", action="store_true", help="from our names to GLIP's")
+    parser.add_argument("input", metavar="IN", type=Path, help="input file")
+    parser.add_argument("output", metavar="OUT", type=Path, help="output file")
+    parser.add_argument(
+        "--to-glip", action="store_true", help="convert from this project's names to GLIP's"
+    )
     args = parser.parse_args(arguments)
     try:
         convert(args.input, args.output, to_glip_names=args.to_glip)
@@ -43,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def convert(source: Path, target: Path, *, to_glip_names: bool) -> None:
-    """Read ``source``, rename, write ``target``, and print what became of every key."""
+    """Write ``source`` with renamed keys to ``target``, and print how many keys of each kind."""
     if target.exists() and target.samefile(source):
-        raise ValueError(f"'{target}' is the input itself; name another file to write.")
+        raise ValueError(f"'{target}' is the input itself; choose another output file.")
     state_dict = read_checkpoint(source)["model"]
-    wanted = Layout.NATIVE if to_glip_names else Layout.GLIP
-    if (found := recognise(state_dict)) is not wanted:
+    expected = Layout.NATIVE if to_glip_names else Layout.GLIP
+    if (found := detect_layout(state_dict)) is not expected:
         raise ValueError(
-            f"'{source}' has names of the layout '{found.value}', not of '{wanted.value}'. "
-            "Only GLIP files are converted; --to-glip tells the direction."
+            f"'{source}' has names of the layout '{found.value}', not of '{expected.value}'. "
+            "Only GLIP files are converted; --to-glip selects the direction."
         )
     converted, rows = _to_glip(state_dict) if to_glip_names else _from_glip(state_dict)
     save_state(converted, target)
@@ -64,7 +66,7 @@ def _from_glip(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[t
     converted, account = from_glip(state_dict)
     if account.unknown:
         raise ValueError(
-            f"{len(account.unknown)} keys are not GLIP's and nothing was written: "
+            f"{len(account.unknown)} keys are unknown, and nothing was written: "
             + ", ".join(account.unknown)
         )
     reasons = Counter(account.ignored.values())
@@ -79,7 +81,7 @@ def _to_glip(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[tup
     converted = to_glip(state_dict)
     return converted, [
         (len(converted), "renamed"),
-        (len(state_dict) - len(converted), "left out: buffers that GLIP makes itself"),
+        (len(state_dict) - len(converted), "skipped: buffers that GLIP creates"),
     ]
 
 

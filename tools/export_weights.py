@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Make a small file for sharing out of a training checkpoint: its weights in half precision.
+"""Export the weights of a training checkpoint in half precision, for sharing.
 
-python tools/export_weights.py output/mini/model_final.pth glipv2_d2/assets/glipv2_mini.pth --ema
+python tools/export_weights.py output/mini/model_final.pth glipv2_mini.pth --ema
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ AVERAGE = "model_ema"
 
 
 def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, torch.Tensor]:
-    """The weights that answers need, with ``use_ema`` the averaged ones.
+    """The weights that inference needs.
 
-    Heads that only a loss reads are left out; who trains on starts them anew.
+    Args:
+        use_ema: return the averaged weights.
 
     Raises:
-        ValueError: the run kept no average.
+        ValueError: the checkpoint has no averaged weights.
     """
     weights = dict(checkpoint["model"])
     if use_ema:
         if not checkpoint.get(AVERAGE):
             raise ValueError(f"the checkpoint has no {AVERAGE}: it was trained with EMA_DECAY 0")
-        # The average may hold parts that files leave out; what a file has is what it had.
+        # The average may include parts that checkpoints exclude.
         weights.update({k: v for k, v in checkpoint[AVERAGE].items() if k in weights})
-    of_losses = GLIPv2.checkpoint_loss_prefixes
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(of_losses)}
+    loss_prefixes = GLIPv2.checkpoint_loss_prefixes
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(loss_prefixes)}
 
 
 def main() -> None:
@@ -41,8 +42,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of tools/train_net.py")
-    parser.add_argument("output", type=Path, help="the file to write")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument("output", type=Path, help="output file")
+    parser.add_argument("--ema", action="store_true", help="export the averaged weights")
     args = parser.parse_args()
     weights = select_weights(read_checkpoint(args.checkpoint), use_ema=args.ema)
     save_state(weights, args.output, torch.float16)

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Make ``import detectron2`` work in the Python that runs this script. Tried in this order:
+"""Install Detectron2 for the Python that runs this script, in one of these ways:
 
-1. A detectron2 that imports is kept as it is.
-2. DETECTRON2_SPEC (or --spec): any pip requirement, such as a checkout, a wheel or a git address.
-3. A wheel from the package index, its hash checked, repacked without its compiled module (that
-   module fits one version of Python and of PyTorch only).
+1. A detectron2 that can be imported is kept.
+2. DETECTRON2_SPEC (or --spec) is installed: any pip requirement, such as a checkout, a wheel or a
+   git URL.
+3. A wheel from the package index is checked against its hash and repacked without its compiled
+   module, which supports one version of Python and PyTorch only.
 
-The repacked wheel runs on any Python and any PyTorch, without a compiler. What it lacks is
-detectron2._C: COCO evaluation falls back to pycocotools; rotated boxes and Detectron2's own
-deformable convolutions fail with an error when they are used. GLIPv2 needs none of them.
+The repacked wheel runs on any Python and any PyTorch, without a compiler. Without detectron2._C,
+COCO evaluation uses pycocotools, and rotated boxes and Detectron2's own deformable convolutions
+raise an error. GLIPv2 needs none of them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Upstream commit a59f0563 (April 2024), but for the version string and a backported fix in
-# data/common.py. Its tag says CPython 3.10; of that, only the compiled module is true.
+# Upstream commit a59f0563 (April 2024), except for the version string and a backported fix in
+# data/common.py. Only its compiled module needs CPython 3.10, the Python version of its tag.
 SOURCE = "sal-detectron2==0.7.2"
 SOURCE_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 SOURCE_TAG = ("--python-version=310", "--implementation=cp", "--abi=none", "--platform=any")
@@ -69,7 +70,7 @@ detectron2/evaluation/sem_seg_evaluation.py (numpy 2).
 
 @dataclass(frozen=True)
 class Edit:
-    """A change to one file, whose ``old`` text must stand there exactly once."""
+    """A change to one file, which must contain ``old`` exactly once."""
 
     file: str
     old: str
@@ -78,7 +79,7 @@ class Edit:
     def apply(self, data: bytes) -> bytes:
         if data.count(self.old.encode()) != 1:
             raise GetDetectron2Error(
-                f"{self.file} was expected to hold {self.old!r} once, but holds it "
+                f"{self.file} must contain {self.old!r} once, but contains it "
                 f"{data.count(self.old.encode())} times. Is the wheel really {SOURCE}?"
             )
         return data.replace(self.old.encode(), self.new.encode())
@@ -96,7 +97,7 @@ EDITS = (
 
 
 class GetDetectron2Error(Exception):
-    """Something that the user has to decide or repair; the message says what."""
+    """An error that the user can fix; the message describes how."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -117,62 +118,62 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--spec",
         default=os.environ.get("DETECTRON2_SPEC"),
-        help="pip requirement to install where detectron2 does not import "
+        help="pip requirement to install if detectron2 cannot be imported "
         "(default: the environment variable DETECTRON2_SPEC)",
     )
     parser.add_argument(
         "--wheel-dir",
         type=Path,
         metavar="DIR",
-        help="only write the repacked wheel to DIR; nothing is installed. The wheel may serve as "
-        "DETECTRON2_SPEC where there is no network",
+        help="only write the repacked wheel to DIR and install nothing. The wheel can be used as "
+        "DETECTRON2_SPEC on a machine without a network",
     )
     return parser.parse_args(argv)
 
 
 def provide(spec: str | None) -> str:
-    """Make detectron2 importable, and say in one line what was done and where it is."""
+    """Make detectron2 importable; return a line about what was done and its location."""
     found = locate()
     if found is not None:
         return f"kept {found}"
     if spec:
-        # detectron2's own setup.py imports torch, so it has to see this environment.
+        # detectron2's setup.py imports torch, so it must run in this environment.
         pip("install", "--no-build-isolation", spec)
         done = f"installed from {spec}"
     else:
-        refuse_to_replace_a_broken_one()
+        check_not_broken()
         with tempfile.TemporaryDirectory() as folder:
             pip("install", "--quiet", str(repacked_wheel(Path(folder))))
         done = f"installed from {SOURCE}, Python files only"
     found = locate()
     if found is None:
-        raise GetDetectron2Error(f"{done}, but it does not import:\n{import_probe().stderr}")
+        raise GetDetectron2Error(f"{done}, but it cannot be imported:\n{import_probe().stderr}")
     return f"{done}: {found}"
 
 
 def locate() -> str | None:
-    """Version and folder of the detectron2 that this Python imports, or None."""
+    """Version and folder of the importable detectron2, or None."""
     probe = import_probe()
     return probe.stdout.strip() if probe.returncode == 0 else None
 
 
 def import_probe() -> subprocess.CompletedProcess[str]:
-    """Import detectron2 in a new process: this one may have looked before it was installed."""
+    """Import detectron2 in a new process: this one may have cached a failed import."""
     code = (
         "import detectron2, detectron2.model_zoo, detectron2.modeling;"
         "print('detectron2', detectron2.__version__, 'at', detectron2.__path__[0])"
     )
-    # "python -c" puts the working directory first on its path; a checkout there is not installed.
+    # "python -c" puts the working directory first on its path; a checkout there does not count.
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
 
 
-def refuse_to_replace_a_broken_one() -> None:
+def check_not_broken() -> None:
     code = "import importlib.util as u, sys; sys.exit(u.find_spec('detectron2') is not None)"
     if subprocess.run([sys.executable, "-c", code], cwd="/", check=False).returncode:
         raise GetDetectron2Error(
-            "a detectron2 is installed, but does not import. Repair it (a missing pkg_resources: "
-            "pip install 'setuptools<81'), or pip uninstall detectron2 and run this again:\n"
+            "a detectron2 is installed, but cannot be imported. Repair it (if pkg_resources is "
+            "missing: pip install 'setuptools<81'), or uninstall it and run this again:\n"
             f"{import_probe().stderr}"
         )
 
@@ -182,14 +183,14 @@ def pip(*args: str) -> None:
     if subprocess.run(command, check=False).returncode:
         raise GetDetectron2Error(
             f"failed, see above: {' '.join(command)}\nWithout a network, set DETECTRON2_SPEC to a "
-            "checkout or a wheel (elsewhere: get_detectron2.py --wheel-dir DIR)."
+            "checkout or to a wheel written elsewhere by get_detectron2.py --wheel-dir DIR."
         )
 
 
 def repacked_wheel(folder: Path) -> Path:
-    """Download the published wheel, and write the one without compiled parts into ``folder``."""
+    """Download the published wheel, and write it without compiled modules to ``folder``."""
     with tempfile.TemporaryDirectory() as download:
-        # Wheels only: nothing of it may run before its hash is known.
+        # Wheels only: a source distribution would run code before its hash is checked.
         wheels_only = ("--no-deps", "--only-binary=:all:", *SOURCE_TAG)
         pip("download", "--quiet", *wheels_only, "--dest", download, SOURCE)
         (source,) = Path(download).glob("*.whl")
@@ -201,15 +202,15 @@ def check_sha256(file: Path, expected: str) -> None:
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         raise GetDetectron2Error(
-            f"{file.name} is not the file that this script was written for: its sha256 is {found}, "
-            f"not {expected}. Nothing was installed; set DETECTRON2_SPEC to one that you trust."
+            f"{file.name} is not the expected file: its sha256 is {found}, "
+            f"not {expected}. Nothing was installed; set DETECTRON2_SPEC to a trusted source."
         )
 
 
 def repack(source: Path, folder: Path) -> Path:
-    """Write the Python files of the wheel ``source`` as a wheel for any Python into ``folder``.
+    """Write the Python files of the wheel ``source`` to ``folder``, as a wheel for any Python.
 
-    The same source gives the same bytes on every machine.
+    The result is reproducible byte by byte.
     """
     files = python_files(source)
     files[f"{DIST_INFO}/METADATA"] = METADATA.encode()
@@ -229,7 +230,7 @@ def repack(source: Path, folder: Path) -> Path:
 
 
 def python_files(source: Path) -> dict[str, bytes]:
-    """Name and edited content of what is kept: detectron2/ without compiled files, the licence."""
+    """Names and edited contents: detectron2/ without compiled files, and the license."""
     files = {}
     with zipfile.ZipFile(source) as archive:
         for name in sorted(archive.namelist()):
@@ -253,9 +254,9 @@ def record(files: dict[str, bytes]) -> bytes:
 
 
 def zip_entry(name: str) -> zipfile.ZipInfo:
-    """An entry that depends on its name only: fixed date, system, mode, and no compression.
+    """A reproducible entry: fixed date, system and mode, and no compression.
 
-    (Compressed bytes differ between versions of zlib.)
+    Compressed bytes depend on the version of zlib.
     """
     entry = zipfile.ZipInfo(name, date_time=(2024, 4, 17, 0, 0, 0))
     entry.create_system = 3

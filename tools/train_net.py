@@ -20,19 +20,19 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
+from glipv2_d2.engine.finetune.tuning import resume_or_load
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.precision import round_weights
-from glipv2_d2.engine.processes import launch
 from glipv2_d2.engine.setup import load_config
-from glipv2_d2.engine.trainer import Trainer
-from glipv2_d2.engine.tuning import resume_or_load
+from glipv2_d2.engine.train.distributed import launch
+from glipv2_d2.engine.train.trainer import Trainer
 
 # The tokenizer runs inside loader processes that are forked after its first use.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config, with logging and random seeds set up as it says."""
+    """Build the config, and set up logging and random seeds."""
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers only.
@@ -41,7 +41,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Results of ``MODEL.WEIGHTS`` and ``MODEL.TUNING.DELTA``, or of the last checkpoint."""
+    """Evaluate ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, or the last checkpoint."""
     model = Trainer.build_model(cfg)
     resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, resume=resume)
     round_weights(model, cfg)

@@ -1,4 +1,4 @@
-"""A data set with ten planted defects: each is found, counted and named."""
+"""Datasets with planted defects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAPTION = "a dog on the sofa"
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
+def _unregister() -> Iterator[None]:
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -41,7 +41,7 @@ def write_config(folder: Path, *entries: str) -> list[str]:
 
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Runs the tool on one data set; its exit status and its findings by kind."""
+    """Runs the tool on one dataset; returns its exit status and its findings by kind."""
 
     def run(entry: str, *arguments: str) -> tuple[int, dict[str, Any]]:
         target = tmp_path / "report.json"
@@ -59,18 +59,18 @@ def plant(annotations: Path, images: Path) -> None:
     """Eight defects in a COCO file and its images; the caption file has two more."""
     content = json.loads(annotations.read_text())
     boxes = content["annotations"]
-    boxes[0]["bbox"] = [40, 6, 20, 16]  # 1: reaches out of an image 48 wide
+    boxes[0]["bbox"] = [40, 6, 20, 16]  # 1: exceeds the image width of 48
     boxes[1]["bbox"] = [4, 6, 0, 16]  # 2: no area
     boxes[2]["category_id"] = 99  # 3: not among the categories
     boxes.append({**boxes[3], "id": 100})  # 4: the same box twice
     content["categories"] += [
         {"id": 40, "name": "(_)"},  # 5: no words
-        {"id": 50, "name": "Cat_(animal)"},  # 6: a prompt says "cat" for it, too
+        {"id": 50, "name": "Cat_(animal)"},  # 6: spelled "cat" in a prompt, like class 0
     ]
     annotations.write_text(json.dumps(content))
     broken = images / "4.png"
     broken.write_bytes(broken.read_bytes()[:80])  # 7: does not open
-    Image.new("RGB", (20, 20)).save(images / "5.png")  # 8: of another size
+    Image.new("RGB", (20, 20)).save(images / "5.png")  # 8: another size than recorded
 
 
 def write_captions(path: Path, *boxes: tuple[list[int], str]) -> None:
@@ -86,7 +86,7 @@ def write_captions(path: Path, *boxes: tuple[list[int], str]) -> None:
     path.write_text(json.dumps(pair))
 
 
-def test_eight_defects_of_a_coco_set_are_found(
+def test_eight_defects_of_a_coco_dataset_are_found(
     sound: tuple[Path, Path], check: Callable[..., tuple[int, dict[str, Any]]]
 ) -> None:
     annotations, images = sound
@@ -120,7 +120,7 @@ def test_two_defects_of_captions_are_found(
         lines,
         ([0, 5], "a dog"),
         ([0, 5], "a cat"),  # 9: another phrase
-        ([10, 99], "sofa"),  # 10: behind the end
+        ([10, 99], "sofa"),  # 10: beyond the end
     )
     status, findings = check(f"format: captions, json: {lines}, images: {sound[1]}")
     assert status == check_dataset.FOUND_DEFECTS
@@ -129,7 +129,7 @@ def test_two_defects_of_captions_are_found(
 
 
 @pytest.mark.parametrize("span", [[0, 4], [1, 5], [3, 5]])
-def test_a_span_that_is_not_made_of_words_is_found(
+def test_span_that_cuts_a_word_is_found(
     span: list[int],
     sound: tuple[Path, Path],
     tmp_path: Path,
@@ -141,7 +141,7 @@ def test_a_span_that_is_not_made_of_words_is_found(
     assert findings.keys() == {"span-cuts-word"}
 
 
-def test_a_sound_set_passes(
+def test_sound_dataset_has_no_defects(
     sound: tuple[Path, Path],
     check: Callable[..., tuple[int, dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
@@ -151,10 +151,10 @@ def test_a_sound_set_passes(
     assert (status, findings) == (0, {})
     printed = capsys.readouterr().out
     assert "checked: 6 images, 6 boxes, 2 classes in 1 prompts, 0 captions" in printed
-    assert "nothing wrong" in printed
+    assert "no defects" in printed
 
 
-def test_questions_about_one_image_are_told_apart_by_their_own_ids(
+def test_questions_of_one_image_are_distinguished_by_question_id(
     sound: tuple[Path, Path],
     tmp_path: Path,
     check: Callable[..., tuple[int, dict[str, Any]]],
@@ -164,15 +164,15 @@ def test_questions_about_one_image_are_told_apart_by_their_own_ids(
     ids = [{"question_id": number, "image_id": 0} for number in (1, 2)]
     questions, answers = tmp_path / "questions.json", tmp_path / "answers.json"
     questions.write_text(json.dumps({"questions": [{**x, "question": "why?"} for x in ids]}))
-    people = [{"answer": "yes", "answer_id": 1}]
-    answers.write_text(json.dumps({"annotations": [{**x, "answers": people} for x in ids]}))
+    human_answers = [{"answer": "yes", "answer_id": 1}]
+    answers.write_text(json.dumps({"annotations": [{**x, "answers": human_answers} for x in ids]}))
     entry = f"format: vqa, json: {annotations}, images: {images}"
     status, findings = check(f"{entry}, questions: {questions}, answers: {answers}")
     assert (status, findings) == (0, {})
     assert "2 questions" in capsys.readouterr().out
 
 
-def test_words_that_are_missing_are_found(
+def test_empty_questions_and_captions_are_found(
     sound: tuple[Path, Path], check: Callable[..., tuple[int, dict[str, Any]]]
 ) -> None:
     file_name = str(sound[1] / "0.png")
@@ -181,16 +181,16 @@ def test_words_that_are_missing_are_found(
         {"file_name": file_name, "question": "why?"},
         {"file_name": file_name, "target_captions": ["a cat", ""]},
     ]
-    DatasetCatalog.register("wordless", lambda: records)
-    limits = check_dataset.NameLimits(Tokenizer("bert-base-uncased", 256), ". ", 0)
-    report = check_dataset.check_dataset("wordless", limits, open_images=True)
+    DatasetCatalog.register("without_text", lambda: records)
+    limits = check_dataset.PromptLimits(Tokenizer("bert-base-uncased", 256), ". ", 0)
+    report = check_dataset.check_dataset("without_text", limits, open_images=True)
     assert report.faults.counts == dict.fromkeys(
         ("empty-question", "no-question-id", "empty-target-caption"), 1
     )
     assert report.faults.examples["empty-question"] == [f"question 4 of image {file_name!r}"]
 
 
-def test_chunks_are_a_note_and_no_defect(
+def test_prompt_chunks_are_a_note_and_not_a_defect(
     sound: tuple[Path, Path], check: Callable[..., tuple[int, dict[str, Any]]]
 ) -> None:
     annotations, images = sound
@@ -201,7 +201,7 @@ def test_chunks_are_a_note_and_no_defect(
     assert findings["needs-chunks"]["examples"] == ["2 names in 2 prompts"]
 
 
-def test_a_file_that_cannot_be_read_is_a_finding(
+def test_unreadable_annotations_are_a_finding(
     sound: tuple[Path, Path], check: Callable[..., tuple[int, dict[str, Any]]]
 ) -> None:
     annotations, images = sound
@@ -215,11 +215,11 @@ def test_a_file_that_cannot_be_read_is_a_finding(
     ("arguments", "message"),
     [
         (["--dataset", "coco_2017_trian"], "did you mean coco_2017_train"),
-        ([], "no data set is named"),
+        ([], "no dataset is given"),
         (["--config-file", "no.yaml"], "no.yaml"),
     ],
 )
-def test_a_wrong_call_has_its_own_exit_status(
+def test_invalid_arguments_have_their_own_exit_status(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check_dataset.main(arguments) == check_dataset.NOT_CHECKED

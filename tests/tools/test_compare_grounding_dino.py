@@ -6,10 +6,11 @@ from pathlib import Path
 
 import compare_grounding_dino
 import pytest
-from compare_grounding_dino import MAX_TOKENS, prompts_of, token_ids
 from helpers.models import tiny_cfg
 from transformers import BertConfig, GroundingDinoConfig, SwinConfig
 
+from glipv2_d2.profiling import grounding_dino
+from glipv2_d2.profiling.grounding_dino import MAX_TOKENS, make_prompts, prompt_token_ids
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -36,21 +37,21 @@ def _small_grounding_dino(monkeypatch: pytest.MonkeyPatch) -> None:
         encoder_attention_heads=2,
         decoder_attention_heads=2,
     )
-    monkeypatch.setattr(compare_grounding_dino, "GroundingDinoConfig", small)
+    monkeypatch.setattr(grounding_dino, "GroundingDinoConfig", small)
     monkeypatch.setattr(compare_grounding_dino, "keep_freed_memory", lambda: False)
 
 
-def test_prompts_are_few_and_hold_every_name_once() -> None:
+def test_prompts_are_full_and_contain_every_name_once() -> None:
     names, tokenizer = [f"name {number}" for number in range(200)], Tokenizer()
-    prompts = prompts_of(names, tokenizer)
+    prompts = make_prompts(names, tokenizer)
     assert [name for prompt in prompts for name in prompt[:-1].split(". ")] == names
-    lengths = [token_ids(prompt, tokenizer).shape[1] for prompt in prompts]
+    lengths = [prompt_token_ids(prompt, tokenizer).shape[1] for prompt in prompts]
     assert max(lengths) <= MAX_TOKENS
     assert all(length + 4 > MAX_TOKENS for length in lengths[:-1]), "another name would fit"
 
 
 @pytest.mark.usefixtures("_small_grounding_dino")
-def test_both_are_timed_in_turns(tmp_path: Path) -> None:
+def test_both_models_are_timed_in_turns(tmp_path: Path) -> None:
     config, path = tmp_path / "tiny.yaml", tmp_path / "result.json"
     config.write_text(tiny_cfg().dump())
     arguments = ["--config-file", str(config), "--image-size", "64", "96", "--num-classes", "90"]
@@ -61,6 +62,6 @@ def test_both_are_timed_in_turns(tmp_path: Path) -> None:
     assert result["prompts_of_grounding_dino"] == 2
 
 
-def test_no_repeats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_repeats_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare_grounding_dino.main(["--config-file", "any.yaml", "--repeats", "0"]) == 2
     assert "--repeats is 0; it must be at least 1" in capsys.readouterr().err

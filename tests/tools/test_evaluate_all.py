@@ -1,5 +1,3 @@
-"""Every benchmark that is here is evaluated once, in one process or two, and told in one table."""
-
 from __future__ import annotations
 
 import json
@@ -16,19 +14,20 @@ from helpers.tiny_coco import write_coco
 from helpers.torchrun import torchrun
 
 from glipv2_d2.data.readers.coco import register_coco
+from glipv2_d2.engine import benchmark_evaluation
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation import benchmarks
 from glipv2_d2.evaluation.benchmarks import Benchmark
 
 FIRST, SECOND, ABSENT = "benchmarked_first", "benchmarked_second", "benchmarked_absent"
-# The stand-in finds a cat at the place where every image shows something. Of four images the first
-# and the last show a cat; of the other two classes nothing is found.
+# The stand-in detects a cat in the box that every image has. Of four images the first and the last
+# contain a cat; the other two classes are not detected.
 AP = 100 * (51 + 50 * 2 / 4) / 101 / 3
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Arguments of the tool, with two small benchmarks in place of the published ones."""
+    """Arguments of the tool; two small benchmarks replace the published ones."""
     for name in (FIRST, SECOND):
         register_coco(name, *map(str, write_coco(tmp_path / name)))
     register_coco(ABSENT, str(tmp_path / "nowhere.json"), str(tmp_path))
@@ -52,20 +51,20 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The data sets that are evaluated, as long as the test runs."""
+    """The datasets evaluated during the test."""
     names: list[str] = []
-    build = evaluate_all.build_test_loader
+    build = benchmark_evaluation.build_test_loader
 
-    def counted(cfg: Any, dataset: str) -> Any:
+    def record(cfg: Any, dataset: str) -> Any:
         names.append(dataset)
         return build(cfg, dataset)
 
-    monkeypatch.setattr(evaluate_all, "build_test_loader", counted)
+    monkeypatch.setattr(benchmark_evaluation, "build_test_loader", record)
     return names
 
 
 def prompts_for(dataset: str, command: list[str]) -> str:
-    """The path of a file that has words for a class of this data set."""
+    """The path of a file with a prompt override for a class of this dataset."""
     path = Path(command[0]).with_name("prompts.json")
     path.write_text(json.dumps({dataset: {"cat": "small cat"}}))
     return str(path)
@@ -75,7 +74,7 @@ def report(command: list[str]) -> dict[str, Any]:
     return json.loads((Path(command[-1]) / "report.json").read_text())["benchmarks"]
 
 
-def test_what_is_here_is_evaluated_and_the_rest_is_named(
+def test_available_datasets_are_evaluated_and_missing_ones_listed(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate_all.main(command) == 0
@@ -94,9 +93,7 @@ def test_what_is_here_is_evaluated_and_the_rest_is_named(
         assert text in "".join(line.strip() for line in printed.splitlines())
 
 
-def test_what_is_evaluated_already_is_not_evaluated_again(
-    command: list[str], evaluated: list[str]
-) -> None:
+def test_stored_results_are_reused(command: list[str], evaluated: list[str]) -> None:
     evaluate_all.main(command)
     first = report(command)
     assert evaluated == [FIRST, SECOND]
@@ -106,37 +103,37 @@ def test_what_is_evaluated_already_is_not_evaluated_again(
 
 
 @pytest.mark.parametrize("changed", ["weights", "settings", "data"])
-def test_with_other_weights_settings_or_data_it_is_evaluated_again(
+def test_change_of_weights_settings_or_data_discards_stored_results(
     changed: str, command: list[str], evaluated: list[str], tmp_path: Path
 ) -> None:
     evaluate_all.main([*command, "--only", "two"])
-    again = [*command, "--only", "two"]
+    second = [*command, "--only", "two"]
     if changed == "weights":
         state = torch.load(command[1])
         state["model"]["frozen"] += 1
         torch.save(state, command[1])
     elif changed == "settings":
-        again += ["--opts", "INPUT.MIN_SIZE_TEST", "40"]
+        second += ["--opts", "INPUT.MIN_SIZE_TEST", "40"]
     else:
         for name in (FIRST, SECOND):
             path = tmp_path / name / "annotations.json"
             path.write_text(path.read_text() + " ")
-    evaluate_all.main(again)
+    evaluate_all.main(second)
     assert evaluated == [FIRST, SECOND] * 2
 
 
-def test_a_run_that_was_stopped_goes_on_behind_its_last_data_set(
+def test_interrupted_run_resumes_after_its_last_dataset(
     command: list[str], evaluated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as stopped:
-        run = evaluate_all.inference_on_dataset
+    with monkeypatch.context() as interrupted:
+        run = benchmark_evaluation.inference_on_dataset
 
         def run_first(*args: Any) -> Any:
             if evaluated[-1] == SECOND:
                 raise KeyboardInterrupt
             return run(*args)
 
-        stopped.setattr(evaluate_all, "inference_on_dataset", run_first)
+        interrupted.setattr(benchmark_evaluation, "inference_on_dataset", run_first)
         with pytest.raises(KeyboardInterrupt):
             evaluate_all.main(command)
     assert report(command)["two"]["datasets"].keys() == {FIRST}
@@ -145,7 +142,7 @@ def test_a_run_that_was_stopped_goes_on_behind_its_last_data_set(
     assert report(command)["two"]["datasets"].keys() == {FIRST, SECOND}
 
 
-def test_a_data_set_that_fails_does_not_stop_the_others(command: list[str], tmp_path: Path) -> None:
+def test_failing_dataset_does_not_stop_the_others(command: list[str], tmp_path: Path) -> None:
     (tmp_path / FIRST / "images" / "1.png").unlink()
     assert evaluate_all.main(command) == evaluate_all.FAILED
     datasets = report(command)["two"]["datasets"]
@@ -156,7 +153,7 @@ def test_a_data_set_that_fails_does_not_stop_the_others(command: list[str], tmp_
 @pytest.mark.parametrize(
     ("kind", "key"), [("vqa", "MODEL.ANSWER.WEIGHT"), ("captions", "MODEL.CAPTION.WEIGHT")]
 )
-def test_what_a_model_has_no_head_for_is_left_out_with_the_reason(
+def test_task_without_head_is_skipped_with_a_reason(
     kind: str, key: str, command: list[str], evaluated: list[str]
 ) -> None:
     metadata = MetadataCatalog.get(FIRST)
@@ -168,21 +165,28 @@ def test_what_a_model_has_no_head_for_is_left_out_with_the_reason(
     assert key in first["reason"] and not first["failed"]
 
 
-def test_where_nothing_is_here_the_command_says_so(command: list[str]) -> None:
-    assert evaluate_all.main([*command, "--only", "none"]) == evaluate_all.NOT_DONE
+def test_exit_status_without_available_data(command: list[str]) -> None:
+    assert evaluate_all.main([*command, "--only", "none"]) == evaluate_all.NOT_EVALUATED
 
 
-def test_two_processes_give_the_same_numbers(command: list[str]) -> None:
-    alone = [*command[:-1], f"{command[-1]}_alone"]
-    evaluate_all.main(alone)
+def test_two_processes_give_the_same_results(command: list[str]) -> None:
+    single = [*command[:-1], f"{command[-1]}_single"]
+    evaluate_all.main(single)
     assert torchrun(evaluate_all.main, command, start_method="fork") == [0, 0]
-    assert report(command) == report(alone)
+    assert report(command) == report(single)
 
 
-def test_a_list_tells_what_is_here(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_which_datasets_are_available(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate_all.main(["--list"]) == 0
     rows = capsys.readouterr().out
-    assert FIRST in rows and "not here" in rows and "nowhere.json" in "".join(rows.split())
+    assert (
+        FIRST in rows
+        and "available" in rows
+        and "missing: " in rows
+        and "nowhere.json" in "".join(rows.split())
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,11 +199,11 @@ def test_a_list_tells_what_is_here(command: list[str], capsys: pytest.CaptureFix
         (lambda command: [*command, "--prompts", prompts_for("benchmarked_frist", command)], FIRST),
     ],
 )
-def test_mistakes_are_answered_before_anything_runs(
+def test_invalid_arguments_are_rejected_before_the_evaluation(
     change: Callable[[list[str]], list[str]],
     message: str,
     command: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert evaluate_all.main(change(command)) == evaluate_all.NOT_DONE
+    assert evaluate_all.main(change(command)) == evaluate_all.NOT_EVALUATED
     assert message in capsys.readouterr().err

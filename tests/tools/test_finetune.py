@@ -1,5 +1,3 @@
-"""The command goes from a folder to a delta and a report."""
-
 from __future__ import annotations
 
 import json
@@ -16,13 +14,14 @@ from helpers.tiny_coco import NAMES, write_coco
 
 from glipv2_d2.checkpoint import save_weights
 from glipv2_d2.data import custom
+from glipv2_d2.engine.finetune.job import FinetuneArguments, prepare
+from glipv2_d2.engine.finetune.tuning import read_delta
 from glipv2_d2.engine.setup import load_config
-from glipv2_d2.engine.tuning import read_delta
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Roboflow's form, twelve images to learn from."""
+    """Roboflow's layout with twelve training images."""
     for split, count in (("train", 12), ("valid", 3)):
         annotations, images = write_coco(tmp_path / "pets" / split, num_images=count)
         for image in images.iterdir():
@@ -37,7 +36,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def base(tmp_path: Path) -> list[str]:
-    """The arguments that name the stand-in model and its weights."""
+    """The arguments for the stand-in model and its weights."""
     cfg = load_config().clone()
     cfg.defrost()
     configure(cfg, "absent_set", str(tmp_path / "unused"))
@@ -52,7 +51,7 @@ def run(folder: Path, base: list[str], output: Path, *arguments: str) -> int:
     return finetune.main([*places, *base, *arguments, "SOLVER.MAX_ITER", "2"])
 
 
-def test_a_folder_becomes_a_delta_and_a_report(
+def test_output_has_a_delta_and_a_report(
     folder: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -62,24 +61,30 @@ def test_a_folder_becomes_a_delta_and_a_report(
     assert report["target"]["dataset"] == "pets_valid"
     assert {f"AP-{name}" for name in NAMES} <= report["target"]["after"].keys()
     assert report["absent_base_sets"] == ["absent_set"]
-    # Each of three classes is seen once in each image.
+    # Every image has one box of one of the three classes.
     assert report["about"]["training images"] == 3
     assert (output / "report.md").read_text() in capsys.readouterr().out
 
 
-def test_the_recipe_of_the_policy_is_what_is_trained(folder: Path, base: list[str]) -> None:
+def test_recipe_of_the_policy_is_used(folder: Path, base: list[str]) -> None:
     output = folder.parent / "output"
     places = ["--data", str(folder), "--output", str(output), *base]
     args = finetune.parse_args([*places, "--policy", "prompt", "SOLVER.GAMMA", "0.5"])
-    solver = finetune.prepare(args).cfg.SOLVER
+    solver = prepare(FinetuneArguments(**vars(args))).cfg.SOLVER
     assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.GAMMA) == (0.05, 0.25, 0.5)
     # Twelve images in batches of four.
     assert solver.MAX_ITER == 200 * 3
 
 
-def test_a_folder_in_no_known_form_is_answered_in_one_line(
+def test_folder_of_unknown_layout_is_reported(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", base, tmp_path / "output") == 1
     assert "_annotations.coco.json" in capsys.readouterr().err
+
+
+def test_the_default_model_is_part_of_the_repository() -> None:
+    args = finetune.parse_args(["--data", "folder"])
+    assert Path(args.config_file).is_file()
+    assert Path(args.weights).is_file()

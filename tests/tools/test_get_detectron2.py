@@ -1,4 +1,4 @@
-"""What is kept, installed or refused, and the repacked wheel, all without a network."""
+"""Installation of Detectron2 and the repacked wheel, without a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPILED_MODULE = "detectron2/_C.cpython-310-x86_64-linux-gnu.so"
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A wheel with the same kinds of files as the published one."""
+    """A wheel with the file types of the published one."""
     wheel = tmp_path / "published.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tools/train_net.py", "")
@@ -38,7 +38,7 @@ def repacked(published: Path, tmp_path: Path) -> zipfile.ZipFile:
 
 
 def run_script(*args: str, import_path: Path, spec: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the script where ``import_path`` comes before what is installed."""
+    """Run the script with ``import_path`` before the installed packages."""
     return subprocess.run(
         [sys.executable, get_detectron2.__file__, *args],
         env={**os.environ, "PYTHONPATH": str(import_path), "DETECTRON2_SPEC": spec},
@@ -57,7 +57,7 @@ def write_package(folder: Path, source: str) -> Path:
     return package
 
 
-def test_repacked_wheel_has_the_python_files_and_the_licence(repacked: zipfile.ZipFile) -> None:
+def test_repacked_wheel_has_the_python_files_and_the_license(repacked: zipfile.ZipFile) -> None:
     assert set(repacked.namelist()) == {
         "detectron2/__init__.py",
         "detectron2/evaluation/sem_seg_evaluation.py",
@@ -68,13 +68,11 @@ def test_repacked_wheel_has_the_python_files_and_the_licence(repacked: zipfile.Z
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.file)
-def test_each_edit_changes_its_line_only(
-    repacked: zipfile.ZipFile, edit: get_detectron2.Edit
-) -> None:
+def test_edit_changes_one_line_only(repacked: zipfile.ZipFile, edit: get_detectron2.Edit) -> None:
     assert repacked.read(edit.file).decode() == f"before\n{edit.new}\nafter\n"
 
 
-def test_record_lists_every_file_with_its_hash_and_size(repacked: zipfile.ZipFile) -> None:
+def test_record_lists_every_file_with_hash_and_size(repacked: zipfile.ZipFile) -> None:
     expected = {f"{DIST_INFO}/RECORD,,"}
     for name in set(repacked.namelist()) - {f"{DIST_INFO}/RECORD"}:
         data = repacked.read(name)
@@ -83,16 +81,16 @@ def test_record_lists_every_file_with_its_hash_and_size(repacked: zipfile.ZipFil
     assert set(repacked.read(f"{DIST_INFO}/RECORD").decode().splitlines()) == expected
 
 
-def test_metadata_does_not_hold_numpy_back(repacked: zipfile.ZipFile) -> None:
+def test_metadata_does_not_limit_numpy(repacked: zipfile.ZipFile) -> None:
     assert "numpy<2" not in repacked.read(f"{DIST_INFO}/METADATA").decode()
 
 
-def test_same_source_gives_the_same_bytes(published: Path, tmp_path: Path) -> None:
+def test_repacking_is_reproducible(published: Path, tmp_path: Path) -> None:
     first, second = (repack(published, tmp_path / name) for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_pip_takes_the_repacked_wheel(published: Path, tmp_path: Path) -> None:
+def test_pip_installs_the_repacked_wheel(published: Path, tmp_path: Path) -> None:
     wheel = repack(published, tmp_path)
     target = tmp_path / "site"
     get_detectron2.pip(
@@ -101,26 +99,26 @@ def test_pip_takes_the_repacked_wheel(published: Path, tmp_path: Path) -> None:
     assert (target / "detectron2" / "__init__.py").is_file()
 
 
-def test_nothing_unfinished_is_left_beside_the_wheel(published: Path, tmp_path: Path) -> None:
+def test_no_temporary_file_remains_beside_the_wheel(published: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     repack(published, folder)
     assert [file.name for file in folder.iterdir()] == [WHEEL]
 
 
 @pytest.mark.parametrize("times", [0, 2])
-def test_an_edit_that_does_not_apply_once_is_refused(times: int) -> None:
+def test_edit_that_does_not_apply_once_is_rejected(times: int) -> None:
     edit = EDITS[0]
-    with pytest.raises(GetDetectron2Error, match=f"{edit.file} .* holds it {times} times"):
+    with pytest.raises(GetDetectron2Error, match=f"{edit.file} .* contains it {times} times"):
         edit.apply(edit.old.encode() * times)
 
 
-def test_a_wrong_hash_is_refused_with_both_hashes(published: Path) -> None:
+def test_wrong_hash_is_rejected_with_both_hashes(published: Path) -> None:
     found = hashlib.sha256(published.read_bytes()).hexdigest()
     with pytest.raises(GetDetectron2Error, match=f"published.whl .* {found}, not 00ff"):
         check_sha256(published, "00ff")
 
 
-def test_a_download_with_a_wrong_hash_is_neither_repacked_nor_installed(
+def test_download_with_wrong_hash_is_neither_repacked_nor_installed(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*args: str) -> None:
@@ -134,32 +132,32 @@ def test_a_download_with_a_wrong_hash_is_neither_repacked_nor_installed(
     assert not (tmp_path / "wheels").exists()
 
 
-def test_an_importable_detectron2_is_kept_even_with_a_spec(tmp_path: Path) -> None:
+def test_importable_detectron2_is_kept_even_with_a_spec(tmp_path: Path) -> None:
     package = write_package(tmp_path, "__version__ = '1.2.3'\n")
     result = run_script("--spec", "/nowhere/detectron2", import_path=tmp_path)
     assert result.stdout == f"kept detectron2 1.2.3 at {package}\n"
     assert result.returncode == 0
 
 
-def test_a_broken_detectron2_is_named_and_not_replaced(tmp_path: Path) -> None:
+def test_broken_detectron2_is_reported_and_not_replaced(tmp_path: Path) -> None:
     write_package(tmp_path, "import a_module_that_is_missing\n")
     result = run_script(import_path=tmp_path)
     assert result.returncode == 1
-    assert "does not import" in result.stderr
+    assert "cannot be imported" in result.stderr
     assert "a_module_that_is_missing" in result.stderr
 
 
-def test_the_spec_is_what_pip_is_asked_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
-    answers = iter([None, "detectron2 0.6 at /checkout"])
-    monkeypatch.setattr(get_detectron2, "locate", lambda: next(answers))
-    monkeypatch.setattr(get_detectron2, "pip", lambda *args: asked.append(args))
+def test_spec_is_passed_to_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+    locations = iter([None, "detectron2 0.6 at /checkout"])
+    monkeypatch.setattr(get_detectron2, "locate", lambda: next(locations))
+    monkeypatch.setattr(get_detectron2, "pip", lambda *args: calls.append(args))
     report = get_detectron2.provide("/checkout")
-    assert asked == [("install", "--no-build-isolation", "/checkout")]
+    assert calls == [("install", "--no-build-isolation", "/checkout")]
     assert report == "installed from /checkout: detectron2 0.6 at /checkout"
 
 
-def test_a_spec_that_pip_refuses_is_an_error_with_the_command(tmp_path: Path) -> None:
+def test_failing_pip_is_an_error_with_the_command(tmp_path: Path) -> None:
     write_package(tmp_path, "import a_module_that_is_missing\n")
     result = run_script(import_path=tmp_path, spec=str(tmp_path / "missing.whl"))
     assert result.returncode == 1

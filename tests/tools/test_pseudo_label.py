@@ -1,4 +1,4 @@
-"""From captions to boxes to a training step, by the commands that a user types."""
+"""Pseudo-labelling and training on its output, with the command-line tools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTIONS = ["a dog on the sofa", "two cats near a red car", "it rains", "a man r
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A tiny model that is sure of everything, and four captioned images of which one is broken."""
+    """A tiny model with high scores, and five captioned images of which one is broken."""
     cfg = tiny_cfg(
         *("OUTPUT_DIR", str(tmp_path / "trained"), "DATALOADER.NUM_WORKERS", 0, "SEED", 1),
         *("MODEL.GROUNDING.PRIOR_PROB", 0.9, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 5),
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     torch.manual_seed(0)
     save_weights(build_model(cfg), tmp_path / "weights.pth")
     images = write_images(tmp_path / "set", 5)
-    (images / "4.png").write_bytes(b"no image")
+    (images / "4.png").write_bytes(b"not an image")
     content = {
         "images": [{"id": i, "file_name": f"{i}.png"} for i in range(5)],
         "annotations": [
@@ -67,17 +67,17 @@ def label(folder: Path) -> Callable[..., int]:
     return run
 
 
-def test_what_two_processes_label_is_sound_and_trains(
+def test_labels_of_two_processes_have_no_defects_and_can_be_trained_on(
     label: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert label("--num-processes", "2", "--shard-size", "2") == 0
     printed = capsys.readouterr().out
     assert "3 of 5 captions have boxes, 15 in all" in printed
-    assert "left out: 1 images could not be read, first: 4.png" in printed
+    assert "skipped: 1 images could not be read, first: 4.png" in printed
     lines = (folder / "labelled" / "labels.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines] == ["0.png", "1.png", "3.png"]
 
-    # The config that it tells is all that training needs.
+    # The printed config is all that training needs.
     student = folder / "student.yaml"
     student.write_text(f"_BASE_: config.yaml\n{printed.partition('to train on it:')[2]}")
     assert check_dataset.main(["--config-file", str(student)]) == 0
@@ -86,15 +86,15 @@ def test_what_two_processes_label_is_sound_and_trains(
     assert json.loads(metrics)["total_loss"] > 0
 
 
-def test_nothing_over_the_threshold_has_its_own_exit_status(
+def test_exit_status_without_boxes_over_the_threshold(
     label: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label("--threshold", "0.99") == pseudo_label.NOTHING_LABELLED
+    assert label("--threshold", "0.99") == pseudo_label.NO_BOXES
     assert "3 captions had no box over the threshold" in capsys.readouterr().out
 
 
-def test_a_wrong_call_has_its_own_exit_status(
+def test_exit_status_of_invalid_arguments(
     label: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label("--weights", "no.pth") == pseudo_label.NOT_DONE
+    assert label("--weights", "no.pth") == pseudo_label.COMMAND_FAILED
     assert "no.pth" in capsys.readouterr().err

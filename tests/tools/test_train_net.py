@@ -1,4 +1,4 @@
-"""The command trains, survives SIGKILL, evaluates, and says what is wrong with a config."""
+"""Training, resuming after SIGKILL, evaluation, and config errors of tools/train_net.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.stand_in import configure
 from helpers.tiny_coco import write_coco
 from helpers.torchrun import torchrun
 from helpers.train_command import in_child, run, run_and_die
-from helpers.two_processes import NOTHING_RANDOM
+from helpers.two_processes import DETERMINISTIC
 
 from glipv2_d2.checkpoint import save_weights
 from glipv2_d2.engine.setup import load_config
@@ -36,14 +36,21 @@ def config_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def all_losses_config_file(tmp_path: Path) -> str:
-    """Of a tiny GLIPv2 that is random wherever it can be, on data that the config brings along."""
+    """Config of a tiny GLIPv2 with every random component, and of its dataset."""
     annotations, images = write_coco(tmp_path / "all_losses")
     data = {"name": "all_losses_coco", "json": str(annotations), "images": str(images)}
     cfg = tiny_cfg(
         *("SEED", 3, "MODEL.INTER_IMAGE.WEIGHT", 1.0, "MODEL.MLM.WEIGHT", 1.0),
         *("DATASETS.CUSTOM", [data], "DATASETS.TRAIN", ("all_losses_coco",)),
         *("DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0),
-        *("INPUT.MIN_SIZE_TRAIN", (48, 64), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2),
+        *(
+            "INPUT.MIN_SIZE_TRAIN",
+            (48, 64),
+            "SOLVER.IMS_PER_BATCH",
+            4,
+            "SOLVER.ACCUMULATION_STEPS",
+            2,
+        ),
         *("SOLVER.MAX_ITER", 7, "SOLVER.STEPS", (6,), "SOLVER.WARMUP_ITERS", 3),
         *("SOLVER.EMA_DECAY", 0.9, "SOLVER.CHECKPOINT_PERIOD", 3),
     )
@@ -57,7 +64,7 @@ def final(folder: Path) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, place: str = "") -> list[str]:
-    """Where two checkpoints are not the same to the last bit."""
+    """Keys at which two checkpoints are not bitwise equal."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if torch.equal(a, b) else [place]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
@@ -69,36 +76,36 @@ def differences(a: Any, b: Any, place: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("config", ["config_file", "all_losses_config_file"])
-def test_a_run_that_was_killed_and_resumed_ends_where_the_whole_one_does(
+def test_resumed_run_has_the_same_final_checkpoint_as_an_uninterrupted_one(
     config: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(config)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert in_child(run, "--config-file", path, "OUTPUT_DIR", str(whole)) == 0
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    assert in_child(run, "--config-file", path, "OUTPUT_DIR", str(uninterrupted)) == 0
     arguments = ("--config-file", path, "--resume", "OUTPUT_DIR", str(killed))
     assert in_child(run_and_die, *arguments) == -signal.SIGKILL
     assert (killed / "last_checkpoint").read_text() == "model_0000002.pth"
     assert in_child(run, *arguments) == 0
     checkpoint = final(killed)
-    # Weights, average, and the trainer's: optimizer, schedule, iteration, seed.
+    # Weights, averaged weights, and the trainer's state: optimizer, schedule, iteration, seed.
     assert checkpoint.keys() >= {"model", "model_ema", "trainer"}
-    assert differences(checkpoint, final(whole)) == []
+    assert differences(checkpoint, final(uninterrupted)) == []
 
 
-def test_two_processes_of_torchrun_learn_what_one_process_learns(
+def test_two_processes_of_torchrun_train_the_same_weights_as_one_process(
     all_losses_config_file: str, tmp_path: Path
 ) -> None:
     start = tmp_path / "start.pth"
     save_weights(tiny_model("MODEL.INTER_IMAGE.WEIGHT", 1.0), start)
     arguments = (
         *("--config-file", all_losses_config_file, "MODEL.WEIGHTS", str(start)),
-        *map(str, NOTHING_RANDOM),
+        *map(str, DETERMINISTIC),
         *("MODEL.LANGUAGE_BACKBONE.FREEZE", "True", "MODEL.MLM.WEIGHT", "0.0"),
-        # The same images in a pass, all padded to 64 x 64.
+        # The same images in every iteration, all padded to 64 x 64.
         *("DATALOADER.ASPECT_RATIO_GROUPING", "False"),
         *("INPUT.MIN_SIZE_TRAIN", "(60,)", "INPUT.RANDOM_FLIP", "none"),
         *("DATALOADER.PROMPT.SHUFFLE", "False", "DATALOADER.PROMPT.FULL_NEGATIVES_PROB", "1.0"),
-        # AdamW makes large steps of gradients that are nothing but rounding.
+        # AdamW turns gradients that are only rounding errors into large steps.
         *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER", "2"),
         "OUTPUT_DIR",
     )
@@ -109,14 +116,14 @@ def test_two_processes_of_torchrun_learn_what_one_process_learns(
         torch.load(path, weights_only=True)["model"]
         for path in (start, one / "model_final.pth", two / "model_final.pth")
     )
-    moved = {name for name, value in expected.items() if not torch.equal(value, before[name])}
-    assert moved
-    for name in moved:
+    updated = {name for name, value in expected.items() if not torch.equal(value, before[name])}
+    assert updated
+    for name in updated:
         error = (shared[name] - expected[name]).norm()
         assert error <= 1e-3 * (expected[name] - before[name]).norm() + 1e-6, name
 
 
-def test_evaluation_alone_writes_results(config_file: str, tmp_path: Path) -> None:
+def test_eval_only_writes_results(config_file: str, tmp_path: Path) -> None:
     assert in_child(run, "--config-file", config_file, "--eval-only") == 0
     results = tmp_path / "output/inference/command_coco/coco_instances_results.json"
     assert len(json.loads(results.read_text())) == 4
@@ -124,6 +131,6 @@ def test_evaluation_alone_writes_results(config_file: str, tmp_path: Path) -> No
     assert {"AP", "AP50"} <= summary["command_coco"]["bbox"].keys()
 
 
-def test_a_mistyped_key_is_answered_before_anything_runs(config_file: str) -> None:
+def test_mistyped_key_is_rejected_with_a_suggestion(config_file: str) -> None:
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITERS.*SOLVER\.MAX_ITER"):
         run("--config-file", config_file, "SOLVER.MAX_ITERS", "3")
