@@ -477,9 +477,9 @@ def test_the_answer_and_the_phrases_of_a_question_are_localized(
     monkeypatch.setattr(
         model,
         "fuse",
-        lambda features, queries, tokens: (
+        lambda features, queries, tokens, text: (
             encoded.extend(query.prompt.text for query in queries)
-            or fuse(features, queries, tokens)
+            or fuse(features, queries, tokens, text)
         ),
     )
     (output,) = predict(
