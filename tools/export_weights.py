@@ -33,7 +33,7 @@ def select_weights(checkpoint: dict[str, Any], *, use_ema: bool) -> dict[str, to
             raise ValueError(f"the checkpoint has no {AVERAGE}: it was trained with EMA_DECAY 0")
         # The average may include parts that checkpoints exclude.
         weights.update({k: v for k, v in checkpoint[AVERAGE].items() if k in weights})
-    loss_prefixes = GLIPv2.checkpoint_loss_prefixes
+    loss_prefixes = GLIPv2.checkpoint_loss_only
     return {name: tensor for name, tensor in weights.items() if not name.startswith(loss_prefixes)}
 
 

@@ -11,6 +11,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from glipv2_d2.layers.checkpoint_prefixes import excluded_prefixes
+
 
 @contextlib.contextmanager
 def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
@@ -49,33 +51,11 @@ def atomic_write(path: str | Path, text: str) -> None:
 
 
 def state_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the prefixes in ``model.checkpoint_excluded_prefixes``.
-
-    Example: ``("language_backbone.bert.",)`` for a frozen encoder with weight files of its own.
-    """
+    """The state dict without weights that checkpoints omit (``checkpoint_excluded``)."""
     excluded = excluded_prefixes(model)
     return {
         name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
     }
-
-
-def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of parameters that are not saved in checkpoints."""
-    return tuple(getattr(model, "checkpoint_excluded_prefixes", ()))
-
-
-def optional_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of parameters that a file may lack, or have in excess of the model.
-
-    These are loss and task heads that only some configs have. They are listed in
-    ``model.checkpoint_optional_prefixes``.
-    """
-    return tuple(getattr(model, "checkpoint_optional_prefixes", ()))
-
-
-def loss_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of parameters that only losses use, from ``model.checkpoint_loss_prefixes``."""
-    return tuple(getattr(model, "checkpoint_loss_prefixes", ()))
 
 
 def save_state(

@@ -12,16 +12,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint.file_reading import Layout, detect_layout, read_checkpoint, require_file
-from glipv2_d2.checkpoint.file_writing import (
-    atomic_open,
-    excluded_prefixes,
-    loss_prefixes,
-    optional_prefixes,
-    state_to_save,
-)
+from glipv2_d2.checkpoint.file_writing import atomic_open, state_to_save
 from glipv2_d2.checkpoint.glip_names import from_glip, is_recomputed, strip_wrapper
 from glipv2_d2.checkpoint.load_report import LoadReport, compare, list_names
 from glipv2_d2.checkpoint.swin_names import from_swin, in_imagenet_file
+from glipv2_d2.layers.checkpoint_prefixes import (
+    excluded_prefixes,
+    loss_only_prefixes,
+    optional_prefixes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +110,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> LoadReport:
     """Copy weights of any layout into ``model``, cast to its dtypes.
 
-    Optional parameters (``model.checkpoint_optional_prefixes``) may be missing, which logs a
-    warning, or be in excess: a second training phase may have fewer losses than the first, or an
-    additional mask head.
+    Optional parameters (``checkpoint_optional``) may be missing, which logs a warning, or be in
+    excess: a second training phase may have fewer losses than the first, or an additional mask
+    head.
 
     Args:
         state_dict: with names of this project, of GLIP, or of the original Swin release. A Swin
@@ -149,7 +148,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     if mismatch := compare(weights, model_state, unknown=report.unknown, may_lack=may_lack):
         raise ValueError(mismatch.message(f"{source} ({layout.value} names)"))
     model.load_state_dict(weights, strict=False)
-    losses = loss_prefixes(model)
+    losses = loss_only_prefixes(model)
     untrained = [n for n in model_state if n.startswith(optional) and n not in weights]
     if of_losses := [n for n in untrained if n.startswith(losses)]:
         # Released files omit them: only training needs them.

@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from glipv2_d2.config import configurable
-from glipv2_d2.modeling.checkpoint_prefixes import excluded_prefixes
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
 from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_generator
@@ -44,7 +44,7 @@ from glipv2_d2.text.tokenizer import Tokenizer
 
 
 @META_ARCH_REGISTRY.register()
-class GLIPv2(nn.Module):
+class GLIPv2(CheckpointPrefixes):
     """One model for localization and vision-language understanding, by matching regions with text.
 
     Inputs and outputs are Detectron2's dicts, see :mod:`glipv2_d2.structures.fields`.
@@ -61,8 +61,8 @@ class GLIPv2(nn.Module):
         "fused_head": "MODEL.FUSED_HEAD.NAME",
     }
     """Arguments of this class and of parts that it builds -> the config keys that set them."""
-    checkpoint_loss_prefixes = ("loss_heads.",)
-    """Prefixes of the names of weights that only losses use."""
+    checkpoint_optional = ("loss_heads.", "roi_heads.", "text_tasks.")
+    checkpoint_loss_only = ("loss_heads.",)
 
     @configurable
     def __init__(
@@ -363,20 +363,6 @@ class GLIPv2(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    @property
-    def checkpoint_excluded_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of the names of weights that are loaded from elsewhere, not from checkpoints."""
-        return excluded_prefixes(self)
-
-    @property
-    def checkpoint_optional_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of the names of weights that a checkpoint or the model may lack."""
-        return (
-            *("loss_heads.", "roi_heads.", "text_tasks."),
-            *(f"fused_head.{x}" for x in self.fused_head.checkpoint_optional),
-            *(f"proposal_generator.{x}" for x in self.proposal_generator.checkpoint_optional),
-        )
 
     @property
     def trains_masks_only(self) -> bool:

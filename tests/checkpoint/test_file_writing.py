@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glipv2_d2.checkpoint import atomic_open, load_weights, read_checkpoint, save_weights
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -62,9 +63,12 @@ def test_a_view_is_saved_without_its_whole_storage(tmp_path: Path) -> None:
     assert (tmp_path / "small.pth").stat().st_size < 10_000
 
 
+class WithFrozenEncoder(nn.ModuleDict, CheckpointPrefixes):
+    checkpoint_excluded = ("encoder.",)
+
+
 def test_excluded_prefixes_are_not_saved(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    model.checkpoint_excluded_prefixes = ("encoder.",)
+    model = WithFrozenEncoder({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     save_weights(model, tmp_path / "head.pth")
     stored = read_checkpoint(tmp_path / "head.pth")["model"]
     assert stored.keys() == {"head.weight", "head.bias"}

@@ -18,6 +18,7 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, from_glip, load_weights
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 
 ShellOf = Callable[[Mapping[str, Tensor]], nn.Module]
 
@@ -171,9 +172,12 @@ def test_a_saved_file_is_loaded(glip_model: nn.Module, tmp_path: Path) -> None:
     assert all(torch.equal(v, expected[name]) for name, v in glip_model.state_dict().items())
 
 
+class WithFrozenEncoder(nn.ModuleDict, CheckpointPrefixes):
+    checkpoint_excluded = ("encoder.",)
+
+
 def test_excluded_parts_are_not_saved_and_not_required(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    model.checkpoint_excluded_prefixes = ("encoder.",)
+    model = WithFrozenEncoder({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     GLIPv2Checkpointer(model, str(tmp_path)).save("model")
     other = copy.deepcopy(model)
     nn.init.zeros_(other["head"].weight)
@@ -184,17 +188,16 @@ def test_excluded_parts_are_not_saved_and_not_required(tmp_path: Path) -> None:
 
 
 def test_excluded_parts_are_loaded_if_a_file_has_them() -> None:
-    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    model = WithFrozenEncoder({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     weights = {name: torch.full_like(v, 5.0) for name, v in model.state_dict().items()}
-    model.checkpoint_excluded_prefixes = ("encoder.",)
     load_weights(model, weights, source="full.pth")
     assert torch.equal(model["encoder"].bias, torch.full((2,), 5.0))
 
 
-class WithLosses(nn.Module):
+class WithLosses(CheckpointPrefixes):
     """A model some of whose parts only a loss reads; here without them."""
 
-    checkpoint_optional_prefixes = ("loss_a.", "loss_b.")
+    checkpoint_optional = ("loss_a.", "loss_b.")
 
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
@@ -228,7 +231,7 @@ def test_missing_parts_that_only_losses_use_are_logged_without_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first, second = WithLosses(), WithLosses(loss_a=nn.Linear(2, 2), loss_b=nn.Linear(2, 2))
-    second.checkpoint_loss_prefixes = ("loss_a.",)
+    second.checkpoint_loss_only = ("loss_a.",)
     with caplog.at_level("INFO"):
         load_weights(second, first.state_dict(), source="first.pth")
     messages = {record.levelname: record.getMessage() for record in caplog.records}

@@ -12,11 +12,11 @@ from detectron2.modeling import build_model
 from helpers.no_memory import parameters_without_memory
 from torch import nn
 
-from glipv2_d2.checkpoint.file_writing import loss_prefixes
 from glipv2_d2.data import builtin  # noqa: F401 - registers the data sets
 from glipv2_d2.engine.finetune.policies import policy_names
 from glipv2_d2.engine.finetune.recipes import MAX_EPOCHS, recipe
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(
@@ -53,7 +53,7 @@ def parameters(name: str) -> int:
     model_cfg.defrost()
     model_cfg.pop("TUNING")
     model = network(model_cfg.dump())
-    of_losses = loss_prefixes(model)
+    of_losses = loss_only_prefixes(model)
     return sum(p.numel() for n, p in model.named_parameters() if not n.startswith(of_losses))
 
 

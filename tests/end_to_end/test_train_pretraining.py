@@ -39,6 +39,6 @@ def test_the_heads_of_both_losses_are_trained(tmp_path: Path) -> None:
         torch.load(tmp_path / "output" / file, weights_only=True)["model"]
         for file in ("model_0000000.pth", "model_final.pth")
     )
-    names = [name for name in last if name.startswith(GLIPv2.checkpoint_loss_prefixes)]
+    names = [name for name in last if name.startswith(GLIPv2.checkpoint_loss_only)]
     assert len(names) == 11
     assert [name for name in names if torch.equal(first[name], last[name])] == []

@@ -19,9 +19,9 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, atomic_open, read_checkpoint
-from glipv2_d2.checkpoint.file_writing import loss_prefixes
 from glipv2_d2.checkpoint.load_report import compare
 from glipv2_d2.engine.finetune.policies import apply_policy
+from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes
 
 DELTA_FILE = "delta.pth"
 """File name of the delta, in OUTPUT_DIR of a training with a policy."""
@@ -209,7 +209,7 @@ def _load_tensors(model: nn.Module, delta: Delta, digests: Mapping[str, str], so
 
 def _inference_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without weights that only losses use."""
-    excluded = loss_prefixes(model)
+    excluded = loss_only_prefixes(model)
     return {
         name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
     }

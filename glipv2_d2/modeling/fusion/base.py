@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.structures import TextFeatures
 
 
-class FusedHead(nn.Module, ABC):
+class FusedHead(CheckpointPrefixes, ABC):
     """Fuses the feature pyramid of each image with a prompt.
 
     Subclasses implement :meth:`forward`. Those that set :attr:`fuses_text` also implement
@@ -24,8 +25,6 @@ class FusedHead(nn.Module, ABC):
 
     fuses_text: ClassVar[bool] = False
     """Whether the fused text depends on the image."""
-    checkpoint_optional: tuple[str, ...] = ()
-    """Prefixes of parameter names that either a checkpoint or the model may lack."""
 
     def __init__(self, *, score_fused_text: bool = True) -> None:
         """

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.postprocess import DetectionsPerImage
 from glipv2_d2.structures import (
@@ -25,15 +26,12 @@ TEXT = "text"
 """The key of ``input_shape`` under which heads find the width of the text features."""
 
 
-class ProposalGenerator(nn.Module, ABC):
+class ProposalGenerator(CheckpointPrefixes, ABC):
     """Boxes with a score per token at every location of the fused maps.
 
     Built by Detectron2's PROPOSAL_GENERATOR_REGISTRY with the config and the pyramid's shapes plus
     ``ShapeSpec(channels=D)`` under :data:`TEXT`.
     """
-
-    checkpoint_optional: tuple[str, ...] = ()
-    """Prefixes of parameter names that either a checkpoint or the model may lack."""
 
     @abstractmethod
     def predict(self, fused: FusedFeatures) -> DensePredictions:

@@ -11,25 +11,23 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.structures import TextFeatures, TokenBatch
 
 
-class LanguageBackbone(nn.Module, ABC):
+class LanguageBackbone(CheckpointPrefixes, ABC):
     """Encodes tokenized prompts into one feature vector per token.
 
     Attributes:
         width: D.
         vocab_size: number of token ids that have an embedding.
-        checkpoint_excluded: prefixes of parameter names that checkpoints leave out, because these
-            weights are frozen and loaded from elsewhere.
         encodes_nouns: of a question, the nouns (``Prompt.nouns``) are encoded separately. Where it
             is False, prompts need no nouns.
     """
 
     width: int
     vocab_size: int
-    checkpoint_excluded: tuple[str, ...] = ()
     encodes_nouns: ClassVar[bool] = False
 
     @abstractmethod

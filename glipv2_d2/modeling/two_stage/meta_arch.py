@@ -16,7 +16,6 @@ from torch import Tensor
 
 from glipv2_d2.config import configurable
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.modeling.checkpoint_prefixes import excluded_prefixes
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.heads.roi_heads import mean_text
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
@@ -88,11 +87,6 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def checkpoint_excluded_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of frozen weights that are loaded from elsewhere, not from checkpoints."""
-        return excluded_prefixes(self)
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]

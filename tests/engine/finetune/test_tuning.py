@@ -160,7 +160,7 @@ def test_saving_an_empty_delta_is_an_error_and_writes_no_file(base: str, tmp_pat
 def test_weights_of_loss_heads_are_not_in_a_delta(base: str, tmp_path: Path) -> None:
     tuned(base, tmp_path / "delta.pth", "full", "MODEL.INTER_IMAGE.WEIGHT", 1.0)
     names = read_delta(tmp_path / "delta.pth").tensors
-    assert names and not any(name.startswith(GLIPv2.checkpoint_loss_prefixes) for name in names)
+    assert names and not any(name.startswith(GLIPv2.checkpoint_loss_only) for name in names)
 
 
 @pytest.mark.parametrize("policy", ["prompt", "lora"])

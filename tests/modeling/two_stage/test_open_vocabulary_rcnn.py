@@ -14,6 +14,7 @@ from helpers.models import random_image, training_input
 from helpers.two_stage import CASCADE, PHRASES, two_stage_model
 from torch import Tensor
 
+from glipv2_d2.layers.checkpoint_prefixes import excluded_prefixes
 from glipv2_d2.modeling.two_stage import OpenVocabularyRCNN, OpenVocabularyROIHeads
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.prompts import class_prompt
@@ -319,6 +320,6 @@ def test_proposals_may_be_precomputed() -> None:
 
 def test_checkpoints_exclude_weights_of_the_language_backbone() -> None:
     model = two_stage_model(*BOXES_ONLY)
-    assert model.checkpoint_excluded_prefixes == ()
+    assert excluded_prefixes(model) == ()
     model.language_backbone.checkpoint_excluded = ("bert.",)
-    assert model.checkpoint_excluded_prefixes == ("language_backbone.bert.",)
+    assert excluded_prefixes(model) == ("language_backbone.bert.",)

@@ -21,6 +21,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.nn import functional as F
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_d2.modeling.language import build_language_backbone
@@ -38,7 +39,7 @@ WINDOW_PER_LEVEL = (1, 1, 3, 7, 15)
 STRIDES = (8, 16, 32)
 
 
-class ClassifierBackbone(Backbone):
+class ClassifierBackbone(Backbone, CheckpointPrefixes):
     """Features c3, c4 and c5 of a classifier; c5 includes the dense class embeddings.
 
     The classifier is frozen: it keeps its classes that are absent from the training data, and

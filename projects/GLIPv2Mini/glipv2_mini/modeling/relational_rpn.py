@@ -36,7 +36,7 @@ class RelationalGroundingRPN(GroundingRPN):
     change nothing. Our choice; GLIP's head has only the features of a location.
     """
 
-    checkpoint_optional: tuple[str, ...] = ("comparison.",)
+    checkpoint_optional = ("comparison.",)
 
     @configurable
     def __init__(self, *, language_dim: int, **kwargs: Any) -> None:
