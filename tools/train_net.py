@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
-from glipv2_d2.engine.finetune.tuning import resume_or_load
+from glipv2_d2.engine.finetune.tuning import apply_tuning, resume_or_load
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.setup import load_config
@@ -43,7 +43,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, or the last checkpoint."""
     model = Trainer.build_model(cfg)
-    resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, resume=resume)
+    tuning = apply_tuning(cfg, model)
+    resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, tuning, resume=resume)
     round_weights(model, cfg)
     return Trainer.test(cfg, model)
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import random_image, tiny_cfg, tiny_model
+from helpers.tuning import build_tuned_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from glipv2_d2.checkpoint import save_weights
-from glipv2_d2.engine.finetune.tuning import build_tuned_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import fields

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from helpers.masks import ELL, masked_input
 from helpers.models import random_image, tiny_cfg
 from torch import Tensor, nn
 
-from glipv2_d2.engine.finetune.tuning import build_tuned_model
+from glipv2_d2.engine.finetune.tuning import apply_tuning
 from glipv2_d2.engine.train.param_groups import build_optimizer
 
 CLASSES = ["cat", "traffic light"]
@@ -24,6 +25,12 @@ def tuned_cfg(base: str, policy: str, *opts: Any) -> CfgNode:
         base: the file of the base's weights.
     """
     return tiny_cfg("MODEL.WEIGHTS", base, "MODEL.TUNING.NAME", policy, *opts)
+
+
+def build_tuned_model(cfg: CfgNode) -> nn.Module:
+    model = build_model(cfg)
+    apply_tuning(cfg, model)
+    return model
 
 
 def detection_inputs() -> list[dict[str, Any]]:

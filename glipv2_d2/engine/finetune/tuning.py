@@ -29,7 +29,7 @@ DELTA_FILE = "delta.pth"
 
 @dataclass(frozen=True)
 class Tuning:
-    """The base of a fine-tuned model; stored in the model's attribute ``tuning``.
+    """The base of a fine-tuned model, which :func:`save_delta` compares with.
 
     Attributes:
         settings: ``MODEL.TUNING`` as plain values, without ``DELTA``.
@@ -59,20 +59,22 @@ class Delta:
     fingerprint: str
 
 
-def build_tuned_model(cfg: CfgNode) -> nn.Module:
-    """Build the model of a config, with the policy and delta of ``MODEL.TUNING`` applied.
+def apply_tuning(cfg: CfgNode, model: nn.Module) -> Tuning | None:
+    """Apply the policy and delta of ``MODEL.TUNING`` to a new model, in place.
 
     Without ``MODEL.TUNING.NAME`` and ``DELTA`` no weights are loaded. Otherwise the weights of
     ``MODEL.WEIGHTS`` are loaded, then those of the delta. The settings in a delta replace those of
     the config.
 
+    Returns:
+        The base of the model; None without policy and delta.
+
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: no base is set, or the delta was made for another base or policy.
     """
-    model = build_model(cfg)
     if not (cfg.MODEL.TUNING.NAME or cfg.MODEL.TUNING.DELTA):
-        return model
+        return None
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "MODEL.WEIGHTS is empty: fine-tuning (MODEL.TUNING) needs the weights of a base"
@@ -97,41 +99,41 @@ def build_tuned_model(cfg: CfgNode) -> nn.Module:
         for name, value in _inference_state(model).items()
         if value.data_ptr() in digest_at
     }
-    model.tuning = Tuning(_settings(cfg), cfg.MODEL.WEIGHTS, digests, fingerprint)
     if delta is not None:
         _load_tensors(model, delta, digests, source)
-    return model
+    return Tuning(_settings(cfg), cfg.MODEL.WEIGHTS, digests, fingerprint)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """:func:`build_tuned_model`, with ``MODEL.WEIGHTS`` also loaded without ``MODEL.TUNING``."""
-    model = build_tuned_model(cfg)
-    resume_or_load(GLIPv2Checkpointer(model), cfg, resume=False)
+    """Build the model of a config with the weights of ``MODEL.WEIGHTS`` and ``MODEL.TUNING``."""
+    model = build_model(cfg)
+    tuning = apply_tuning(cfg, model)
+    resume_or_load(GLIPv2Checkpointer(model), cfg, tuning, resume=False)
     return model
 
 
-def resume_or_load(checkpointer: GLIPv2Checkpointer, cfg: CfgNode, *, resume: bool) -> None:
+def resume_or_load(
+    checkpointer: GLIPv2Checkpointer, cfg: CfgNode, tuning: Tuning | None, *, resume: bool
+) -> None:
     """Load the last checkpoint, or ``MODEL.WEIGHTS`` unless the model already has them.
 
     Args:
-        checkpointer: of a model of :func:`build_tuned_model`.
+        tuning: the result of :func:`apply_tuning` on the model.
     """
-    has_base = hasattr(checkpointer.model, "tuning")
-    checkpointer.resume_or_load("" if has_base else cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.resume_or_load("" if tuning is not None else cfg.MODEL.WEIGHTS, resume=resume)
 
 
-def save_delta(model: nn.Module, path: str | Path) -> None:
+def save_delta(model: nn.Module, tuning: Tuning, path: str | Path) -> None:
     """Atomically write the tensors that differ from the base.
 
     Weights that only losses use are excluded: a delta is for inference.
 
     Args:
-        model: of :func:`build_tuned_model`, with a policy.
+        tuning: the result of :func:`apply_tuning` on the model.
 
     Raises:
         ValueError: no tensor differs.
     """
-    tuning: Tuning = model.tuning  # type: ignore[assignment]
     tensors = {
         # A copy, because saving a view would save all memory behind it.
         name: value.detach().to("cpu", copy=True)

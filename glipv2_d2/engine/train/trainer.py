@@ -29,7 +29,7 @@ from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
 from glipv2_d2.engine.finetune.tuning import (
     DELTA_FILE,
-    build_tuned_model,
+    apply_tuning,
     resume_or_load,
     save_delta,
 )
@@ -80,6 +80,7 @@ class Trainer(DefaultTrainer):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        self.tuning = apply_tuning(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = build_accumulating_trainer(
             cfg, average_gradients(model), self.build_train_loader(cfg), optimizer
@@ -97,7 +98,7 @@ class Trainer(DefaultTrainer):
         hooks: list[HookBase] = [SeedIterations(self.data_loader)]
         # The checkpointer has the model without its DDP wrapper.
         model = self.checkpointer.model
-        if hasattr(model, "tuning"):
+        if self.tuning is not None:
             hooks.append(FrozenModulesEvalHook(model))
         if self.cfg.SOLVER.EMA_DECAY > 0:
             average = build_ema(self.cfg, model)
@@ -127,7 +128,7 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Detectron2's; the data loader also continues at the resumed iteration."""
-        resume_or_load(self.checkpointer, self.cfg, resume=resume)
+        resume_or_load(self.checkpointer, self.cfg, self.tuning, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             # The checkpoint stores its last iteration.
             self.start_iter = self.iter + 1
@@ -147,8 +148,9 @@ class Trainer(DefaultTrainer):
         if self.best_metric_hook is not None and self.best_metric_hook.best is not None:
             comm.synchronize()
             self.checkpointer.load(str(Path(self.cfg.OUTPUT_DIR) / BEST_FILE), checkpointables=[])
-        if hasattr(self.checkpointer.model, "tuning") and comm.is_main_process():
-            save_delta(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / DELTA_FILE)
+        if self.tuning is not None and comm.is_main_process():
+            path = Path(self.cfg.OUTPUT_DIR) / DELTA_FILE
+            save_delta(self.checkpointer.model, self.tuning, path)
         return results
 
     def run_step(self) -> None:
@@ -188,12 +190,6 @@ class Trainer(DefaultTrainer):
             with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
                 file.write(json.dumps(per_dataset, indent=1).encode())
         return results
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = build_tuned_model(cfg)
-        logger.info("Model:\n%s", model)
-        return model
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:

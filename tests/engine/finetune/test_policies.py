@@ -11,7 +11,13 @@ from helpers import tuning
 from helpers.masks import MASKS
 from helpers.models import tiny_model
 from helpers.text_tasks import TEXT_TASKS, caption_input, question_input
-from helpers.tuning import changed_tensors, detection_inputs, detections, train_steps
+from helpers.tuning import (
+    build_tuned_model,
+    changed_tensors,
+    detection_inputs,
+    detections,
+    train_steps,
+)
 from torch import nn
 
 from glipv2_d2.engine.finetune import policies
@@ -20,7 +26,6 @@ from glipv2_d2.engine.finetune.policies import (
     FrozenModulesEvalHook,
     frozen_modules,
 )
-from glipv2_d2.engine.finetune.tuning import build_tuned_model
 from glipv2_d2.engine.parameter_prefixes import TEXT_HEADS
 
 POLICIES = ("full", "linear_probe", "lora", "mask_heads", "prompt", "text_heads", "text_only")

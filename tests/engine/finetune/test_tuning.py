@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from helpers.masks import MASKS
 from helpers.models import random_image, tiny_cfg, tiny_model
+from helpers.tuning import build_tuned_model
 from torch import nn
 
 from glipv2_d2 import Predictor
 from glipv2_d2.checkpoint import save_weights
-from glipv2_d2.engine.finetune.tuning import build_tuned_model, read_delta, save_delta
+from glipv2_d2.engine.finetune.tuning import Tuning, apply_tuning, read_delta, save_delta
 from glipv2_d2.engine.train.trainer import Trainer
 from glipv2_d2.modeling import GLIPv2
 
@@ -34,11 +36,18 @@ def perturb(model: nn.Module) -> None:
                 parameter.add_(torch.rand(parameter.shape, generator=generator) * 0.1)
 
 
+def build_with_base(cfg: CfgNode) -> tuple[nn.Module, Tuning]:
+    model = build_model(cfg)
+    tuning = apply_tuning(cfg, model)
+    assert tuning is not None
+    return model, tuning
+
+
 def tuned(base: str, path: Path, policy: str, *opts: Any) -> nn.Module:
     """Build a fine-tuned model and write its delta to ``path``."""
-    model = build_tuned_model(config(base, "MODEL.TUNING.NAME", policy, *opts))
+    model, tuning = build_with_base(config(base, "MODEL.TUNING.NAME", policy, *opts))
     perturb(model)
-    save_delta(model, path)
+    save_delta(model, tuning, path)
     return model
 
 
@@ -55,10 +64,10 @@ def test_base_plus_delta_equals_the_fine_tuned_model(
 
 
 def test_a_delta_contains_only_tensors_that_differ(base: str, tmp_path: Path) -> None:
-    model = build_tuned_model(config(base, "MODEL.TUNING.NAME", "full"))
+    model, tuning = build_with_base(config(base, "MODEL.TUNING.NAME", "full"))
     with torch.no_grad():
         model.proposal_generator.bbox_pred.bias.add_(1)
-    save_delta(model, tmp_path / "delta.pth")
+    save_delta(model, tuning, tmp_path / "delta.pth")
     assert set(read_delta(tmp_path / "delta.pth").tensors) == {"proposal_generator.bbox_pred.bias"}
 
 
@@ -87,9 +96,9 @@ def test_a_delta_restores_the_settings_of_its_policy(base: str, tmp_path: Path) 
 def test_the_delta_of_a_model_with_a_delta_refers_to_the_base(base: str, tmp_path: Path) -> None:
     first, second = str(tmp_path / "first.pth"), str(tmp_path / "second.pth")
     tuned(base, Path(first), "linear_probe")
-    model = build_tuned_model(config(base, "MODEL.TUNING.DELTA", first))
+    model, tuning = build_with_base(config(base, "MODEL.TUNING.DELTA", first))
     perturb(model)
-    save_delta(model, second)
+    save_delta(model, tuning, second)
     loaded = build_tuned_model(config(base, "MODEL.TUNING.DELTA", second))
     assert torch.equal(
         loaded.proposal_generator.bbox_pred.weight, model.proposal_generator.bbox_pred.weight
@@ -151,9 +160,9 @@ def test_a_policy_without_a_base_is_an_error() -> None:
 
 
 def test_saving_an_empty_delta_is_an_error_and_writes_no_file(base: str, tmp_path: Path) -> None:
-    model = build_tuned_model(config(base, "MODEL.TUNING.NAME", "full"))
+    model, tuning = build_with_base(config(base, "MODEL.TUNING.NAME", "full"))
     with pytest.raises(ValueError, match="no tensor differs"):
-        save_delta(model, tmp_path / "delta.pth")
+        save_delta(model, tuning, tmp_path / "delta.pth")
     assert not list(tmp_path.iterdir())
 
 
