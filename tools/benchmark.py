@@ -50,15 +50,15 @@ def use_textbook_fusion(model: GLIPv2) -> None:
     Raises:
         ValueError: the fused head has other modules than BiAttention.
     """
-    for block in model.fused_head.blocks:
-        # Subclasses compute something else.
-        attention = getattr(getattr(block, "fusion", None), "attention", None)
-        if type(attention) is not BiAttention:
-            name = "no attention" if attention is None else type(attention).__name__
-            raise ValueError(
-                "--textbook-fusion needs a head with BiAttention, not "
-                f"{type(model.fused_head).__name__} with {name}"
-            )
+    attentions = [x for x in model.fused_head.modules() if isinstance(x, BiAttention)]
+    # Subclasses compute something else.
+    others = {type(x).__name__ for x in attentions if type(x) is not BiAttention}
+    if others or not attentions:
+        raise ValueError(
+            "--textbook-fusion needs a head with BiAttention, not "
+            f"{type(model.fused_head).__name__} with {', '.join(sorted(others)) or 'none'}"
+        )
+    for attention in attentions:
         attention.function = bi_attention
 
 

@@ -32,6 +32,13 @@ from glipv2_d2.profiling.stages import (
 OTHER = "other"
 """The part of a run outside all stages."""
 
+# The last part of a module's name in the fused head -> its stage.
+_STAGE_OF_PART = {
+    "fusion": "fusion",
+    "language_layer": "language layers",
+    "dynamic_conv": "DyConv",
+}
+
 # Long enough for the resolution of a GPU's clock, and for a CPU's clock rate to settle (0.1 s).
 _TASK_CALLS = {"cpu": 8, "cuda": 20}
 
@@ -159,14 +166,10 @@ def watch_stages(recorder: StageRecorder, model: GLIPv2) -> None:
     recorder.watch("text", model, "language_cache")
     recorder.watch("FPN", model.backbone)
     recorder.watch("backbone", model.backbone.bottom_up)
-    for block in getattr(model.fused_head, "blocks", ()):
-        for stage, part in (
-            ("fusion", "fusion"),
-            ("language layers", "language_layer"),
-            ("DyConv", "dynamic_conv"),
-        ):
-            if hasattr(block, part):
-                recorder.watch(stage, getattr(block, part))
+    for name, part in model.fused_head.named_modules():
+        stage = _STAGE_OF_PART.get(name.rpartition(".")[2])
+        if stage is not None:
+            recorder.watch(stage, part)
     for method in ("label_anchors", "losses", "score_labels", "detect"):
         recorder.watch("post-processing, losses", model.proposal_generator, method)
     recorder.watch("heads", model.proposal_generator, "predict")

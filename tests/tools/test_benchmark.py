@@ -106,7 +106,9 @@ def test_subclass_of_bi_attention_has_no_textbook_form() -> None:
         pass
 
     model = tiny_model()
-    model.fused_head.blocks[0].fusion.attention.__class__ = OtherBiAttention
+    model.fused_head.blocks[0].fusion.attention = OtherBiAttention(
+        visual_dim=16, language_dim=16, attention_dim=8, num_heads=2, dropout=0.0
+    )
     with pytest.raises(ValueError, match="with OtherBiAttention"):
         benchmark.use_textbook_fusion(model)
 
