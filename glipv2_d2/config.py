@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Concatenate, TypeVar
 
 import detectron2.config
 from detectron2.config import CfgNode, get_cfg
@@ -364,23 +364,32 @@ def _add_test_config(cfg: CfgNode) -> None:
     cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5
 
 
-def configurable(init: Callable[..., None]) -> Callable[..., None]:
+class Configurable:
+    """A class with ``from_config`` whose ``__init__`` is decorated with :func:`configurable`."""
+
+    config_keys: ClassVar[Mapping[str, str]] = {}
+    """Arguments of this class and of parts that it builds -> the config keys that set them."""
+
+
+C = TypeVar("C", bound=Configurable)
+
+
+def configurable(init: Callable[Concatenate[C, ...], None]) -> Callable[..., None]:
     """Decorate ``__init__`` with Detectron2's ``configurable``, and let errors name config keys.
 
     A class names its arguments in a ValueError. Where ``from_config`` supplied them, the message
-    also gets the keys that set those arguments, from the class attribute ``config_keys``
-    (argument -> key).
+    also gets the keys that set those arguments, from ``config_keys`` of the class.
     """
     from_arguments = detectron2.config.configurable(init)
 
     @functools.wraps(init)
-    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: C, *args: Any, **kwargs: Any) -> None:
         try:
             from_arguments(self, *args, **kwargs)
         except ValueError as error:
             if not any(isinstance(x, CfgNode) for x in (*args, kwargs.get("cfg"))):
                 raise
-            with_keys = with_config_keys(error, getattr(type(self), "config_keys", {}))
+            with_keys = with_config_keys(error, self.config_keys)
             if with_keys is error:
                 raise
             raise with_keys from error

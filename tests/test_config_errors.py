@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import pytest
 from detectron2.config import CfgNode
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 
 
-class Head:
+class Head(Configurable):
     config_keys: ClassVar[dict[str, str]] = {"topk": "MODEL.HEAD.TOPK", "width": "MODEL.HEAD.WIDTH"}
 
     @configurable

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import Span
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def _other_side(word: str) -> str:
     return other.capitalize() if word[0].isupper() else other
 
 
-class CaptionPacker:
+class CaptionPacker(Configurable):
     """Packs negative captions around a caption, in random order (glip_reference.md 16).
 
     With probability ``full_prob`` it draws ``max_negatives`` captions, with ``random_prob`` a

@@ -15,7 +15,7 @@ from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from PIL import ImageOps
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.data.caption_transforms import CaptionPacker, is_flipped, swap_left_right
 from glipv2_d2.data.prompt_sampling import sample_classes
 from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, TEXT_TASKS, record_tasks
@@ -44,7 +44,7 @@ _ClassTexts = tuple[tuple[str, ...], tuple[Decoration, ...]]
 MAX_CACHED_LISTS = 64
 
 
-class ClassPromptSampler:
+class ClassPromptSampler(Configurable):
     """Samples training prompts of class names: the positives of an image and random negatives."""
 
     config_keys: ClassVar[dict[str, str]] = {
@@ -145,7 +145,7 @@ class ClassPromptSampler:
         return self._cache[key]
 
 
-class GroundingMapper:
+class GroundingMapper(Configurable):
     """Loads and augments the image of a record with its boxes, and builds the prompt.
 
     In training the input dict has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index

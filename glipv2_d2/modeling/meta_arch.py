@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
@@ -44,7 +44,7 @@ from glipv2_d2.text.tokenizer import Tokenizer
 
 
 @META_ARCH_REGISTRY.register()
-class GLIPv2(CheckpointPrefixes):
+class GLIPv2(CheckpointPrefixes, Configurable):
     """One model for localization and vision-language understanding, by matching regions with text.
 
     Inputs and outputs are Detectron2's dicts, see :mod:`glipv2_d2.structures.fields`.
@@ -60,7 +60,6 @@ class GLIPv2(CheckpointPrefixes):
         "text_tasks": "MODEL.ANSWER.WEIGHT, MODEL.CAPTION.WEIGHT",
         "fused_head": "MODEL.FUSED_HEAD.NAME",
     }
-    """Arguments of this class and of parts that it builds -> the config keys that set them."""
     checkpoint_optional = ("loss_heads.", "roi_heads.", "text_tasks.")
     checkpoint_loss_only = ("loss_heads.",)
 

@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.modeling.fusion import FusedHead
 from glipv2_d2.modeling.generation.caption_decoder import CaptionDecoder
 from glipv2_d2.modeling.heads.answer import AnswerHead, QuestionFeatures, build_answer_head
@@ -75,7 +75,7 @@ class TextContext:
 
 
 @TEXT_TASKS_REGISTRY.register()
-class TextTasks(nn.Module):
+class TextTasks(nn.Module, Configurable):
     """Answers questions and captions images from the fused text (GLIPv2 paper, section 3.1).
 
     Subclasses let text attend to further context: see :meth:`encode_context`.

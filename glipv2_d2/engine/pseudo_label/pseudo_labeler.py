@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.readers.image_text import Pair
 from glipv2_d2.data.sanitize import fit_caption
@@ -62,7 +62,7 @@ class MappedPair(NamedTuple):
     model_input: dict[str, Any]
 
 
-class PseudoLabeler:
+class PseudoLabeler(Configurable):
     """A grounding model that labels image-caption pairs."""
 
     @configurable

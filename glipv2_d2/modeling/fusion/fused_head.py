@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.modeling.fusion.base import FusedHead
 from glipv2_d2.modeling.fusion.bi_attention import BiAttention
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
@@ -127,7 +127,7 @@ class BlockHead(FusedHead):
 
 
 @FUSED_HEAD_REGISTRY.register()
-class FusedDynamicHead(BlockHead):
+class FusedDynamicHead(BlockHead, Configurable):
     """The head of GLIP-T, GLIP-L and GLIPv2: a stack of :class:`FusedBlock`."""
 
     fuses_text: ClassVar[bool] = True
@@ -270,7 +270,7 @@ class FusedDynamicHead(BlockHead):
 
 
 @FUSED_HEAD_REGISTRY.register()
-class DynamicHead(BlockHead):
+class DynamicHead(BlockHead, Configurable):
     """The head of GLIP-A: DyConv only. Image and text meet in the region-word scores."""
 
     @configurable

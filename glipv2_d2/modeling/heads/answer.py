@@ -16,7 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.region_word_score import DotProductScore
 from glipv2_d2.modeling.language import LanguageBackbone
@@ -56,7 +56,7 @@ class PredictedAnswer(NamedTuple):
 
 
 @ANSWER_HEAD_REGISTRY.register()
-class AnswerHead(nn.Module):
+class AnswerHead(nn.Module, Configurable):
     """Attention pooling over the tokens of a question, an MLP, and a score for every answer.
 
     The head of GLIPv2 as described in the paper; its code was not released. Answers are scored

@@ -14,7 +14,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.generation.beam_search import beam_search, check_beam_size
 from glipv2_d2.modeling.generation.caption_decoder import CaptionDecoder, DecoderOutput
@@ -45,7 +45,7 @@ class CaptionFeatures:
 
 
 @CAPTION_HEAD_REGISTRY.register()
-class CaptionHead(LMPredictionHead):
+class CaptionHead(LMPredictionHead, Configurable):
     """The prediction head of masked tokens, on causal text features."""
 
     config_keys: ClassVar[dict[str, str]] = {

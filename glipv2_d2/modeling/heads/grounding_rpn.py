@@ -12,7 +12,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.box_coder import BoxCoder, to_inclusive
 from glipv2_d2.layers.initialization import init_prediction
 from glipv2_d2.modeling.anchors import AnchorGenerator
@@ -44,7 +44,7 @@ def build_grounding_proposal_generator(
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class GroundingRPN(ProposalGenerator):
+class GroundingRPN(ProposalGenerator, Configurable):
     """ATSS head over fused features: GLIP's VLDyHead without tower (glip_reference.md 10-13)."""
 
     config_keys: ClassVar[dict[str, str]] = {

@@ -18,7 +18,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import LossHead
 from glipv2_d2.modeling.losses.inter_image import NO_NAME, NamedVectors, inter_image_loss
@@ -35,7 +35,7 @@ from glipv2_d2.text.prompts import normalized_name
 MIN_TEMPERATURE = 0.01
 
 
-class InterImageHead(LossHead):
+class InterImageHead(LossHead, Configurable):
     """Contrasts features at positive anchors with the tokens of all images.
 
     Both come from before fusion: afterwards they depend on each other (GLIPv2 paper, section 3.2;

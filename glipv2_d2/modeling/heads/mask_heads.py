@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import TEXT
 
@@ -25,7 +25,7 @@ REGION = "region"
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class HourglassMaskHead(nn.Module):
+class HourglassMaskHead(nn.Module, Configurable):
     """Hourglasses, a deconvolution, and dot products of every pixel with the text of its box.
 
     The product is that of the region-word score: text is L2-normalised, halved and projected, a

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import LossHead
 from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_token_decoder
@@ -34,7 +34,7 @@ from glipv2_d2.text.word_masking import WordMasker
 NO_TARGET = -100
 
 
-class MaskedLanguageHead(LossHead, LMPredictionHead):
+class MaskedLanguageHead(LossHead, LMPredictionHead, Configurable):
     """BERT's prediction head on fused text (glip_reference.md 14).
 
     Unlike in the reference, special tokens are never masked, and nothing is masked at evaluation.

@@ -21,7 +21,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, pair
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.box_coder import to_exclusive
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import TEXT
@@ -36,7 +36,7 @@ FEATURES = ("fused", "fpn")
 
 
 @ROI_HEADS_REGISTRY.register()
-class GroundingROIHeads(nn.Module):
+class GroundingROIHeads(nn.Module, Configurable):
     """Masks as products of pixels with the text that the box is scored against (GLIPv2 paper, 3.1).
 
     Built by Detectron2's ROI_HEADS_REGISTRY with the pyramid's shapes plus

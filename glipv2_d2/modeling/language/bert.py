@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as hf_logging
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
@@ -77,7 +77,7 @@ def installed_bert_names(bert: nn.Module, num_layers: int) -> dict[str, str]:
 
 
 @LANGUAGE_BACKBONE_REGISTRY.register()
-class BertLanguageBackbone(LanguageBackbone):
+class BertLanguageBackbone(LanguageBackbone, Configurable):
     """Hidden states of the last layer of a BERT without a pooler.
 
     In state dicts the parameters are ``bert.<name in the published BERT files>``, independent of

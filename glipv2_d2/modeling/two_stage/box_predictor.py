@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import MAX_LOGIT, build_region_word_score
@@ -27,7 +27,7 @@ Predictions = tuple[Tensor, Tensor]
 """Logits (R, K + 1) of the classes and the background, and class-agnostic box deltas (R, 4)."""
 
 
-class RegionWordOutputLayers(FastRCNNOutputLayers):
+class RegionWordOutputLayers(FastRCNNOutputLayers, Configurable):
     """Classifies regions by region-word scores and regresses class-agnostic boxes.
 
     Only the class logits differ from Detectron2's: a class is scored by its text embedding, the

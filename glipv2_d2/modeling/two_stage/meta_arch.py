@@ -14,7 +14,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.heads.roi_heads import mean_text
@@ -26,7 +26,7 @@ from glipv2_d2.text.tokenizer import Tokenizer
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRCNN(GeneralizedRCNN):
+class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
     """Mask or Cascade R-CNN that classifies regions by the text embeddings of class names.
 
     Not part of GLIP. Proposals are class-agnostic. The box predictors score each region against the

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.bi_attention import (
     TextToImageProjections,
     absorb_text,
@@ -127,7 +127,7 @@ class ImageFusedBlock(nn.Module):
 
 
 @FUSED_HEAD_REGISTRY.register()
-class ImageFusedDynamicHead(BlockHead):
+class ImageFusedDynamicHead(BlockHead, Configurable):
     """A stack of :class:`ImageFusedBlock`: positions attend to the text, which stays as it is.
 
     Regions are scored against the text features of the language backbone, as in GLIP with

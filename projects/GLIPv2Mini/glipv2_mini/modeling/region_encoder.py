@@ -19,7 +19,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.modeling.generation.kv_cache import KVCache
@@ -44,7 +44,7 @@ _CLASS_SCALE = 4.0
 
 
 @REGION_ENCODER_REGISTRY.register()
-class RegionEncoder(nn.Module):
+class RegionEncoder(nn.Module, Configurable):
     """Transformer layers over the regions of an image and the tokens of a text (our choice).
 
     Fused text has attended to the maps location by location. Here it attends to whole objects, few
