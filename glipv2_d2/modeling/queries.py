@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances
 
+from glipv2_d2.config import with_config_keys
 from glipv2_d2.modeling.prompt_builder import PromptBuilder
 from glipv2_d2.structures import GenerationConfig, Prompt, Query, QueryKind, fields
 from glipv2_d2.structures.text import Span
@@ -51,6 +52,7 @@ class QueryBuilder:
         can_caption: bool,
         answer_grounding: str = "mask",
         encodes_nouns: bool = False,
+        config_keys: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +61,7 @@ class QueryBuilder:
             answer_grounding: how an answer is written where it is localized: "mask", a mask token,
                 as in training on grounded questions; or "text", the answer itself.
             encodes_nouns: the language backbone encodes the nouns of questions separately.
+            config_keys: argument -> the config key that set it, for errors about inputs.
 
         Raises:
             ValueError: ``answer_grounding`` is neither.
@@ -73,6 +76,7 @@ class QueryBuilder:
         self.can_caption = can_caption
         self.answer_grounding = answer_grounding
         self.encodes_nouns = encodes_nouns
+        self.config_keys = config_keys or {}
 
     def for_training(self, inputs: Sequence[dict[str, Any]]) -> list[Query]:
         """The queries of a training batch, at least one of which is localized.
@@ -210,17 +214,20 @@ class QueryBuilder:
 
     def _check(self, x: dict[str, Any]) -> None:
         if fields.QUESTION in x and not self.can_answer:
-            raise ValueError(
-                f"{describe_input(x)} has a question, but the model has no answer head: set "
-                "MODEL.ANSWER.WEIGHT, or remove the dataset of questions"
+            raise self._error(
+                f"{describe_input(x)} has a question, but the model has no answer head "
+                "(can_answer is False): add one, or remove the dataset of questions"
             )
         if fields.QUESTION not in x and (fields.ANSWERS in x or fields.CHOICES in x):
             raise ValueError(f"{describe_input(x)} has answers, but no 'question': add one")
         if _requests_caption(x) and not self.can_caption:
-            raise ValueError(
-                f"{describe_input(x)} requests a caption, but the model has no caption head: set "
-                "MODEL.CAPTION.WEIGHT, or remove the dataset of captions"
+            raise self._error(
+                f"{describe_input(x)} requests a caption, but the model has no caption head "
+                "(can_caption is False): add one, or remove the dataset of captions"
             )
+
+    def _error(self, message: str) -> ValueError:
+        return with_config_keys(ValueError(message), self.config_keys)
 
     def _training_question(self, i: int, x: dict[str, Any]) -> Query | None:
         self._check(x)
@@ -236,10 +243,10 @@ class QueryBuilder:
         prompt = self._question_prompt(question)
         num_tokens = self._num_tokens(prompt)
         if num_tokens > self.tokenizer.max_tokens:
-            raise ValueError(
+            raise self._error(
                 f"{describe_input(x)}: the question {question[:60]!r} has {num_tokens} tokens with "
                 f"the mask token of its answer, the limit is {self.tokenizer.max_tokens}: shorten "
-                "it or raise MODEL.PROMPT.MAX_TOKENS"
+                "it or raise max_tokens"
             )
         return Query(i, QueryKind.ANSWER, prompt)
 

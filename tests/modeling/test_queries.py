@@ -167,11 +167,17 @@ def test_the_localized_queries_of_a_mixed_batch() -> None:
 
 def test_models_without_a_head_reject_its_inputs() -> None:
     builder = make_builder(can_answer=False, can_caption=False)
-    for x in (question_input(), caption_input()):
-        with pytest.raises(ValueError, match="but the model has no"):
-            builder.text_queries([x])
-        with pytest.raises(ValueError, match="but the model has no"):
-            builder.for_training([x])
+    for x, argument in ((question_input(), "can_answer"), (caption_input(), "can_caption")):
+        for build in (builder.text_queries, builder.for_training):
+            with pytest.raises(ValueError, match=rf"no .* head \({argument} is False\)") as caught:
+                build([x])
+            assert "config" not in str(caught.value)
+
+
+def test_errors_about_inputs_name_the_given_config_keys() -> None:
+    builder = make_builder(config_keys={"max_tokens": "MODEL.PROMPT.MAX_TOKENS"})
+    with pytest.raises(ValueError, match=r"raise max_tokens \(config: MODEL\.PROMPT\.MAX_TOKENS\)"):
+        builder.text_queries([inference_input(question="is it? " * 256)])
 
 
 def test_nouns_are_only_extracted_for_backbones_that_encode_them() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -62,6 +62,8 @@ class AnswerHead(nn.Module, Configurable):
     The head of GLIPv2 as described in the paper; its code was not released. Answers are scored
     independently, with binary cross-entropy.
     """
+
+    config_keys: ClassVar[dict[str, str]] = {"classifier": "MODEL.ANSWER.CLASSIFIER"}
 
     @configurable
     def __init__(
@@ -243,7 +245,7 @@ def _build_scores(
     if kind == "linear":
         return LinearAnswerScores(language_dim=width, answers=answers)
     if kind != "text":
-        raise ValueError(f"MODEL.ANSWER.CLASSIFIER is {kind!r}; choose 'linear' or 'text'")
+        raise ValueError(f"classifier is {kind!r}; choose 'linear' or 'text'")
     embedder = TextEmbedder(language_backbone, tokenizer)
     return TextAnswerScores(language_dim=width, num_answers=len(answers), embedder=embedder)
 

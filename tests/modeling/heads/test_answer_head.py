@@ -193,7 +193,9 @@ def test_a_missing_ambiguous_or_duplicated_vocabulary_is_an_error(
 
 
 def test_an_unknown_classifier_is_an_error() -> None:
-    with pytest.raises(ValueError, match="MODEL.ANSWER.CLASSIFIER is 'unknown'"):
+    with pytest.raises(
+        ValueError, match=r"classifier is 'unknown'.*\(config: MODEL\.ANSWER\.CLASSIFIER\)"
+    ):
         tiny_model(
             *("MODEL.ANSWER.WEIGHT", 1.0, "MODEL.ANSWER.ANSWERS", ["yes", "no"]),
             *("MODEL.ANSWER.CLASSIFIER", "unknown"),

@@ -21,12 +21,19 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.nn import functional as F
 
+from glipv2_d2.config import with_config_keys
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_d2.modeling.language import build_language_backbone
 from glipv2_d2.text.prompts import class_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
+
+_CONFIG_KEYS = {
+    "classifier": "MODEL.TIMM.NAME",
+    "name": "MODEL.TIMM.NAME",
+    "weights": "MODEL.TIMM.WEIGHTS",
+}
 
 # Temperature of the softmax over classes: flatter than at training, so that objects of an unknown
 # class also get the embeddings of similar classes (our choice).
@@ -75,7 +82,7 @@ class ClassifierBackbone(Backbone, CheckpointPrefixes):
         if not info_of_stride.keys() >= set(STRIDES):
             raise ValueError(
                 f"{type(classifier).__name__} has features of strides {sorted(info_of_stride)}, "
-                f"not {STRIDES}: choose another MODEL.TIMM.NAME"
+                f"not {STRIDES}: choose another classifier"
             )
         (c3, info3), (c4, info4) = info_of_stride[8], info_of_stride[16]
         self._indices = [c3, c4]
@@ -126,8 +133,8 @@ class ClassifierFPN(GroundingFPN):
         super().__init__(bottom_up=bottom_up, **kwargs)
         if len(self._out_features) != len(WINDOW_PER_LEVEL):
             raise ValueError(
-                f"MODEL.FPN.IN_FEATURES is {list(kwargs['in_features'])}; the classifier's pyramid "
-                "needs c3, c4 and c5"
+                f"in_features is {list(kwargs['in_features'])}; the classifier's pyramid needs "
+                "c3, c4 and c5"
             )
         for name in self._out_features:
             self._out_feature_channels[name] += bottom_up.class_embeddings.shape[1]
@@ -168,15 +175,18 @@ def build_timm_classifier_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
             "MODEL.LANGUAGE_BACKBONE.WEIGHTS is empty, but build_timm_classifier_fpn_backbone "
             "embeds class names before MODEL.WEIGHTS is loaded: set a pretrained one"
         )
-    classifier = build_timm_classifier(
-        name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
-    )
-    bottom_up = ClassifierBackbone(
-        classifier=classifier,
-        class_embeddings=embed_imagenet_names(cfg),
-        # Frozen weights that come from a package are not stored.
-        checkpoint_excluded=("classifier.",) if cfg.MODEL.TIMM.WEIGHTS else (),
-    )
+    timm, embeddings = cfg.MODEL.TIMM, embed_imagenet_names(cfg)
+    try:
+        bottom_up = ClassifierBackbone(
+            classifier=build_timm_classifier(
+                name=timm.NAME, weights=timm.WEIGHTS, in_channels=input_shape.channels
+            ),
+            class_embeddings=embeddings,
+            # Frozen weights that come from a package are not stored.
+            checkpoint_excluded=("classifier.",) if timm.WEIGHTS else (),
+        )
+    except ValueError as error:
+        raise with_config_keys(error, _CONFIG_KEYS) from error
     return build_grounding_fpn(cfg, bottom_up, ClassifierFPN)
 
 

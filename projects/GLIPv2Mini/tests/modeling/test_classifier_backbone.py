@@ -90,3 +90,13 @@ def test_a_classifier_without_a_pyramid_raises(monkeypatch: pytest.MonkeyPatch) 
 def test_a_random_language_backbone_raises() -> None:
     with pytest.raises(ValueError, match=r"LANGUAGE_BACKBONE\.WEIGHTS is empty"):
         build_timm_classifier_fpn_backbone(mini_cfg(), ShapeSpec(channels=3))
+
+
+def test_a_pyramid_without_c3_raises() -> None:
+    with pytest.raises(ValueError, match=r"in_features is \['c4', 'c5'\].*needs c3, c4 and c5$"):
+        ClassifierFPN(
+            bottom_up=make_backbone(),
+            in_features=["c4", "c5"],
+            out_channels=8,
+            drop_block=DropBlock(prob=0.0, block_size=3),
+        )
