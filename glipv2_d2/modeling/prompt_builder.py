@@ -41,7 +41,6 @@ class PromptBuilder:
         *,
         tokenizer: Tokenizer,
         separator: str,
-        max_tokens: int,
         max_classes: int,
         default_classes: Callable[[bool], Sequence[str]],
         num_orders: int = 0,
@@ -49,8 +48,8 @@ class PromptBuilder:
     ) -> None:
         """
         Args:
+            tokenizer: limits the tokens of a prompt; longer lists are split into chunks.
             separator: between the class names of a prompt.
-            max_tokens: limit of a prompt; longer lists are split into chunks.
             max_classes: limit of class names per prompt at inference; 0: only the token limit.
             default_classes: called with whether the model is in training, returns the class names
                 of inputs without any.
@@ -65,7 +64,6 @@ class PromptBuilder:
             raise ValueError(f"num_orders is {num_orders}; 0 is the caller's order")
         self.tokenizer = tokenizer
         self.separator = separator
-        self.max_tokens = max_tokens
         self.max_classes = max_classes
         self.default_classes = default_classes
         self.num_orders = num_orders
@@ -162,22 +160,25 @@ class PromptBuilder:
         key = (names, max_classes, negatives, is_sorted)
         cached = self._class_prompts_cache.find([key])
         if not cached:
-            cached[key] = self._split(
-                names,
-                max_classes=max_classes,
-                negatives=negatives,
-                key=normalized_name if is_sorted else None,
-            )
+            cached[key] = self._split(*key)
             self._class_prompts_cache.keep(cached)
         return cached[key]
 
-    def _split(self, names: Sequence[str], **options: Any) -> list[Prompt]:
+    def _split(
+        self,
+        names: Sequence[str],
+        max_classes: int = 0,
+        negatives: Sequence[str] = (),
+        is_sorted: bool = False,
+    ) -> list[Prompt]:
         return class_prompts(
             names,
             self.tokenizer,
             separator=self.separator,
-            max_tokens=self.max_tokens,
-            **options,
+            max_tokens=self.tokenizer.max_tokens,
+            max_classes=max_classes,
+            negatives=negatives,
+            key=normalized_name if is_sorted else None,
         )
 
     def _prompt_with_positives(self, names: tuple[str, ...], instances: Instances) -> Prompt:
@@ -190,7 +191,7 @@ class PromptBuilder:
         others = [c for c in torch.randperm(len(names)).tolist() if c not in set(positives)]
         order = positives + others
         # Only the first prompt is needed: it has no more names than tokens.
-        order = order[: self.max_tokens]
+        order = order[: self.tokenizer.max_tokens]
         first = self._split([names[c] for c in order])[0]
         return replace(first, classes=tuple(order[i] for i in first.classes))
 
@@ -208,24 +209,26 @@ class PromptBuilder:
                 int((~is_in_prompt).sum()),
                 len(instances),
                 x.get(fields.FILE_NAME),
-                self.max_tokens,
+                self.tokenizer.max_tokens,
             )
         return instances[is_in_prompt]
 
 
-def build_prompt_builder(cfg: CfgNode, tokenizer: Tokenizer, **options: Any) -> PromptBuilder:
+def build_prompt_builder(
+    cfg: CfgNode, tokenizer: Tokenizer, *, num_orders: int = 0, accepts_negatives: bool = False
+) -> PromptBuilder:
     """The prompt builder of ``cfg.MODEL.PROMPT``; by default with the datasets' class names.
 
     Args:
-        options: further arguments of :class:`PromptBuilder` that only some models use.
+        num_orders, accepts_negatives: see :class:`PromptBuilder`; only some models use them.
     """
     return PromptBuilder(
         tokenizer=tokenizer,
         separator=cfg.MODEL.PROMPT.SEPARATOR,
-        max_tokens=cfg.MODEL.PROMPT.MAX_TOKENS,
         max_classes=cfg.MODEL.PROMPT.MAX_CLASSES,
         default_classes=functools.partial(dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST),
-        **options,
+        num_orders=num_orders,
+        accepts_negatives=accepts_negatives,
     )
 
 

@@ -139,7 +139,6 @@ def test_negatives_are_an_error_for_a_model_that_does_not_use_them() -> None:
     prompts = PromptBuilder(
         tokenizer=Tokenizer(),
         separator=". ",
-        max_tokens=256,
         max_classes=0,
         default_classes=lambda training: [],
     )

@@ -19,6 +19,7 @@ from glipv2_d2.modeling.assigner import ATSSAssigner
 from glipv2_d2.modeling.fusion import FusedHead
 from glipv2_d2.modeling.heads import GroundingRPN
 from glipv2_d2.modeling.language import LanguageBackbone
+from glipv2_d2.modeling.postprocess import PostprocessSettings
 from glipv2_d2.modeling.prompt_builder import PromptBuilder
 from glipv2_d2.modeling.queries import QueryBuilder
 from glipv2_d2.structures import DensePredictions, FusedFeatures, TextFeatures, TokenBatch
@@ -96,7 +97,6 @@ def known_model(
     tokenizer: Tokenizer,
     *,
     max_classes: int = 0,
-    max_tokens: int = 256,
     num_orders: int = 0,
     score_of_token: ScoreOfToken = word_scores,
     cache_size: int = 3,
@@ -105,25 +105,24 @@ def known_model(
     head = KnownScores(
         visual_dim=1,
         strides=[8],
-        max_tokens=max_tokens,
+        max_tokens=tokenizer.max_tokens,
         region_word=nn.Identity(),
         anchor_generator=nn.Identity(),
         assigner=ATSSAssigner(topk=1),
         box_coder=BoxCoder(),
-        postprocess={
-            "score_thresh": 0.0,
-            "pre_nms_topk": 10_000,
-            "nms_thresh": 0.5,
-            "detections_per_prompt": 10_000,
-            "aggregation": "mean",
-        },
+        postprocess=PostprocessSettings(
+            score_thresh=0.0,
+            pre_nms_topk=10_000,
+            nms_thresh=0.5,
+            detections_per_prompt=10_000,
+            aggregation="mean",
+        ),
         loss_settings={},
     )
     head.score_of_token = score_of_token
     prompts = PromptBuilder(
         tokenizer=tokenizer,
         separator=". ",
-        max_tokens=max_tokens,
         max_classes=max_classes,
         default_classes=lambda training: [],
         num_orders=num_orders,

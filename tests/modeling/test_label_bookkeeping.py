@@ -67,7 +67,10 @@ names_strategy = st.one_of(
 ).filter(is_valid_name)
 name_lists = st.lists(names_strategy, min_size=1, max_size=25)
 limits = st.fixed_dictionaries(
-    {"max_classes": st.integers(0, 7), "max_tokens": st.sampled_from([18, 24, 60, 256])}
+    {
+        "tokenizer": st.sampled_from([Tokenizer(max_tokens=n) for n in (18, 24, 60, 256)]),
+        "max_classes": st.integers(0, 7),
+    }
 )
 
 
@@ -101,9 +104,9 @@ def assert_same(found: dict[int, float], expected: dict[int, float]) -> None:
 @settings(max_examples=50, **UNTIMED)
 @given(lists=st.lists(name_lists, min_size=1, max_size=4), limit=limits)
 def test_detections_have_the_index_of_their_name(
-    lists: list[list[str]], limit: dict[str, int]
+    lists: list[list[str]], limit: dict[str, Any]
 ) -> None:
-    found = detect(known_model(TOKENIZER, **limit), lists)
+    found = detect(known_model(**limit), lists)
     for image, (names, of_image) in enumerate(zip(lists, found, strict=True)):
         assert_same(of_image, expected_scores(names, image))
 
@@ -131,11 +134,11 @@ def test_duplicates_in_two_thousand_names_have_their_first_index() -> None:
 @settings(max_examples=30, **UNTIMED)
 @given(names=name_lists, data=st.data(), limit=limits)
 def test_a_permutation_of_the_list_permutes_the_classes(
-    names: list[str], data: st.DataObject, limit: dict[str, int]
+    names: list[str], data: st.DataObject, limit: dict[str, Any]
 ) -> None:
     names = [names[i] for i in first_indices(names)]
     order = data.draw(st.permutations(range(len(names))))
-    model = known_model(TOKENIZER, **limit)
+    model = known_model(**limit)
     (found,) = detect(model, [names])
     (permuted,) = detect(model, [[names[i] for i in order]])
     assert_same({order[i]: score for i, score in permuted.items()}, found)
@@ -148,12 +151,13 @@ def test_a_permutation_of_the_list_permutes_the_classes(
     limit=limits,
 )
 def test_a_class_is_detected_unless_a_negative_scores_higher(
-    names: list[str], num_negatives: int, limit: dict[str, int]
+    names: list[str], num_negatives: int, limit: dict[str, Any]
 ) -> None:
     negatives = names[: min(num_negatives, len(names) - 1)]
     classes = names[len(negatives) :]
-    limit = {"max_classes": limit["max_classes"] and limit["max_classes"] + 6, "max_tokens": 256}
-    (found,) = detect(known_model(TOKENIZER, **limit), [classes], negatives=negatives)
+    max_classes = limit["max_classes"] and limit["max_classes"] + 6
+    model = known_model(TOKENIZER, max_classes=max_classes)
+    (found,) = detect(model, [classes], negatives=negatives)
     threshold = max(known_score(TOKENIZER, name) for name in negatives)
     expected = expected_scores(classes)
     # Names of unknown characters have equal scores: rounding decides between them.
@@ -164,9 +168,9 @@ def test_a_class_is_detected_unless_a_negative_scores_higher(
 @settings(max_examples=30, **UNTIMED)
 @given(names=name_lists, limit=limits)
 def test_the_best_score_of_a_name_is_that_of_its_detection(
-    names: list[str], limit: dict[str, int]
+    names: list[str], limit: dict[str, Any]
 ) -> None:
-    model = known_model(TOKENIZER, **limit)
+    model = known_model(**limit)
     inputs = [{"image": image_number(i), "classes": names} for i in range(2)]
     for image, scores in enumerate(best_class_scores(model, inputs)):
         first = {normalized_name(names[i]): s for i, s in expected_scores(names, image).items()}
@@ -191,11 +195,9 @@ def scores_by_position(ids: Tensor, image: int) -> Tensor:
     limit=limits,
 )
 def test_averaged_scores_do_not_depend_on_the_callers_order(
-    names: list[str], data: st.DataObject, num_orders: int, limit: dict[str, int]
+    names: list[str], data: st.DataObject, num_orders: int, limit: dict[str, Any]
 ) -> None:
-    model = known_model(
-        TOKENIZER, **limit, num_orders=num_orders, score_of_token=scores_by_position
-    )
+    model = known_model(**limit, num_orders=num_orders, score_of_token=scores_by_position)
     order = data.draw(st.permutations(range(len(names))))
     (found,) = detect(model, [names])
     (permuted,) = detect(model, [[names[i] for i in order]])

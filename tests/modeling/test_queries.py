@@ -28,7 +28,6 @@ def make_builder(max_classes: int = 0, num_orders: int = 0, **options: Any) -> Q
     prompts = PromptBuilder(
         tokenizer=TOKENIZER,
         separator=". ",
-        max_tokens=256,
         max_classes=max_classes,
         default_classes=lambda training: ["person"],
         num_orders=num_orders,

@@ -62,15 +62,14 @@ class CaptionHead(LMPredictionHead, Configurable):
         language_dim: int,
         decoder: nn.Module,
         tokenizer: Tokenizer,
-        generation: dict[str, Any],
+        generation: GenerationConfig,
         weight: float,
     ) -> None:
         """
         Args:
             language_dim: D.
             decoder: (..., D) -> (..., vocabulary) logits.
-            generation: the default settings, arguments of
-                :class:`~glipv2_d2.structures.GenerationConfig`.
+            generation: the default settings.
             weight: factor of the loss.
 
         Raises:
@@ -78,9 +77,9 @@ class CaptionHead(LMPredictionHead, Configurable):
         """
         super().__init__(language_dim=language_dim, decoder=decoder)
         self.tokenizer = tokenizer
-        self.generation = GenerationConfig(**generation)
+        self.generation = generation
         self.weight = weight
-        self.check(self.generation)
+        self.check(generation)
 
     @classmethod
     def from_config(
@@ -94,13 +93,13 @@ class CaptionHead(LMPredictionHead, Configurable):
                 settings.DECODER, language_backbone, key="MODEL.CAPTION.DECODER"
             ),
             "tokenizer": tokenizer,
-            "generation": {
-                "beam_size": settings.BEAM_SIZE,
-                "min_length": settings.MIN_LENGTH,
-                "max_length": settings.MAX_LENGTH,
-                "length_penalty": settings.LENGTH_PENALTY,
-                "prefix": settings.PREFIX,
-            },
+            "generation": GenerationConfig(
+                beam_size=settings.BEAM_SIZE,
+                min_length=settings.MIN_LENGTH,
+                max_length=settings.MAX_LENGTH,
+                length_penalty=settings.LENGTH_PENALTY,
+                prefix=settings.PREFIX,
+            ),
             "weight": settings.WEIGHT,
         }
 

@@ -67,7 +67,7 @@ class GroundingRPN(ProposalGenerator, Configurable):
         anchor_generator: AnchorGenerator,
         assigner: ATSSAssigner,
         box_coder: BoxCoder,
-        postprocess: dict[str, Any],
+        postprocess: PostprocessSettings,
         loss_settings: dict[str, float],
     ) -> None:
         """
@@ -76,8 +76,7 @@ class GroundingRPN(ProposalGenerator, Configurable):
             strides: strides of the levels, finest first.
             max_tokens: limit of a prompt; see
                 :func:`~glipv2_d2.modeling.losses.grounding.token_targets`.
-            postprocess: arguments of
-                :class:`~glipv2_d2.modeling.postprocess.PostprocessSettings`.
+            postprocess: thresholds and limits of detection.
             loss_settings: alpha, gamma and the three weights of
                 :func:`~glipv2_d2.modeling.losses.dense.grounding_losses`.
         """
@@ -87,7 +86,7 @@ class GroundingRPN(ProposalGenerator, Configurable):
         self.anchor_generator = anchor_generator
         self.assigner = assigner
         self.box_coder = box_coder
-        self.postprocess = PostprocessSettings(**postprocess)
+        self.postprocess = postprocess
         self.loss_settings = loss_settings
         self.bbox_pred = nn.Conv2d(visual_dim, 4, kernel_size=1)
         self.centerness = nn.Conv2d(visual_dim, 1, kernel_size=1)
@@ -109,13 +108,13 @@ class GroundingRPN(ProposalGenerator, Configurable):
             "anchor_generator": AnchorGenerator(strides=strides, scale=settings.ANCHOR_SCALE),
             "assigner": ATSSAssigner(topk=settings.ATSS_TOPK),
             "box_coder": BoxCoder(),
-            "postprocess": {
-                "score_thresh": settings.SCORE_THRESH,
-                "pre_nms_topk": settings.PRE_NMS_TOPK,
-                "nms_thresh": settings.NMS_THRESH,
-                "detections_per_prompt": settings.DETECTIONS_PER_PROMPT,
-                "aggregation": settings.SCORE_AGGREGATION,
-            },
+            "postprocess": PostprocessSettings(
+                score_thresh=settings.SCORE_THRESH,
+                pre_nms_topk=settings.PRE_NMS_TOPK,
+                nms_thresh=settings.NMS_THRESH,
+                detections_per_prompt=settings.DETECTIONS_PER_PROMPT,
+                aggregation=settings.SCORE_AGGREGATION,
+            ),
             "loss_settings": {
                 "alpha": settings.FOCAL_ALPHA,
                 "gamma": settings.FOCAL_GAMMA,

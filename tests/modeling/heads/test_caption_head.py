@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.heads.caption import CaptionFeatures, CaptionHead
-from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
+from glipv2_d2.structures import GenerationConfig, Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 
 WIDTH = 6
@@ -21,7 +21,7 @@ def make_head(**generation: int) -> CaptionHead:
         language_dim=WIDTH,
         decoder=nn.Linear(WIDTH, VOCAB_SIZE),
         tokenizer=Tokenizer(max_tokens=40),
-        generation=generation,
+        generation=GenerationConfig(**generation),
         weight=3.0,
     )
 

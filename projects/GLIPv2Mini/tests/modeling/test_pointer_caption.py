@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from glipv2_d2.modeling.heads.caption import CaptionHead
-from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
+from glipv2_d2.structures import GenerationConfig, Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_mini.modeling.pointer_caption import CaptionPointer, PointerCaptionHead, match_names
 from glipv2_mini.modeling.region_text_tasks import RegionCaptionFeatures, RegionDecoderOutput
@@ -36,7 +36,7 @@ def make_head() -> PointerCaptionHead:
         language_dim=WIDTH,
         decoder=nn.Linear(WIDTH, VOCAB_SIZE),
         tokenizer=Tokenizer(max_tokens=40),
-        generation={},
+        generation=GenerationConfig(),
         weight=1.0,
     )
 
