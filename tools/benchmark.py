@@ -35,7 +35,7 @@ from glipv2_d2.engine.precision import PRECISIONS, inference_precision, round_we
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention, text_attention
 from glipv2_d2.profiling.benchmark import StageBenchmark
 from glipv2_d2.profiling.report import BenchmarkReport, print_comparison, print_report
 from glipv2_d2.profiling.synthetic_inputs import benchmark_class_names, random_inputs
@@ -59,7 +59,7 @@ def use_textbook_fusion(model: GLIPv2) -> None:
             f"{type(model.fused_head).__name__} with {', '.join(sorted(others)) or 'none'}"
         )
     for attention in attentions:
-        attention.function = bi_attention
+        attention.function, attention.text_function = bi_attention, text_attention
 
 
 def build_benchmark(args: argparse.Namespace, cfg: CfgNode) -> StageBenchmark:

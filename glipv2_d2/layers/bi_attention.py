@@ -19,6 +19,7 @@ No activation of size P x H d exists, and only a block of the P x H T scores at 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,33 @@ class BiAttentionProjections(TextToImageProjections):
     language_out: nn.Linear
 
 
+class BiAttentionFunction(Protocol):
+    """Attends in both directions, as
+    :func:`~glipv2_d2.modeling.fusion.bi_attention.bi_attention`.
+    """
+
+    def __call__(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        visual_scale: Tensor,
+        projections: BiAttentionProjections,
+        dropout: float,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class TextAttentionFunction(Protocol):
+    """Attends from tokens to positions only, as
+    :func:`~glipv2_d2.modeling.fusion.bi_attention.text_attention`.
+    """
+
+    def __call__(
+        self, visual: Tensor, text: Tensor, projections: BiAttentionProjections, dropout: float, /
+    ) -> Tensor: ...
+
+
 def memory_efficient_bi_attention(
     visual: Tensor,
     text: Tensor,
@@ -88,14 +116,9 @@ def memory_efficient_bi_attention(
 def memory_efficient_text_attention(
     visual: Tensor, text: Tensor, projections: BiAttentionProjections, dropout: float = 0.0
 ) -> Tensor:
-    """Attend from tokens to positions only. Tokens do not affect each other.
+    """Attend from tokens to positions only.
 
-    Args:
-        visual: (N, P, C).
-        text: (N, T, D).
-
-    Returns:
-        (N, T, D).
+    Arguments and results as of :func:`~glipv2_d2.modeling.fusion.bi_attention.text_attention`.
     """
     return project_context(text_context(visual, text, projections, dropout), projections, dropout)
 

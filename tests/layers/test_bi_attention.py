@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.layers import blockwise_attention
 from glipv2_d2.layers.bi_attention import memory_efficient_bi_attention
-from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention, text_attention
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -106,6 +106,7 @@ def test_text_attention_alone_equals_the_text_update_of_both_directions() -> Non
     attention, inputs = make_attention(), random_inputs()
     _, expected = bi_attention(*inputs, attention.projections)
     torch.testing.assert_close(attention.attend_text(*inputs[:2]), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(text_attention(*inputs[:2], attention.projections), expected)
 
 
 def test_padding_of_the_text_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from helpers.models import tiny_cfg, tiny_model
 from rich.console import Console
 
-from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention
+from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention, text_attention
 
 SMALL = ["--image-size", "64", "96", "--num-classes", "3", "--warmup", "1", "--repeats", "2"]
 
@@ -91,8 +91,9 @@ def test_two_reports_are_compared_by_stage(
 def test_textbook_fusion_replaces_the_kernel() -> None:
     model = tiny_model()
     benchmark.use_textbook_fusion(model)
-    functions = {block.fusion.attention.function for block in model.fused_head.blocks}
-    assert functions == {bi_attention}
+    attentions = [block.fusion.attention for block in model.fused_head.blocks]
+    assert {x.function for x in attentions} == {bi_attention}
+    assert {x.text_function for x in attentions} == {text_attention}
 
 
 def test_head_without_fusion_has_no_textbook_form() -> None:

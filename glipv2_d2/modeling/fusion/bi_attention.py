@@ -9,14 +9,14 @@ and fewer products, see :mod:`glipv2_d2.layers.bi_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.layers.bi_attention import (
+    BiAttentionFunction,
     BiAttentionProjections,
+    TextAttentionFunction,
     memory_efficient_bi_attention,
     memory_efficient_text_attention,
 )
@@ -50,19 +50,44 @@ def bi_attention(
         (N, P, C), ``visual`` plus the scaled update, and (N, T, D), the update of the text, neither
         scaled nor added to ``text``.
     """
-    query = _split_heads(projections.visual_query(visual), projections)
-    key = _split_heads(projections.language_key(text), projections)
-    scores = (query * projections.head_dim**-0.5) @ key.transpose(-1, -2)  # (N, H, P, T)
-
+    scores = _scores(visual, text, projections)
     padding = ~text_mask[:, None, None]
     attention = scores.masked_fill(padding, torch.finfo(scores.dtype).min).softmax(dim=-1)
     value = _split_heads(projections.language_value(text), projections)
     update = projections.visual_out(_merge_heads(F.dropout(attention, dropout) @ value))
+    text_update = _attend_to_positions(scores, visual, projections, dropout)
+    return torch.addcmul(visual, visual_scale, update), text_update
 
+
+def text_attention(
+    visual: Tensor, text: Tensor, projections: BiAttentionProjections, dropout: float = 0.0
+) -> Tensor:
+    """Attend from tokens to positions only: the second result of :func:`bi_attention`.
+
+    Args:
+        visual: (N, P, C).
+        text: (N, T, D). Tokens do not affect each other.
+
+    Returns:
+        (N, T, D).
+    """
+    scores = _scores(visual, text, projections)
+    return _attend_to_positions(scores, visual, projections, dropout)
+
+
+def _scores(visual: Tensor, text: Tensor, projections: BiAttentionProjections) -> Tensor:
+    """(N, H, P, T)."""
+    query = _split_heads(projections.visual_query(visual), projections)
+    key = _split_heads(projections.language_key(text), projections)
+    return (query * projections.head_dim**-0.5) @ key.transpose(-1, -2)
+
+
+def _attend_to_positions(
+    scores: Tensor, visual: Tensor, projections: BiAttentionProjections, dropout: float
+) -> Tensor:
     attention = scores.transpose(-1, -2).softmax(dim=-1)
     value = _split_heads(projections.visual_value(visual), projections)
-    text_update = projections.language_out(_merge_heads(F.dropout(attention, dropout) @ value))
-    return torch.addcmul(visual, visual_scale, update), text_update
+    return projections.language_out(_merge_heads(F.dropout(attention, dropout) @ value))
 
 
 def _split_heads(x: Tensor, projections: BiAttentionProjections) -> Tensor:
@@ -86,7 +111,8 @@ class BiAttention(nn.Module):
         attention_dim: int,
         num_heads: int,
         dropout: float,
-        function: Callable[..., tuple[Tensor, Tensor]] = memory_efficient_bi_attention,
+        function: BiAttentionFunction = memory_efficient_bi_attention,
+        text_function: TextAttentionFunction = memory_efficient_text_attention,
     ) -> None:
         """
         Args:
@@ -94,7 +120,8 @@ class BiAttention(nn.Module):
             attention_dim: H d.
             num_heads: H.
             dropout: on the attention maps, in training.
-            function: computes the attention, called as :func:`bi_attention` is.
+            function, text_function: compute the attention in both directions, and from tokens to
+                positions only.
 
         Raises:
             ValueError: ``attention_dim`` is not a multiple of ``num_heads``.
@@ -107,6 +134,7 @@ class BiAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.function = function
+        self.text_function = text_function
         self.visual_query = xavier_linear(visual_dim, attention_dim)
         self.language_key = xavier_linear(language_dim, attention_dim)
         self.language_value = xavier_linear(language_dim, attention_dim)
@@ -143,16 +171,8 @@ class BiAttention(nn.Module):
         )
 
     def attend_text(self, visual: Tensor, text: Tensor) -> Tensor:
-        """Image-to-text attention alone: the second result of :meth:`forward`.
-
-        Args:
-            visual: (N, P, C).
-            text: (N, T, D). Tokens do not affect each other.
-
-        Returns:
-            (N, T, D).
-        """
-        return memory_efficient_text_attention(visual, text, self.projections, self.active_dropout)
+        """Update tokens only; arguments and results as of :func:`text_attention`."""
+        return self.text_function(visual, text, self.projections, self.active_dropout)
 
 
 def xavier_linear(in_dim: int, out_dim: int) -> nn.Linear:
