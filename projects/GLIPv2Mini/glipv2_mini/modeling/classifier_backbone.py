@@ -11,14 +11,15 @@ detect classes without box annotations. Our choice, not GLIP's.
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self, TypedDict, cast
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.data import ImageNetInfo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.config import with_config_keys
@@ -46,6 +47,32 @@ WINDOW_PER_LEVEL = (1, 1, 3, 7, 15)
 STRIDES = (8, 16, 32)
 
 
+class FeatureInfo(TypedDict):
+    """What timm states about a stage: its channels and its stride."""
+
+    num_chs: int
+    reduction: int
+
+
+class TimmClassifier(Protocol):
+    """The part of a timm model that :class:`ClassifierBackbone` uses; it is an ``nn.Module``."""
+
+    feature_info: Sequence[FeatureInfo]
+    num_features: int
+
+    def forward_intermediates(
+        self, x: Tensor, indices: list[int], *, output_fmt: str
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    def get_classifier(self) -> nn.Linear: ...
+
+    def to(self, *, memory_format: torch.memory_format) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool) -> Self: ...
+
+
 class ClassifierBackbone(Backbone, CheckpointPrefixes):
     """Features c3, c4 and c5 of a classifier; c5 includes the dense class embeddings.
 
@@ -58,13 +85,13 @@ class ClassifierBackbone(Backbone, CheckpointPrefixes):
     def __init__(
         self,
         *,
-        classifier: Any,
+        classifier: TimmClassifier,
         class_embeddings: Tensor,
         checkpoint_excluded: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
-            classifier: a timm model with ``forward_intermediates`` and a linear classifier.
+            classifier: a timm model with a linear classifier.
             class_embeddings: (classes, D), a text embedding per class, of any norm.
             checkpoint_excluded: prefixes of weights that checkpoints omit.
 
@@ -177,10 +204,11 @@ def build_timm_classifier_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
         )
     timm, embeddings = cfg.MODEL.TIMM, embed_imagenet_names(cfg)
     try:
+        classifier = build_timm_classifier(
+            name=timm.NAME, weights=timm.WEIGHTS, in_channels=input_shape.channels
+        )
         bottom_up = ClassifierBackbone(
-            classifier=build_timm_classifier(
-                name=timm.NAME, weights=timm.WEIGHTS, in_channels=input_shape.channels
-            ),
+            classifier=cast("TimmClassifier", classifier),
             class_embeddings=embeddings,
             # Frozen weights that come from a package are not stored.
             checkpoint_excluded=("classifier.",) if timm.WEIGHTS else (),
