@@ -275,8 +275,7 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         text: TextFeatures,
     ) -> FusedText:
         """As :meth:`fuse`, without the fused maps; tokens may be causal."""
-        used = features.used_by(queries)
-        fused_text = self.fused_head.fuse_text(used.levels, text, used.rows)
+        fused_text = self.fused_head.fuse_text(features.used_by(queries), text)
         return FusedText(
             queries=tuple(queries),
             tokens=tokens,

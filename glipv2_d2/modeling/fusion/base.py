@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.generation.kv_cache import KVCache
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 
 class FusedHead(CheckpointPrefixes, ABC):
@@ -54,15 +54,12 @@ class FusedHead(CheckpointPrefixes, ABC):
         """The text that regions are scored against: after or before fusion."""
         return fused_text if self.score_fused_text else text
 
-    def fuse_text(
-        self, features: dict[str, Tensor], text: TextFeatures, image_ids: Sequence[int]
-    ) -> TextFeatures:
+    def fuse_text(self, features: ImageFeatures, text: TextFeatures) -> TextFeatures:
         """Compute the text output of :meth:`forward` only.
 
         Args:
-            features: of N images.
+            features: of the images of M prompts; ``rows`` has the image of each prompt.
             text: (M, T, D).
-            image_ids: for each of the M prompts, the index of its image in the batch, 0..N-1.
 
         Returns:
             (M, T, D).

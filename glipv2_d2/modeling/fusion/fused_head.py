@@ -24,7 +24,7 @@ from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
 from glipv2_d2.modeling.fusion.fusion_layer import BiAttentionFusion, unflatten_levels
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
 from glipv2_d2.modeling.generation.kv_cache import KVCache
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 T = TypeVar("T")
 
@@ -56,17 +56,16 @@ class FusedBlock(nn.Module):
         return self.dynamic_conv(features), text
 
     def fuse_text(
-        self, features: list[Tensor], text: TextFeatures, image_ids: Sequence[int]
+        self, features: list[Tensor], text: TextFeatures, rows: list[int]
     ) -> TextFeatures:
-        """The text output of :meth:`forward`; arguments as of :meth:`FusedHead.fuse_text`."""
+        """The text output of :meth:`forward`; ``rows`` has the image of each text."""
         # Tokens attend to the positions independently of each other, so the texts of an image are
         # concatenated: (images, texts per image, T, D).
         num_texts: Counter[int] = Counter()
         slots = []
-        for image_id in image_ids:
-            slots.append(num_texts[image_id])
-            num_texts[image_id] += 1
-        rows = list(image_ids)
+        for row in rows:
+            slots.append(num_texts[row])
+            num_texts[row] += 1
         texts_per_image = max(slots, default=0) + 1
         if len(features[0]) * texts_per_image > _MAX_PADDING * len(rows):
             features = [level[rows] for level in features]
@@ -224,19 +223,17 @@ class FusedDynamicHead(BlockHead, Configurable):
             "language_dropout": head.LANGUAGE_DROPOUT,
         }
 
-    def fuse_text(
-        self, features: dict[str, Tensor], text: TextFeatures, image_ids: Sequence[int]
-    ) -> TextFeatures:
+    def fuse_text(self, features: ImageFeatures, text: TextFeatures) -> TextFeatures:
         """See :meth:`FusedHead.fuse_text`. DyConv of the last block is not computed."""
         *earlier, last = self._fused_blocks
-        per_level, ids = list(features.values()), list(image_ids)
+        per_level, rows = list(features.levels.values()), features.rows
         if earlier:
             # In these blocks positions attend to the text, so each text needs its own maps.
-            per_level = [level[ids] for level in per_level]
-            ids = list(range(len(ids)))
+            per_level = [level[rows] for level in per_level]
+            rows = list(range(len(rows)))
         for block in earlier:
             per_level, text = self._run(block, per_level, text)
-        return self._run(partial(last.fuse_text, image_ids=ids), per_level, text)
+        return self._run(partial(last.fuse_text, rows=rows), per_level, text)
 
     def project_visual(self, features: dict[str, Tensor]) -> list[Tensor]:
         """See :meth:`FusedHead.project_visual`. The maps do not depend on causal text."""

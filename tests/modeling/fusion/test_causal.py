@@ -9,7 +9,7 @@ import torch
 
 from glipv2_d2.modeling.fusion.fused_head import FusedDynamicHead
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 TEXT_DIM, VISUAL_DIM = 12, 8
 SIZES = {
@@ -96,13 +96,18 @@ def test_the_image_affects_causal_text(
     assert not torch.allclose(fused.hidden, other.hidden)
 
 
+def images(features: Pyramid, rows: list[int]) -> ImageFeatures:
+    """The pyramids of some images; ``rows`` has the image of each text."""
+    return ImageFeatures(features, [], rows)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_fuse_text_equals_the_text_output_of_forward(
     head: FusedDynamicHead, features: Pyramid, text: TextFeatures, causal: bool
 ) -> None:
     text = replace(text, causal=causal)
     text.mask[1, 4:] = False
-    whole, alone = head(features, text)[1], head.fuse_text(features, text, [0, 1])
+    whole, alone = head(features, text)[1], head.fuse_text(images(features, [0, 1]), text)
     torch.testing.assert_close(
         alone.hidden[text.mask], whole.hidden[text.mask], atol=1e-6, rtol=1e-5
     )
@@ -116,10 +121,10 @@ def test_fuse_text_of_several_texts_per_image_equals_one_copy_of_the_image_per_t
     head.blocks = head.blocks[:num_blocks]
     texts = text.rows([0, 1, 0, 1])
     texts = replace(texts, hidden=texts.hidden + torch.randn_like(texts.hidden))
-    image_ids = [1, 0, 1, 1]
-    copies = {name: level[image_ids] for name, level in features.items()}
-    expected = head.fuse_text(copies, texts, range(4)).hidden[texts.mask]
-    ours = head.fuse_text(features, texts, image_ids).hidden[texts.mask]
+    rows = [1, 0, 1, 1]
+    copies = {name: level[rows] for name, level in features.items()}
+    expected = head.fuse_text(images(copies, [0, 1, 2, 3]), texts).hidden[texts.mask]
+    ours = head.fuse_text(images(features, rows), texts).hidden[texts.mask]
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -134,7 +139,7 @@ def test_gradients_of_fuse_text_equal_those_of_forward(
         return dict(zip(parameters, grads, strict=True))
 
     head.activation_checkpointing = True
-    alone = gradients(head.fuse_text(features, text, [0, 1]))
+    alone = gradients(head.fuse_text(images(features, [0, 1]), text))
     for name, gradient in gradients(head(features, text)[1]).items():
         zeros = torch.zeros_like(parameters[name])
         ours, expected = (zeros if g is None else g for g in (alone[name], gradient))

@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from glipv2_d2.modeling.fusion import build_fused_head
 from glipv2_d2.modeling.fusion.fused_head import DynamicHead, FusedDynamicHead
 from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 SIZES = {
     "visual_dim": 8,
@@ -122,7 +122,7 @@ def test_heads_that_do_not_fuse_text_raise_an_error_that_names_them() -> None:
     assert not head.fuses_text
     assert FusedDynamicHead.fuses_text
     for call in (
-        lambda: head.fuse_text(features, text, [0, 1]),
+        lambda: head.fuse_text(ImageFeatures(features, [], [0, 1]), text),
         lambda: head.project_visual(features),
         lambda: head.decode_step([], text.hidden, None),
     ):

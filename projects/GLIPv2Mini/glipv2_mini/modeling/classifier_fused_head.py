@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glipv2_d2.config import configurable
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.fused_head import FusedDynamicHead
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 from glipv2_mini.modeling.image_fused_head import ImageFusedDynamicHead, LogSumExpBiAttention
 
 
@@ -67,10 +67,8 @@ class ClassifierFusedHead(_ClassifierEmbeddingsMixin, ImageFusedDynamicHead):
 class ClassifierFusedDynamicHead(_ClassifierEmbeddingsMixin, FusedDynamicHead):
     """Bi-directional fusion, for losses and tasks that use the fused text."""
 
-    def fuse_text(
-        self, features: dict[str, Tensor], text: TextFeatures, image_ids: Sequence[int]
-    ) -> TextFeatures:
-        return super().fuse_text(self.visual(features), text, image_ids)
+    def fuse_text(self, features: ImageFeatures, text: TextFeatures) -> TextFeatures:
+        return super().fuse_text(replace(features, levels=self.visual(features.levels)), text)
 
     def project_visual(self, features: dict[str, Tensor]) -> list[Tensor]:
         return super().project_visual(self.visual(features))

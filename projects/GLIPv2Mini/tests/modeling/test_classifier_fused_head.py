@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from mini_models import mini_cfg
 
 from glipv2_d2.modeling.fusion import build_fused_head
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 TEXT_DIM = 12
 VISUAL_DIM = 16
@@ -88,11 +88,12 @@ def test_text_of_the_positional_head_depends_on_the_classifier_and_on_positions(
     head = build(name="PositionalClassifierFusedHead")
     torch.nn.init.normal_(head.input_projection.weight)
     features, text = inputs()
-    before = head.fuse_text(features, text, range(len(text.mask))).hidden
+    images = ImageFeatures(features, [], list(range(len(text.mask))))
+    before = head.fuse_text(images, text).hidden
     for name, level in features.items():
         if part == "position":
             features[name] = level.flip(-1)
         else:
             level[:, VISUAL_DIM:] += 1
-    after = head.fuse_text(features, text, range(len(text.mask))).hidden
+    after = head.fuse_text(images, text).hidden
     assert not torch.allclose(after, before)
