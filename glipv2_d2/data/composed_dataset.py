@@ -1,7 +1,9 @@
 """Write composed scenes to disk as a dataset: COCO annotations, captions with spans, questions.
 
 ``<split>.json`` has COCO's fields (images, annotations with RLE masks, categories), plus MDETR's
-``caption`` of an image and ``tokens_positive`` of an annotation. ``<split>_questions.json`` and
+``caption`` of an image and ``tokens_positive`` of an annotation, and the ``color`` of an annotation
+whose object was tinted. The annotations of an image, and the nouns of its caption, are ordered by
+visible area, the largest first. ``<split>_questions.json`` and
 ``<split>_answers.json``, for splits with questions, have VQAv2's fields. Field names are from
 memory of the published files.
 """
@@ -16,7 +18,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,14 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from glipv2_d2.data.composition import Cutout, Scene, compose_scene, drawn_background
+from glipv2_d2.data.composition import (
+    DRAWN_STYLE,
+    Cutout,
+    Scene,
+    SceneStyle,
+    compose_scene,
+    drawn_background,
+)
 from glipv2_d2.structures.text import Span
 
 JPEG_QUALITY = 90
@@ -80,11 +89,12 @@ class SceneSplit:
     Attributes:
         name: stem of its files.
         num_images: number of scenes.
-        size: (w, h) of each image, in pixels.
+        sizes: (w, h) of the images, in pixels; each image has one of them.
         seed: together with the index of an image it determines the whole image.
         category_names: the categories of the split; every object belongs to one of them.
         load_cutouts: loads the cutouts. It is pickled, and should compare equal to its copies, so
             that each process loads them once.
+        style: what varies between the scenes.
         make_background: (size, random generator) -> background.
         noun_phrase: (class name, count) -> noun phrase of the captions.
         make_questions: (scene, category names, random generator) -> questions; None: the split has
@@ -93,10 +103,11 @@ class SceneSplit:
 
     name: str
     num_images: int
-    size: tuple[int, int]
+    sizes: Sequence[tuple[int, int]]
     seed: int
     category_names: Sequence[str]
     load_cutouts: Callable[[], list[Cutout]]
+    style: SceneStyle = DRAWN_STYLE
     make_background: Callable[[tuple[int, int], np.random.Generator], Image.Image] = (
         drawn_background
     )
@@ -158,8 +169,12 @@ def _info(split: SceneSplit) -> dict[str, Any]:
     names = "\n".join(split.category_names).encode("utf8")
     return {
         "num_images": split.num_images,
-        "size": list(split.size),
+        "sizes": [list(size) for size in split.sizes],
         "seed": split.seed,
+        "style": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(split.style).items()
+        },
         "names_sha256": hashlib.sha256(names).hexdigest(),
     }
 
@@ -172,16 +187,19 @@ def _cutouts(load_cutouts: Callable[[], list[Cutout]]) -> list[Cutout]:
 def make_scene(split: SceneSplit, index: int) -> tuple[Scene, np.random.Generator]:
     """A scene of a split, and its random generator in the state after composition."""
     rng = np.random.default_rng([split.seed, index])
-    background = split.make_background(split.size, rng)
-    return compose_scene(_cutouts(split.load_cutouts), background, rng), rng
+    # One size takes no random number.
+    size = split.sizes[int(rng.integers(len(split.sizes))) if len(split.sizes) > 1 else 0]
+    background = split.make_background(size, rng)
+    return compose_scene(_cutouts(split.load_cutouts), background, rng, split.style), rng
 
 
 def _write_scene(split: SceneSplit, directory: Path, index: int) -> dict[str, Any]:
     scene, rng = make_scene(split, index)
     file_name = f"{index:06d}.jpg"
     scene.image.save(directory / file_name, quality=JPEG_QUALITY)
-    names = [item.name for item in scene.objects]
-    boxes = [item.box for item in scene.objects]
+    objects = sorted(scene.objects, key=lambda item: int(item.mask.sum()), reverse=True)
+    names = [item.name for item in objects]
+    boxes = [item.box for item in objects]
     caption, spans = scene_caption(names, split.noun_phrase)
     questions: list[Question] = []
     if split.make_questions is not None:
@@ -199,8 +217,9 @@ def _write_scene(split: SceneSplit, directory: Path, index: int) -> dict[str, An
                 "area": int(item.mask.sum()),
                 "segmentation": _encode(item.mask),
                 "tokens_positive": [list(span)],
+                **({} if item.color is None else {"color": item.color}),
             }
-            for item, (x1, y1, x2, y2), span in zip(scene.objects, boxes, spans, strict=True)
+            for item, (x1, y1, x2, y2), span in zip(objects, boxes, spans, strict=True)
         ],
     }
 

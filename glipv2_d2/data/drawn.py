@@ -132,7 +132,7 @@ def write_drawn(
     scenes = SceneSplit(
         name=split,
         num_images=num_images,
-        size=(size, size),
+        sizes=[(size, size)],
         seed=seed,
         category_names=names,
         load_cutouts=load_cutouts,

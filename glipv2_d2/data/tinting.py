@@ -21,7 +21,7 @@ TINTS: dict[str, tuple[float, float, float]] = {
 }
 # The darkest parts keep this share of the brightness.
 DARKEST_SHARE = 0.35
-# Shading of white above the darkest: deeper shadows would look gray.
+# Shading of white above the darkest: deeper shadows would be gray.
 DARKEST_SHARE_OF_WHITE = 0.7
 
 

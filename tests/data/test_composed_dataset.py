@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from glipv2_d2.data.composed_dataset import SceneSplit, write_split
-from glipv2_d2.data.composition import Cutout, Scene
+from glipv2_d2.data.composition import PHOTO_STYLE, Cutout, Scene
 from glipv2_d2.data.drawn import drawn_cutouts, write_drawn
+from glipv2_d2.data.tinting import TINTS
 
 
 def count_objects(scene: Scene, names: Sequence[str], rng: object) -> list[tuple[str, str]]:
@@ -55,7 +58,7 @@ def test_every_question_has_ten_answers(tmp_path: Path) -> None:
     split = SceneSplit(
         name="val",
         num_images=2,
-        size=(64, 64),
+        sizes=[(64, 64)],
         seed=0,
         category_names=["red circle"],
         load_cutouts=red_circles,
@@ -105,3 +108,37 @@ def test_workers_exit_in_a_process_that_handles_sigterm(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     assert (tmp_path / "val.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def photo_style(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The content of a split of tinted objects in two sizes of images."""
+    split = SceneSplit(
+        name="val",
+        num_images=12,
+        sizes=[(96, 64), (64, 96)],
+        seed=0,
+        category_names=["red circle"],
+        load_cutouts=red_circles,
+        style=replace(PHOTO_STYLE, tint_probability=0.5, min_visible_pixels=20),
+    )
+    return json.loads(write_split(split, tmp_path_factory.mktemp("photo")).read_text())
+
+
+def test_images_have_the_sizes_of_the_split(photo_style: dict[str, Any]) -> None:
+    sizes = {(image["width"], image["height"]) for image in photo_style["images"]}
+    assert sizes == {(96, 64), (64, 96)}
+
+
+def test_annotations_have_the_colours_of_tinted_objects(photo_style: dict[str, Any]) -> None:
+    colors = {item.get("color", "none") for item in photo_style["annotations"]}
+    assert len(colors) > 2
+    assert colors <= {"none", *TINTS}
+
+
+def test_the_annotations_of_an_image_are_ordered_by_area(photo_style: dict[str, Any]) -> None:
+    areas: dict[int, list[int]] = {}
+    for item in photo_style["annotations"]:
+        areas.setdefault(item["image_id"], []).append(item["area"])
+    assert max(map(len, areas.values())) > 2
+    assert all(some == sorted(some, reverse=True) for some in areas.values())
