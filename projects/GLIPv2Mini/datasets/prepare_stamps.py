@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Compose scenes of Tux Paint's photo cut-outs: the data of glipv2-mini.
+"""Compose scenes of Tux Paint's photo cut-outs on photographs: the data of glipv2-mini.
 
-The cut-outs (GPL-2) are taken from Debian's package tuxpaint-stamps-default 2022.06.04-1, which is
-downloaded with apt-get where neither --stamps nor --deb is given. They stay outside the project.
+The cut-outs (GPL-2) and the photographs behind them are taken from three Debian packages, which are
+downloaded with apt-get where --packages does not have them. They stay outside the project.
 
 Splits: train; seen (trained names and cut-outs, new layouts and other photographs behind them);
 seen_new_cutouts (trained names, cut-outs kept out of training); novel (names never trained).
@@ -18,20 +18,42 @@ import sys
 from pathlib import Path
 
 from glipv2_d2.data.composed_dataset import SceneSplit
-from glipv2_mini.data.backgrounds import TEST_PHOTOS, TRAIN_PHOTOS, PhotoBackground
+from glipv2_d2.data.composition import PHOTO_STYLE
+from glipv2_mini.data.backgrounds import PhotoBackground
 from glipv2_mini.data.cutouts import StampLoader, stamp_entries
 from glipv2_mini.data.scene_dataset import scene_questions, write_scenes
 from glipv2_mini.data.scene_text import noun_phrase
 
-PACKAGE = "tuxpaint-stamps-default"
-PACKAGE_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
+STAMPS_PACKAGE = "tuxpaint-stamps-default"
 STAMPS_IN_PACKAGE = "usr/share/tuxpaint/stamps"
+# Name -> version and sha256 of the package's file.
+PACKAGES = {
+    STAMPS_PACKAGE: (
+        "2022.06.04-1",
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    ),
+    "mate-backgrounds": (
+        "1.26.0-1",
+        "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+    ),
+    "plasma-workspace-wallpapers": (
+        "4:5.27.5-2",
+        "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
+    ),
+}
+SIZES = (
+    *((416, 312), (312, 416), (416, 416)),
+    *((416, 277), (277, 416), (416, 234)),
+)
+"""(w, h) of the scenes in pixels: 4:3, 1:1, 3:2 and 16:9."""
 
 
 def main() -> None:
     args = parse_args()
-    stamps = args.stamps or extract(args.deb or download(args.output), args.output)
-    for split in splits(stamps, args):
+    needed = [name for name in PACKAGES if name != STAMPS_PACKAGE or args.stamps is None]
+    packages = args.packages or args.output / "packages"
+    root = extract([find_package(packages, name) for name in needed], args.output / "unpacked")
+    for split in splits(args.stamps or root / STAMPS_IN_PACKAGE, root, args):
         file = write_scenes(split, args.output, workers=args.workers)
         print(
             f"{split.name}: {len(split.category_names)} names, annotations in {file}, questions, "
@@ -45,31 +67,34 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stamps", type=Path, help="the stamps' directory, if they are installed")
-    parser.add_argument("--deb", type=Path, help=f"the file of {PACKAGE}, if it is downloaded")
+    parser.add_argument(
+        "--packages",
+        type=Path,
+        help="directory of downloaded .deb files; missing ones are added (default: below --output)",
+    )
     parser.add_argument("--output", type=Path, default=root / "stamps", help="default: %(default)s")
     parser.add_argument("--num-train", type=int, default=6000, help="default: %(default)s")
-    parser.add_argument("--num-test", type=int, default=500, help="of each test split, %(default)s")
-    parser.add_argument("--size", type=int, default=320, help="pixels a side, default: %(default)s")
+    parser.add_argument("--num-test", type=int, default=300, help="of each test split, %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser.parse_args()
 
 
-def splits(stamps: Path, args: argparse.Namespace) -> list[SceneSplit]:
+def splits(stamps: Path, photos: Path, args: argparse.Namespace) -> list[SceneSplit]:
     """The four splits. Their seeds differ, so that no two share a layout."""
     entries = stamp_entries()
     trained = sorted({entry.name for entry in entries if entry.use == "train"})
     novel = sorted({entry.name for entry in entries if entry.use == "novel"})
-    size = (args.size, args.size)
 
     def split(name: str, count: int, seed: int, names: list[str], use: str) -> SceneSplit:
         return SceneSplit(
             name=name,
             num_images=count,
-            size=size,
+            sizes=SIZES,
             seed=seed,
             category_names=names,
             load_cutouts=StampLoader(stamps, (use,)),
-            make_background=PhotoBackground(TRAIN_PHOTOS if name == "train" else TEST_PHOTOS),
+            style=PHOTO_STYLE,
+            make_background=PhotoBackground("train" if name == "train" else "test", photos),
             noun_phrase=noun_phrase,
             make_questions=scene_questions,
         )
@@ -82,37 +107,38 @@ def splits(stamps: Path, args: argparse.Namespace) -> list[SceneSplit]:
     ]
 
 
-def download(directory: Path) -> Path:
-    """Fetch the Debian package into ``directory`` with apt-get, which needs no root for this."""
+def find_package(directory: Path, name: str) -> Path:
+    """The checked file of a Debian package, which apt-get downloads if it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
-    found = sorted(directory.glob(f"{PACKAGE}_*.deb"))
-    if not found:
+    if not list(directory.glob(f"{name}_*.deb")):
         try:
-            subprocess.run(["apt-get", "download", PACKAGE], cwd=directory, check=True)
+            # Downloads need no root.
+            subprocess.run(["apt-get", "download", name], cwd=directory, check=True)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             sys.exit(
-                f"apt-get could not download {PACKAGE} ({error}). Run `apt-get update` as root "
-                "first, or get the package's .deb by hand and give it with --deb"
+                f"apt-get could not download {name} ({error}). Run `apt-get update` as root first, "
+                "or get the package's .deb by hand and give its directory with --packages"
             )
-        found = sorted(directory.glob(f"{PACKAGE}_*.deb"))
-    return found[-1]
-
-
-def extract(package: Path, directory: Path) -> Path:
-    """Unpack the checked package; returns the stamps' directory."""
-    stamps = directory / "cutouts" / STAMPS_IN_PACKAGE
-    if stamps.is_dir():
-        return stamps
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()
-    if digest != PACKAGE_SHA256:
+    file = sorted(directory.glob(f"{name}_*.deb"))[-1]
+    version, expected = PACKAGES[name]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != expected:
         sys.exit(
-            f"{package} is not the version that the list of names was made for "
-            f"(sha256 {digest}, expected {PACKAGE_SHA256}): get {PACKAGE} 2022.06.04-1"
+            f"{file} is not the version that the lists of names and photographs were made for "
+            f"(sha256 {digest}, expected {expected}): get {name} {version}"
         )
-    partial = directory / "cutouts.partial"
-    subprocess.run(["dpkg", "-x", str(package), str(partial)], check=True)
-    partial.rename(directory / "cutouts")
-    return stamps
+    return file
+
+
+def extract(packages: list[Path], directory: Path) -> Path:
+    """Unpack packages into one directory; returns it."""
+    for package in packages:
+        complete = directory / f"{package.stem}.complete"
+        if not complete.is_file():
+            directory.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["dpkg", "-x", str(package), str(directory)], check=True)
+            complete.touch()
+    return directory
 
 
 if __name__ == "__main__":

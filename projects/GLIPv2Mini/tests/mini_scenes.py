@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glipv2_d2.data.composed_dataset import SceneSplit
 from glipv2_d2.data.drawn import drawn_cutouts
-from glipv2_mini.data.backgrounds import TEST_PHOTOS, PhotoBackground
+from glipv2_mini.data.backgrounds import PhotoBackground
 from glipv2_mini.data.scene_dataset import scene_questions, write_scenes
 from glipv2_mini.data.scene_text import noun_phrase
 
@@ -18,11 +18,11 @@ def write_drawn_scenes(
     scenes = SceneSplit(
         name=split,
         num_images=num_images,
-        size=(size, size),
+        sizes=[(size, size)],
         seed=seed,
         category_names=sorted({cutout.name for cutout in drawn_cutouts()}),
         load_cutouts=drawn_cutouts,
-        make_background=PhotoBackground(TEST_PHOTOS),
+        make_background=PhotoBackground("test"),
         noun_phrase=noun_phrase,
         make_questions=scene_questions,
     )
