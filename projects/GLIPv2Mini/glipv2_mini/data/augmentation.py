@@ -11,110 +11,86 @@ from typing import Any
 
 import numpy as np
 
-from glipv2_d2.data.composed_dataset import Question, scene_caption
-from glipv2_mini.data.scene_text import noun_phrase, plural, with_article
+from glipv2_d2.data.composed_dataset import Question
+from glipv2_mini.data.questions import make_questions
+from glipv2_mini.data.relations import are_near
+from glipv2_mini.data.scene_text import Thing, noun_phrase, things_per_image, with_article
 
 NUM_CAPTIONS = 2
 """Captions per scene."""
 NUM_PRESENCE = 3
 """Presence questions per scene with the answer "yes", and with "no"."""
-NUM_PLACES = 1
-"""Location questions per scene of three or more objects."""
-NUM_THINGS = 1
-"""The number of objects of scenes with the question "what is in the picture?"."""
+NUM_LARGEST = 2
+"""Classes in a short caption of a scene with more."""
 
 
 def augment_captions(scenes: Mapping[str, Any]) -> dict[str, Any]:
-    """Captions in COCO's form that mention the objects of each scene in a random order.
+    """Captions in COCO's form, of different forms and with colours; the largest object comes first.
 
     Args:
-        scenes: annotations in COCO's form.
+        scenes: annotations in COCO's form, ordered by area in each image.
     """
-    names_of = _names_per_image(scenes)
+    things_of = things_per_image(scenes)
     annotations: list[dict[str, Any]] = []
     for image in scenes["images"]:
         rng = np.random.default_rng([NUM_CAPTIONS, image["id"]])
-        names = names_of[image["id"]]
-        # A caption counts the objects of a class together, so the classes are permuted.
-        classes = list(dict.fromkeys(names))
-        for _ in range(NUM_CAPTIONS):
-            order = {classes[i]: place for place, i in enumerate(rng.permutation(len(classes)))}
-            caption, _ = scene_caption(sorted(names, key=order.__getitem__), noun_phrase)
+        forms = caption_forms(things_of[image["id"]], (image["width"], image["height"]))
+        # Few objects have few forms, which are repeated.
+        order = [*rng.permutation(len(forms)), *rng.integers(len(forms), size=NUM_CAPTIONS)]
+        for i in order[:NUM_CAPTIONS]:
             ids = {"id": len(annotations) + 1, "image_id": image["id"]}
-            annotations.append({**ids, "caption": caption})
+            annotations.append({**ids, "caption": forms[i]})
     images = [{k: v for k, v in image.items() if k != "caption"} for image in scenes["images"]]
     return {"images": images, "annotations": annotations}
 
 
-def augmented_questions(scenes: Mapping[str, Any]) -> dict[int, list[Question]]:
-    """Questions and answers per image id.
+def caption_forms(things: Sequence[Thing], size: tuple[int, int]) -> list[str]:
+    """The captions that are true of a scene.
 
-    There are as many presence questions with the answer "yes" as with "no", and one "how many" with
-    the answer 1 per class of several objects. The location question is about the second object
-    from the left.
+    Args:
+        things: the objects, by area.
+        size: (w, h) of the image.
+    """
+    if not things:
+        return ["an empty picture"]
+    names = [item.name for item in things]
+    colored = enumerate_things([item.colored_name for item in things])
+    classes = list(dict.fromkeys(names))
+    forms = [colored, f"a photo of {colored}", f"a picture of {colored}"]
+    if len(classes) > NUM_LARGEST:
+        largest = classes[:NUM_LARGEST]
+        forms.append(enumerate_things([name for name in names if name in largest]))
+    if len(things) == len(classes) == 2 and are_near(things[0], things[1], size):
+        first, second = (with_article(item.colored_name) for item in things)
+        forms.append(f"{first} next to {second}")
+    return list(dict.fromkeys(forms))
+
+
+def enumerate_things(names: Sequence[str]) -> str:
+    """The noun phrases of names, each counted at its first mention.
+
+    >>> enumerate_things(["dog", "red car", "dog", "apple"])
+    'two dogs, a red car and an apple'
+    """
+    phrases = [noun_phrase(name, count) for name, count in Counter(names).items()]
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+
+
+def augmented_questions(scenes: Mapping[str, Any]) -> dict[int, list[Question]]:
+    """More questions and answers per image id, as many with the answer "yes" as with "no".
 
     Args:
         scenes: annotations in COCO's form.
     """
-    names_of = _names_per_image(scenes)
-    centers_of = _centers_per_image(scenes)
+    things_of = things_per_image(scenes)
     all_names = [category["name"] for category in scenes["categories"]]
-    questions = {}
-    for image in scenes["images"]:
-        rng = np.random.default_rng([NUM_PRESENCE, image["id"]])
-        names = names_of[image["id"]]
-        questions[image["id"]] = [
-            *_count_questions(Counter(names), all_names, rng),
-            *_location_questions(names, centers_of[image["id"]]),
-            *_naming_questions(names),
-        ]
-    return questions
-
-
-def _count_questions(
-    counts: Counter[str], all_names: Sequence[str], rng: np.random.Generator
-) -> list[Question]:
-    """Presence and number of objects."""
-    present = [sorted(counts)[i] for i in rng.permutation(len(counts))]
-    absent = [name for name in all_names if name not in counts]
-    negatives = [absent[i] for i in rng.permutation(len(absent))[:NUM_PRESENCE]]
-    presence = [(name, "yes") for name in present[: len(negatives)]][:NUM_PRESENCE]
-    presence += [(name, "no") for name in negatives[: len(presence)]]
-    questions = [(f"is there {with_article(n)} in the picture?", answer) for n, answer in presence]
-    several = [name for name in present if counts[name] > 1]
-    # Most classes have one object: balance the answers.
-    single = [name for name in present if counts[name] == 1][: max(1, len(several))]
-    return questions + [
-        (f"how many {plural(name)} are in the picture?", str(counts[name]))
-        for name in (*several, *single)
-    ]
-
-
-def _location_questions(names: Sequence[str], centers: Sequence[float]) -> list[Question]:
-    in_order = [names[i] for i in np.argsort(centers)]
-    # A scene of two objects has this question already.
-    if len(in_order) < 3:
-        return []
-    left, right = in_order[:2]
-    return [(f"what is left of the {right}?", left)] if names.count(right) == 1 else []
-
-
-def _naming_questions(names: Sequence[str]) -> list[Question]:
-    return [("what is in the picture?", names[0])] if len(names) == NUM_THINGS else []
-
-
-def _centers_per_image(scenes: Mapping[str, Any]) -> dict[int, list[float]]:
-    """X of the centre of each object, in pixels."""
-    centers: dict[int, list[float]] = {image["id"]: [] for image in scenes["images"]}
-    for annotation in scenes["annotations"]:
-        x, _, width, _ = annotation["bbox"]
-        centers[annotation["image_id"]].append(x + width / 2)
-    return centers
-
-
-def _names_per_image(scenes: Mapping[str, Any]) -> dict[int, list[str]]:
-    name_of = {category["id"]: category["name"] for category in scenes["categories"]}
-    names: dict[int, list[str]] = {image["id"]: [] for image in scenes["images"]}
-    for annotation in scenes["annotations"]:
-        names[annotation["image_id"]].append(name_of[annotation["category_id"]])
-    return names
+    return {
+        image["id"]: make_questions(
+            things_of[image["id"]],
+            (image["width"], image["height"]),
+            all_names,
+            np.random.default_rng([NUM_PRESENCE, image["id"]]),
+            num_presence=NUM_PRESENCE,
+        )
+        for image in scenes["images"]
+    }

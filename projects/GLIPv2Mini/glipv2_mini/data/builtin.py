@@ -10,7 +10,7 @@ from glipv2_d2.data.readers.grounding import register_phrase_boxes
 from glipv2_d2.data.readers.refcoco import register_referring
 from glipv2_d2.data.readers.vqa import register_questions
 from glipv2_d2.data.registration import register_first
-from glipv2_mini.data.scene_text import question_type
+from glipv2_mini.data.questions import question_type
 
 STAMPS_SPLITS = ("train", "seen", "seen_new_cutouts", "novel")
 STAMPS_TEST_SPLITS = STAMPS_SPLITS[1:]
@@ -29,8 +29,8 @@ def register_datasets(root: str) -> None:
 def register_stamps(root: str) -> None:
     """``mini_stamps_<split>``, and the same scenes for other tasks.
 
-    ``..._captions`` has the phrases of the captions, ``..._referring`` phrases that distinguish two
-    objects of a class, ``..._vqa`` questions, ``..._captioning`` captions to generate.
+    ``..._captions`` has the phrases of the captions, ``..._referring`` phrases for one object,
+    ``..._vqa`` questions, ``..._captioning`` captions to generate.
     ``..._augmented_vqa`` has more questions, ``..._train_augmented_captioning`` more captions.
     ``mini_stamps_<split>_200``, ``..._captions_200``, ``..._vqa_600`` and so on (:data:`NUM_FIRST`)
     are the first images or questions of a test split.

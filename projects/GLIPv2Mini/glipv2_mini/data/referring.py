@@ -1,91 +1,119 @@
-"""Referring phrases for one of two objects of a class: "the left apple", "the larger dog".
+"""Referring phrases: "the left apple", "the dog at the top", "the red car", "the dog".
 
-They are derived from the annotations of a split without randomness: every clear relation of a pair
-gives two phrases.
+They are derived from the annotations of a split. Two or three objects of a class have phrases that
+distinguish them, by place, size or colour, where the relation is clear; to these comes a share of
+phrases for objects that are the only ones of their class.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Least distance between two centres along an axis, as a share of the image's side, for one object
-# to be the left (upper) one.
-MIN_DISTANCE = 0.15
-# Least ratio of two areas, of the boxes and of the masks, for one object to be the larger one.
-# Both count: an occluded object can have a large box and a small mask.
-MIN_AREA_RATIO = 2.0
+import numpy as np
 
-Annotation = dict[str, Any]
+from glipv2_mini.data.relations import largest_of, order_along, smallest_of
+from glipv2_mini.data.scene_text import Thing, things_per_image
+
+UNIQUE_SHARE = 0.3
+"""Share of the phrases for an object without another of its class."""
+MAX_GROUP = 3
+"""Larger groups have no phrases."""
+SEED = 20
+# Axis -> wordings for the first object and for the last one along it.
+SIDES: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    0: (
+        ("the left {name}", "the {name} on the left"),
+        ("the right {name}", "the {name} on the right"),
+    ),
+    1: (
+        ("the upper {name}", "the {name} at the top"),
+        ("the lower {name}", "the {name} at the bottom"),
+    ),
+}
+MIDDLE = "the {name} in the middle"
+
+Phrase = tuple[str, int]
+"""A phrase and the index of the object it refers to."""
+ScenePhrase = tuple[dict[str, Any], str, dict[str, Any]]
+"""An image, a phrase and the annotation of the object it refers to."""
 
 
-def referring_phrases(
-    content: dict[str, Any],
-) -> Iterator[tuple[dict[str, Any], str, Annotation]]:
-    """The image, phrase and annotation of every phrase, in the order of the file.
+def group_phrases(
+    things: Sequence[Thing], size: tuple[int, int], rng: np.random.Generator
+) -> list[Phrase]:
+    """The phrases that distinguish two or three objects of one class.
 
-    Only classes with exactly two objects in an image have phrases.
+    Each relation is worded in one of its ways.
+
+    Args:
+        things: the objects.
+        size: (w, h) of the image.
+    """
+    phrases: list[Phrase] = []
+    name = things[0].name
+    for axis, sides in SIDES.items():
+        order = order_along(axis, things, size)
+        if order is None:
+            continue
+        for wordings, index in zip(sides, (order[0], order[-1]), strict=True):
+            phrases.append((wordings[rng.integers(len(wordings))].format(name=name), index))
+        if axis == 0 and len(order) == MAX_GROUP:
+            phrases.append((MIDDLE.format(name=name), order[1]))
+    larger, smaller = ("larger", "smaller") if len(things) == 2 else ("largest", "smallest")
+    for word, extreme in ((larger, largest_of(things)), (smaller, smallest_of(things))):
+        if extreme is not None:
+            phrases.append((f"the {word} {name}", extreme))
+    # An object without a known colour may have any.
+    if all(item.color is not None for item in things):
+        colors = [item.color for item in things]
+        phrases += [
+            (f"the {item.colored_name}", i)
+            for i, item in enumerate(things)
+            if colors.count(item.color) == 1
+        ]
+    return phrases
+
+
+def unique_phrase(thing: Thing, rng: np.random.Generator) -> str:
+    """A phrase for the only object of its class, with its colour in half of the cases."""
+    name = thing.colored_name if rng.random() < 0.5 else thing.name
+    return f"the {name}"
+
+
+def referring_phrases(content: dict[str, Any]) -> Iterator[ScenePhrase]:
+    """The image, phrase and annotation of every phrase, in the order of the images.
 
     Args:
         content: of a split's file in COCO's format; boxes are XYWH in pixels.
     """
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    by_image: defaultdict[int, defaultdict[int, list[Annotation]]]
-    by_image = defaultdict(lambda: defaultdict(list))
+    things_of = things_per_image(content)
+    annotations_of: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in things_of}
     for annotation in content["annotations"]:
-        by_image[annotation["image_id"]][annotation["category_id"]].append(annotation)
-    for image in content["images"]:
-        for category, objects in by_image[image["id"]].items():
-            if len(objects) != 2:
-                continue
-            for word, index in distinguishing_words(objects, (image["width"], image["height"])):
-                yield image, f"the {word} {names[category]}", objects[index]
-
-
-def distinguishing_words(
-    objects: Sequence[Annotation], size: tuple[int, int]
-) -> list[tuple[str, int]]:
-    """The words that distinguish two objects, each with the index of the object it refers to.
-
-    Args:
-        objects: two annotations, boxes XYWH.
-        size: (w, h) of the image.
-
-    >>> apple = {"bbox": [0, 0, 40, 40], "area": 1200}
-    >>> distinguishing_words([apple, {"bbox": [60, 5, 30, 40], "area": 900}], (100, 100))
-    [('left', 0), ('right', 1)]
-    """
-    words: list[tuple[str, int]] = []
-    for axis, (before, behind) in enumerate((("left", "right"), ("upper", "lower"))):
-        first = _first_along(axis, objects, MIN_DISTANCE * size[axis])
-        if first is not None:
-            words += [(before, first), (behind, 1 - first)]
-    larger = _larger(objects)
-    if larger is not None:
-        words += [("larger", larger), ("smaller", 1 - larger)]
-    return words
-
-
-def _first_along(axis: int, objects: Sequence[Annotation], min_distance: float) -> int | None:
-    """Index of the object that starts and ends before the other, with distant centres."""
-    starts = [item["bbox"][axis] for item in objects]
-    ends = [item["bbox"][axis] + item["bbox"][axis + 2] for item in objects]
-    for first, second in ((0, 1), (1, 0)):
-        gaps = (starts[second] - starts[first], ends[second] - ends[first])
-        if min(gaps) > 0 and sum(gaps) / 2 >= min_distance:
-            return first
-    return None
-
-
-def _larger(objects: Sequence[Annotation]) -> int | None:
-    """Index of the object with a clearly larger box and mask."""
-    masks = [item["area"] for item in objects]
-    boxes = [item["bbox"][2] * item["bbox"][3] for item in objects]
-    for larger, smaller in ((0, 1), (1, 0)):
-        if all(areas[larger] >= MIN_AREA_RATIO * areas[smaller] for areas in (masks, boxes)):
-            return larger
-    return None
+        annotations_of[annotation["image_id"]].append(annotation)
+    relational: list[tuple[int, ScenePhrase]] = []
+    unique: list[tuple[int, ScenePhrase]] = []
+    for place, image in enumerate(content["images"]):
+        rng = np.random.default_rng([SEED, image["id"]])
+        things, annotations = things_of[image["id"]], annotations_of[image["id"]]
+        for name in sorted({item.name for item in things}):
+            members = [i for i, item in enumerate(things) if item.name == name]
+            group = [things[i] for i in members]
+            if len(group) == 1:
+                phrase = unique_phrase(group[0], rng)
+                unique.append((place, (image, phrase, annotations[members[0]])))
+            elif len(group) <= MAX_GROUP:
+                relational += [
+                    (place, (image, phrase, annotations[members[index]]))
+                    for phrase, index in group_phrases(
+                        group, (image["width"], image["height"]), rng
+                    )
+                ]
+    count = round(len(relational) * UNIQUE_SHARE / (1 - UNIQUE_SHARE))
+    chosen = np.random.default_rng(SEED).permutation(len(unique))[:count]
+    phrases = relational + [unique[i] for i in chosen]
+    # The sort is stable: the phrases of an image keep their order.
+    yield from (phrase for _, phrase in sorted(phrases, key=lambda pair: pair[0]))
 
 
 def referring_file(content: dict[str, Any]) -> dict[str, Any]:

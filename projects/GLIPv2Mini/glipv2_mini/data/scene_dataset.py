@@ -1,7 +1,7 @@
 """The dataset of composed scenes, with the files derived from its annotations.
 
 Beside the files of :mod:`glipv2_d2.data.composed_dataset`, ``<split>_referring.json`` has a phrase
-for one of two objects of a class, in MDETR's form; ``<split>_augmented_captioning.json`` has more
+for one object, in MDETR's form; ``<split>_augmented_captioning.json`` has more
 captions, in COCO's form; ``<split>_augmented_{questions,answers}.json`` have more questions, in
 VQAv2's form.
 """
@@ -26,14 +26,15 @@ from glipv2_d2.data.composed_dataset import (
 from glipv2_d2.data.composition import Scene
 from glipv2_mini.data.augmentation import (
     NUM_CAPTIONS,
-    NUM_PLACES,
+    NUM_LARGEST,
     NUM_PRESENCE,
-    NUM_THINGS,
     augment_captions,
     augmented_questions,
 )
-from glipv2_mini.data.referring import MIN_AREA_RATIO, MIN_DISTANCE, referring_file
-from glipv2_mini.data.scene_text import make_questions
+from glipv2_mini.data.questions import make_questions
+from glipv2_mini.data.referring import UNIQUE_SHARE, referring_file
+from glipv2_mini.data.relations import MAX_GAP, MIN_AREA_RATIO, MIN_DISTANCE
+from glipv2_mini.data.scene_text import Thing
 
 Derive = Callable[[dict[str, Any]], dict[str, Any]]
 """Annotations in COCO's form -> the contents of a file, without its ``info``."""
@@ -42,10 +43,13 @@ Derive = Callable[[dict[str, Any]], dict[str, Any]]
 def scene_questions(
     scene: Scene, category_names: Sequence[str], rng: np.random.Generator
 ) -> list[Question]:
-    """Random questions about a scene, see :func:`~glipv2_mini.data.scene_text.make_questions`."""
-    boxes = [item.box for item in scene.objects]
-    centers = [(x1 + x2) / 2 for x1, _, x2, _ in boxes]
-    return make_questions([item.name for item in scene.objects], centers, category_names, rng)
+    """Random questions about a scene, see :func:`~glipv2_mini.data.questions.make_questions`."""
+    things = []
+    for item in scene.objects:
+        x1, y1, x2, y2 = item.box
+        box = (x1, y1, x2 - x1, y2 - y1)
+        things.append(Thing(item.name, box, int(item.mask.sum()), item.color))
+    return make_questions(things, scene.image.size, category_names, rng)
 
 
 def write_scenes(split: SceneSplit, root: Path, *, workers: int = 1) -> Path:
@@ -80,17 +84,18 @@ def _augmented_answers(scenes: Mapping[str, Any]) -> dict[str, Any]:
     return vqa_files(augmented_questions(scenes))["_answers"]
 
 
-_QUESTION_SETTINGS = {
-    "num_presence": NUM_PRESENCE,
-    "num_places": NUM_PLACES,
-    "num_things": NUM_THINGS,
+_RELATIONS = {
+    "min_distance": MIN_DISTANCE,
+    "min_area_ratio": MIN_AREA_RATIO,
+    "max_gap": MAX_GAP,
 }
+_QUESTION_SETTINGS = {"num_presence": NUM_PRESENCE, **_RELATIONS}
 DERIVED: dict[str, tuple[dict[str, Any], Derive]] = {
-    "_referring": (
-        {"min_distance": MIN_DISTANCE, "min_area_ratio": MIN_AREA_RATIO},
-        referring_file,
+    "_referring": ({"unique_share": UNIQUE_SHARE, **_RELATIONS}, referring_file),
+    "_augmented_captioning": (
+        {"num_captions": NUM_CAPTIONS, "num_largest": NUM_LARGEST, **_RELATIONS},
+        augment_captions,
     ),
-    "_augmented_captioning": ({"num_captions": NUM_CAPTIONS}, augment_captions),
     "_augmented_questions": (_QUESTION_SETTINGS, _augmented_questions),
     "_augmented_answers": (_QUESTION_SETTINGS, _augmented_answers),
 }

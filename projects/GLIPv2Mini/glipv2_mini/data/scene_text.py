@@ -1,17 +1,80 @@
-"""Noun phrases of class names, and questions with answers about a scene."""
+"""The objects of a scene as texts mention them, and the nouns for them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
-import numpy as np
+import csv
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from glipv2_d2.data.composed_dataset import NUMBERS
 from glipv2_mini.text.articles import article_of
 
+KINDS_FILE = Path(__file__).parents[1] / "assets" / "name_kinds.tsv"
 # Plural nouns, which take no article.
 PLURAL_ONLY = {"binoculars", "grapes", "pants", "pliers", "scissors"}
+IRREGULAR_PLURALS = {
+    **{noun: noun for noun in ("bison", "chamois", "deer", "fish", "sheep", "shrimp")},
+    "goose": "geese",
+    "mouse": "mice",
+    "potato": "potatoes",
+    "snowman": "snowmen",
+    "tomato": "tomatoes",
+    "woodlouse": "woodlice",
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of a scene, without its pixels.
+
+    Attributes:
+        name: its class name.
+        box: XYWH in pixels.
+        area: its visible pixels.
+        color: the colour it was tinted in; None: unknown.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    area: float
+    color: str | None = None
+
+    @property
+    def center_x(self) -> float:
+        """X of the centre of the box, in pixels."""
+        return self.box[0] + self.box[2] / 2
+
+    @property
+    def colored_name(self) -> str:
+        """The name, after the colour if that is known."""
+        return self.name if self.color is None else f"{self.color} {self.name}"
+
+
+def things_per_image(scenes: Mapping[str, Any]) -> dict[int, list[Thing]]:
+    """The objects of each image id, in the order of the annotations.
+
+    Args:
+        scenes: annotations in COCO's form, with the ``color`` of tinted objects.
+    """
+    name_of = {category["id"]: category["name"] for category in scenes["categories"]}
+    things: defaultdict[int, list[Thing]] = defaultdict(list)
+    for item in scenes["annotations"]:
+        x, y, width, height = item["bbox"]
+        name, color = name_of[item["category_id"]], item.get("color")
+        things[item["image_id"]].append(Thing(name, (x, y, width, height), item["area"], color))
+    return {image["id"]: things[image["id"]] for image in scenes["images"]}
+
+
+@functools.cache
+def kinds_of_names() -> dict[str, tuple[str, ...]]:
+    """The kinds of class names that have one: "bee" is an insect and an animal."""
+    with KINDS_FILE.open(encoding="utf8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row["name"]: tuple(row["kinds"].split(",")) for row in rows}
 
 
 def noun_phrase(name: str, count: int) -> str:
@@ -23,73 +86,51 @@ def noun_phrase(name: str, count: int) -> str:
     return with_article(name) if count == 1 else f"{NUMBERS[count]} {plural(name)}"
 
 
-def make_questions(
-    names: Sequence[str],
-    centers: Sequence[float],
-    all_names: Sequence[str],
-    rng: np.random.Generator,
-) -> list[tuple[str, str]]:
-    """Random questions about presence, number and location, with their answers.
-
-    Args:
-        names: class name of each object.
-        centers: x of the centre of each object, in pixels.
-        all_names: class names to draw an absent one from.
-    """
-    counts = Counter(names)
-    absent = [name for name in all_names if name not in counts]
-    questions = []
-    if counts:
-        present = sorted(counts)[rng.integers(len(counts))]
-        questions.append((f"is there {with_article(present)} in the picture?", "yes"))
-        questions.append((f"how many {plural(present)} are in the picture?", str(counts[present])))
-    if absent:
-        missing = absent[rng.integers(len(absent))]
-        questions.append((f"is there {with_article(missing)} in the picture?", "no"))
-    if len(names) == 2 and len(counts) == 2:
-        left, right = (names[i] for i in np.argsort(centers))
-        questions.append((f"what is left of the {right}?", left))
-    return questions
-
-
-def question_type(question: str) -> str:
-    """The type of a question: its first words, as VQAv2 names its types.
-
-    >>> question_type("is there a dog in the picture?"), question_type("what is left of the dog?")
-    ('is there', 'what is left of')
-    """
-    beginnings = ("is there", "how many", "what is left of", "what is in")
-    return next((words for words in beginnings if question.startswith(words)), "other")
-
-
 def with_article(name: str) -> str:
     """The singular noun phrase of a class name.
 
     >>> with_article("apple"), with_article("dog"), with_article("scissors")
     ('an apple', 'a dog', 'scissors')
     """
-    if name.split()[-1] in PLURAL_ONLY:
-        return name
-    return f"{article_of(name)} {name}"
+    return name if is_plural_only(name) else f"{article_of(name)} {name}"
+
+
+def is_plural_only(name: str) -> bool:
+    """Whether a class name is a plural noun.
+
+    >>> is_plural_only("red scissors"), is_plural_only("bus")
+    (True, False)
+    """
+    return name.split()[-1] in PLURAL_ONLY
+
+
+def verb_for(name: str) -> str:
+    """The verb for one object of a class.
+
+    >>> verb_for("dog"), verb_for("scissors")
+    ('is', 'are')
+    """
+    return "are" if is_plural_only(name) else "is"
 
 
 def plural(name: str) -> str:
-    """The plural of a class name.
+    """The plural of a class name or kind.
 
-    >>> [plural(name) for name in ("dog", "box", "cherry", "sheep", "goose", "scissors")]
-    ['dogs', 'boxes', 'cherries', 'sheep', 'geese', 'scissors']
+    >>> [plural(name) for name in ("dog", "box", "cherry", "sheep", "red goose", "scissors")]
+    ['dogs', 'boxes', 'cherries', 'sheep', 'red geese', 'scissors']
+    >>> plural("piece of food")
+    'pieces of food'
     """
-    irregular = {
-        "sheep": "sheep",
-        "deer": "deer",
-        "goose": "geese",
-        "mouse": "mice",
-        "fish": "fish",
-    }
-    if name in irregular:
-        return irregular[name]
-    if name.endswith(("s", "sh", "ch", "x")):
-        return name if name.split()[-1] in PLURAL_ONLY else f"{name}es"
-    if name.endswith("y") and name[-2] not in "aeiou":
-        return f"{name[:-1]}ies"
-    return f"{name}s"
+    head, of, rest = name.partition(" of ")
+    *adjectives, noun = head.split()
+    return " ".join([*adjectives, _plural_noun(noun)]) + of + rest
+
+
+def _plural_noun(noun: str) -> str:
+    if noun in IRREGULAR_PLURALS:
+        return IRREGULAR_PLURALS[noun]
+    if noun.endswith(("s", "sh", "ch", "x")):
+        return noun if noun in PLURAL_ONLY else f"{noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"

@@ -1,9 +1,10 @@
-"""Referring phrases for one of two objects of a class."""
+"""Referring phrases for one object of a scene."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +17,99 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from glipv2_d2.data.readers.grounding import read_referring
-from glipv2_mini.data.referring import (
-    MIN_AREA_RATIO,
-    MIN_DISTANCE,
-    distinguishing_words,
-    referring_phrases,
-)
+from glipv2_mini.data.referring import group_phrases, referring_phrases, unique_phrase
+from glipv2_mini.data.relations import MIN_DISTANCE
+from glipv2_mini.data.scene_text import Thing
 
 SIZE = (200, 100)
-OPPOSITE = {"left": "right", "upper": "lower", "larger": "smaller"}
-OPPOSITE |= {other: word for word, other in OPPOSITE.items()}
 
 
-def make_object(x: int, y: int, width: int, height: int, area: int | None = None) -> dict[str, Any]:
-    return {"bbox": [x, y, width, height], "area": width * height if area is None else area}
+def thing(
+    x: int, y: int, width: int, height: int, color: str | None = None, name: str = "dog"
+) -> Thing:
+    return Thing(name, (x, y, width, height), width * height, color)
 
 
-OBJECTS = st.builds(
-    make_object, st.integers(0, 150), st.integers(0, 60), st.integers(1, 50), st.integers(1, 40)
+THINGS = st.builds(
+    thing, st.integers(0, 150), st.integers(0, 60), st.integers(1, 50), st.integers(1, 40)
 )
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [
-        # Side by side, of one size: 31 of 200 pixels are over 15 %.
-        (make_object(10, 10, 20, 20), make_object(41, 10, 20, 20), {"left": 0, "right": 1}),
-        (make_object(10, 10, 20, 20), make_object(39, 10, 20, 20), {}),
-        # Above each other: 15 of 100 pixels.
-        (make_object(10, 25, 20, 20), make_object(10, 10, 20, 20), {"upper": 1, "lower": 0}),
-        # One inside the other is neither left nor upper, at any distance of the centres.
-        (make_object(0, 0, 200, 100), make_object(150, 60, 40, 30), {"larger": 0, "smaller": 1}),
-        # The larger box has a small mask: it is occluded.
-        (make_object(10, 10, 20, 20), make_object(10, 10, 40, 20, area=600), {}),
-    ],
-)
-def test_worked_examples(
-    first: dict[str, Any], second: dict[str, Any], words: dict[str, int]
-) -> None:
-    assert dict(distinguishing_words([first, second], SIZE)) == words
+def all_phrases(*things: Thing) -> dict[str, int]:
+    """The phrases in every wording, with the index of their object."""
+    return {
+        phrase: index
+        for seed in range(20)
+        for phrase, index in group_phrases(things, SIZE, np.random.default_rng(seed))
+    }
 
 
-@given(OBJECTS, OBJECTS)
-def test_each_word_has_its_opposite_for_the_other_object(
-    first: dict[str, Any], second: dict[str, Any]
-) -> None:
-    words = dict(distinguishing_words([first, second], SIZE))
-    for word, target in words.items():
-        assert words[OPPOSITE[word]] == 1 - target
+def test_a_pair_side_by_side_is_left_and_right() -> None:
+    assert all_phrases(thing(10, 10, 20, 20), thing(60, 10, 20, 20)) == {
+        "the left dog": 0,
+        "the dog on the left": 0,
+        "the right dog": 1,
+        "the dog on the right": 1,
+    }
 
 
-@given(OBJECTS, OBJECTS)
-def test_the_order_of_the_objects_does_not_matter(
-    first: dict[str, Any], second: dict[str, Any]
-) -> None:
-    words = dict(distinguishing_words([first, second], SIZE))
-    swapped = dict(distinguishing_words([second, first], SIZE))
-    assert swapped == {word: 1 - target for word, target in words.items()}
+def test_a_pair_above_each_other_is_upper_and_lower() -> None:
+    assert all_phrases(thing(10, 60, 20, 20), thing(10, 10, 20, 20)) == {
+        "the upper dog": 1,
+        "the dog at the top": 1,
+        "the lower dog": 0,
+        "the dog at the bottom": 0,
+    }
 
 
-@given(OBJECTS, OBJECTS)
-def test_a_mirrored_image_changes_left_and_right_only(
-    first: dict[str, Any], second: dict[str, Any]
-) -> None:
-    def mirror(one: dict[str, Any]) -> dict[str, Any]:
-        x, y, width, height = one["bbox"]
-        return {**one, "bbox": [SIZE[0] - x - width, y, width, height]}
+def test_the_second_of_three_is_in_the_middle() -> None:
+    phrases = all_phrases(thing(100, 0, 9, 9), thing(0, 0, 9, 9), thing(50, 0, 9, 9))
+    assert phrases["the dog in the middle"] == 2
+    assert (phrases["the left dog"], phrases["the right dog"]) == (1, 0)
 
-    words = dict(distinguishing_words([first, second], SIZE))
-    mirrored = dict(distinguishing_words([mirror(first), mirror(second)], SIZE))
+
+def test_size_is_compared_in_a_pair_and_among_three() -> None:
+    large, small = thing(0, 0, 40, 40), thing(5, 5, 10, 10)
+    assert all_phrases(small, large) == {"the larger dog": 1, "the smaller dog": 0}
+    phrases = all_phrases(small, large, thing(6, 6, 20, 20))
+    assert phrases == {"the largest dog": 1, "the smallest dog": 0}
+
+
+def test_objects_of_different_known_colours_are_told_apart() -> None:
+    red, blue = thing(0, 0, 20, 20, "red"), thing(0, 0, 20, 20, "blue")
+    assert all_phrases(red, blue) == {"the red dog": 0, "the blue dog": 1}
+    assert not all_phrases(red, red)
+    assert not all_phrases(red, thing(0, 0, 20, 20))
+
+
+def test_a_unique_object_may_be_called_by_its_colour() -> None:
+    red = thing(0, 0, 20, 20, "red")
+    phrases = {unique_phrase(red, np.random.default_rng(seed)) for seed in range(20)}
+    assert phrases == {"the dog", "the red dog"}
+
+
+@given(THINGS, THINGS)
+def test_each_word_has_its_opposite_for_the_other_object(first: Thing, second: Thing) -> None:
+    phrases = group_phrases([first, second], SIZE, np.random.default_rng(0))
+    assert sorted(index for _, index in phrases) == [0] * (len(phrases) // 2) + [1] * (
+        len(phrases) // 2
+    )
+
+
+@given(THINGS, THINGS)
+def test_a_mirrored_image_changes_left_and_right_only(first: Thing, second: Thing) -> None:
+    def mirror(one: Thing) -> Thing:
+        x, y, width, height = one.box
+        return replace(one, box=(SIZE[0] - x - width, y, width, height))
+
+    phrases = all_phrases(first, second)
+    mirrored = all_phrases(mirror(first), mirror(second))
+    assert mirrored == {_swap_sides(phrase): target for phrase, target in phrases.items()}
+
+
+def _swap_sides(phrase: str) -> str:
     sides = {"left": "right", "right": "left"}
-    assert mirrored == {sides.get(word, word): target for word, target in words.items()}
+    return " ".join(sides.get(word, word) for word in phrase.split())
 
 
 def content(*categories: int) -> dict[str, Any]:
@@ -94,17 +117,34 @@ def content(*categories: int) -> dict[str, Any]:
     return {
         "images": [{"id": 7, "file_name": "7.jpg", "width": 400, "height": 100, "caption": ""}],
         "annotations": [
-            {"id": i, "image_id": 7, "category_id": category, **make_object(100 * i, 10, 20, 20)}
+            {
+                "id": i,
+                "image_id": 7,
+                "category_id": category,
+                "bbox": [90 * i, 10, 20, 20],
+                "area": 400,
+            }
             for i, category in enumerate(categories)
         ],
         "categories": [{"id": 1, "name": "red apple"}, {"id": 2, "name": "dog"}],
     }
 
 
-def test_only_pairs_have_phrases() -> None:
-    phrases = [(phrase, item["id"]) for _, phrase, item in referring_phrases(content(1, 2, 1))]
-    assert phrases == [("the left red apple", 0), ("the right red apple", 2)]
-    assert not list(referring_phrases(content(2, 2, 2, 1)))
+def test_groups_of_at_most_three_have_phrases() -> None:
+    targets = {item["id"] for _, _, item in referring_phrases(content(1, 2, 1))}
+    assert targets == {0, 1, 2}
+    assert not list(referring_phrases(content(2, 2, 2, 2)))
+
+
+def test_three_phrases_of_ten_are_for_unique_objects() -> None:
+    scenes = content()
+    for i in range(40):
+        scenes["images"].append({**scenes["images"][0], "id": 100 + i})
+        for item in content(1, 2, 1)["annotations"]:
+            ids = {"id": len(scenes["annotations"]), "image_id": 100 + i}
+            scenes["annotations"].append({**item, **ids})
+    phrases = [phrase for _, phrase, _ in referring_phrases(scenes)]
+    assert phrases.count("the dog") / len(phrases) == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -121,29 +161,9 @@ def test_a_phrase_has_the_box_and_mask_of_its_object(drawn: Path) -> None:
         assert annotation["image_id"] == image["id"]
         assert target["image_id"] == image["original_id"]
         assert image["file_name"] == scenes.imgs[image["original_id"]]["file_name"]
-        [other] = [
-            a
-            for a in scenes.imgToAnns[image["original_id"]]
-            if a["category_id"] == target["category_id"] and a["id"] != target["id"]
-        ]
-        _, word, *name = image["caption"].split()
-        assert " ".join(name) == scenes.cats[target["category_id"]]["name"]
-        assert is_true(word, scenes.annToMask(target), scenes.annToMask(other))
+        assert scenes.cats[target["category_id"]]["name"] in image["caption"]
         decoded = coco_mask.decode(annotation["segmentation"])
         assert np.array_equal(decoded, scenes.annToMask(target))
-
-
-def is_true(word: str, target: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the word holds for the masks."""
-    (target_y, target_x), (other_y, other_x) = np.nonzero(target), np.nonzero(other)
-    return {
-        "left": target_x.min() < other_x.min() and target_x.max() < other_x.max(),
-        "right": target_x.min() > other_x.min() and target_x.max() > other_x.max(),
-        "upper": target_y.min() < other_y.min() and target_y.max() < other_y.max(),
-        "lower": target_y.min() > other_y.min() and target_y.max() > other_y.max(),
-        "larger": len(target_x) >= MIN_AREA_RATIO * len(other_x),
-        "smaller": len(other_x) >= MIN_AREA_RATIO * len(target_x),
-    }[word]
 
 
 @pytest.mark.parametrize("is_train", [True, False])

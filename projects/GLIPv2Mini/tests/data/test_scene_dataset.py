@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from mini_scenes import write_drawn_scenes
 
+from glipv2_mini.data.questions import question_type
 from glipv2_mini.data.scene_dataset import DERIVED
-from glipv2_mini.data.scene_text import question_type
 
 
 @pytest.fixture(scope="module")
