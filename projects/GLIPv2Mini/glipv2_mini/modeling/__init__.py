@@ -11,6 +11,7 @@ from glipv2_mini.modeling.classifier_fused_head import (
 )
 from glipv2_mini.modeling.classifier_score import ClassifierScore
 from glipv2_mini.modeling.image_fused_head import ImageFusedDynamicHead
+from glipv2_mini.modeling.nanodet import NanoDet, build_nanodet_backbone
 from glipv2_mini.modeling.pointer_answer import PointerAnswerHead
 from glipv2_mini.modeling.pointer_caption import PointerCaptionHead
 from glipv2_mini.modeling.region_encoder import ClassifierRegionEncoder, RegionEncoder
@@ -24,11 +25,13 @@ __all__ = [
     "ClassifierRegionEncoder",
     "ClassifierScore",
     "ImageFusedDynamicHead",
+    "NanoDet",
     "PointerAnswerHead",
     "PointerCaptionHead",
     "PositionalClassifierFusedHead",
     "RegionEncoder",
     "RegionTextTasks",
     "RelationalGroundingRPN",
+    "build_nanodet_backbone",
     "build_timm_classifier_fpn_backbone",
 ]
