@@ -59,6 +59,7 @@ def add_glipv2_config(cfg: CfgNode) -> None:
     _add_backbone_config(cfg)
     _add_language_config(cfg)
     _add_head_config(cfg)
+    _add_closed_set_config(cfg)
     _add_mask_config(cfg)
     _add_pretraining_config(cfg)
     _add_text_task_config(cfg)
@@ -178,6 +179,21 @@ def _add_head_config(cfg: CfgNode) -> None:
     # Maximum number of detections per prompt. TEST.DETECTIONS_PER_IMAGE limits the total of an
     # image with several prompts (-1: no limit).
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
+
+
+def _add_closed_set_config(cfg: CfgNode) -> None:
+    # A trained Detectron2 detector whose class scores become evidence for any class names:
+    # OpenVocabularyRetinaNet, or OpenVocabularyRCNN with MODEL.ROI_HEADS.NAME ClosedSetROIHeads or
+    # ClosedSetCascadeROIHeads. NUM_CLASSES then limits the class names of training only.
+    cfg.MODEL.CLOSED_SET = CfgNode()
+    # The detector's class names in the order of its classifier; commas or "|" separate synonyms.
+    cfg.MODEL.CLOSED_SET.CLASS_NAMES = []
+    # In place of CLASS_NAMES: a registered dataset, whose metadata has them (thing_classes).
+    cfg.MODEL.CLOSED_SET.DATASET = ""
+    # Cosines of text embeddings between which the similarity of a name and a class rises from 0 to
+    # 1. The values suit MiniLM.
+    cfg.MODEL.CLOSED_SET.MIN_SIMILARITY = 0.45
+    cfg.MODEL.CLOSED_SET.MAX_SIMILARITY = 0.85
 
 
 def _add_mask_config(cfg: CfgNode) -> None:

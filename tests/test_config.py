@@ -76,6 +76,7 @@ def test_new_groups_of_keys_are_a_decision() -> None:
         "MODEL.AUTO_BACKBONE",
         "MODEL.BACKBONE",
         "MODEL.CAPTION",
+        "MODEL.CLOSED_SET",
         "MODEL.FPN",
         "MODEL.FUSED_HEAD",
         "MODEL.GROUNDING",

@@ -10,6 +10,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.registry import build_part
 from glipv2_d2.structures import TextFeatures
@@ -75,6 +76,18 @@ class DotProductScore(RegionWordScore):
             (regions.to(projected.dtype) @ projected + bias).clamp(-MAX_LOGIT, MAX_LOGIT)
             for regions in regions_per_level
         ]
+
+
+class ResidualScore(DotProductScore, CheckpointPrefixes):
+    """A :class:`DotProductScore` that is added to other logits: zero before training."""
+
+    checkpoint_optional: tuple[str, ...] = ("",)  # all of its parameters
+
+    def __init__(self, *, visual_dim: int, language_dim: int) -> None:
+        """Arguments as in :class:`DotProductScore`."""
+        super().__init__(visual_dim=visual_dim, language_dim=language_dim, prior_prob=0.5)
+        nn.init.zeros_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
 
 
 @REGION_WORD_SCORE_REGISTRY.register()

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.class_embeddings import ClassEmbeddings, num_columns
 from glipv2_d2.modeling.heads.base import RegionWordScore
-from glipv2_d2.modeling.heads.region_word_score import MAX_LOGIT, build_region_word_score
-from glipv2_d2.modeling.two_stage.class_embeddings import ClassEmbeddings
+from glipv2_d2.modeling.heads.region_word_score import build_region_word_score
 from glipv2_d2.structures import TextFeatures
 
 Predictions = tuple[Tensor, Tensor]
@@ -77,15 +77,9 @@ class RegionWordOutputLayers(FastRCNNOutputLayers, Configurable):
         Raises:
             ValueError: in training, a class index is ``num_classes`` or more.
         """
-        num_classes = max(classes.num_classes for classes in class_embeddings)
-        if self.training:
-            if num_classes > self.num_classes:
-                raise ValueError(
-                    f"num_classes is {self.num_classes}, but class_embeddings has class "
-                    f"{num_classes - 1}: for training, set num_classes to the length of the "
-                    "longest list of class names"
-                )
-            num_classes = self.num_classes
+        num_classes = num_columns(
+            class_embeddings, num_classes=self.num_classes, training=self.training
+        )
         features = x.flatten(1)
         regions_per_image = features.split([len(instances) for instances in proposals])
         logits = [
@@ -107,6 +101,4 @@ class RegionWordOutputLayers(FastRCNNOutputLayers, Configurable):
         mask = torch.ones(1, len(classes.classes), dtype=torch.bool, device=regions.device)
         text = TextFeatures(classes.embeddings[None], mask)
         ((scores,),) = self.region_word([regions[None]], text)  # (R_i, L)
-        columns = torch.tensor(classes.classes, dtype=torch.int64, device=regions.device)
-        logits = scores.new_full((len(regions), num_classes), -MAX_LOGIT)
-        return logits.index_copy(1, columns, scores)
+        return classes.to_columns(scores, num_classes)

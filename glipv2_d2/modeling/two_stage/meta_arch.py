@@ -15,12 +15,16 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from glipv2_d2.config import Configurable, configurable
-from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.modeling.class_embeddings import (
+    ClassEmbeddings,
+    check_ground_truth,
+    embed_classes,
+)
+from glipv2_d2.modeling.class_evidence import ClassEvidence
+from glipv2_d2.modeling.closed_set import build_closed_set_evidence
 from glipv2_d2.modeling.heads.base import TEXT
-from glipv2_d2.modeling.heads.roi_heads import mean_text
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.prompt_builder import PromptBuilder, build_prompt_builder
-from glipv2_d2.modeling.two_stage.class_embeddings import ClassEmbeddings
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -31,7 +35,8 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
 
     Not part of GLIP. Proposals are class-agnostic. The box predictors score each region against the
     embeddings of all classes of its image, which may take several prompts to encode. There is no
-    fusion of image and text before that.
+    fusion of image and text before that. With ``class_evidence`` the detector keeps the classifier
+    of its closed list of classes, which scores other names by the similarity of their embeddings.
 
     Inputs and outputs are Detectron2's dicts, see :mod:`glipv2_d2.structures.fields`.
     """
@@ -39,6 +44,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
     config_keys: ClassVar[dict[str, str]] = {
         "max_tokens": "MODEL.PROMPT.MAX_TOKENS",
         "language_cache_size": "MODEL.LANGUAGE_BACKBONE.CACHE_SIZE",
+        "class_evidence": "MODEL.CLOSED_SET.CLASS_NAMES",
     }
 
     @configurable
@@ -49,6 +55,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
         tokenizer: Tokenizer,
         prompts: PromptBuilder,
         language_cache_size: int = 0,
+        class_evidence: ClassEvidence | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -57,14 +64,25 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
             tokenizer: of the language backbone.
             prompts: makes the prompts of an input.
             language_cache_size: number of prompts whose features are cached at inference; 0: none.
+            class_evidence: of the classes of a closed-set detector, for ``roi_heads`` that use it.
             kwargs: arguments of Detectron2's GeneralizedRCNN; ``roi_heads`` is one of
-                :mod:`glipv2_d2.modeling.two_stage.roi_heads`.
+                :mod:`glipv2_d2.modeling.two_stage`.
+
+        Raises:
+            ValueError: ``roi_heads`` uses ``class_evidence``, which is None, or the reverse.
         """
         super().__init__(**kwargs)
+        if self.roi_heads.uses_class_evidence != (class_evidence is not None):
+            raise ValueError(
+                f"class_evidence is {class_evidence}, but roi_heads is a "
+                f"{type(self.roi_heads).__name__}: pass it to ClosedSetROIHeads or "
+                "ClosedSetCascadeROIHeads only"
+            )
         self.language_backbone = language_backbone
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.language_cache = LanguageCache(language_cache_size)
+        self.class_evidence = class_evidence
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -82,6 +100,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
             "tokenizer": tokenizer,
             "prompts": build_prompt_builder(cfg, tokenizer),
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
+            "class_evidence": build_closed_set_evidence(cfg, language_backbone, tokenizer),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -134,13 +153,15 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
         prompts_per_image = [self.prompts.for_inference(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        class_embeddings = self.encode_classes(prompts_per_image)
         if detected_instances is None:
-            class_embeddings = self.encode_classes(prompts_per_image)
             proposals, _ = self.propose(images, features, batched_inputs)
             detections, _ = self.roi_heads(images, features, proposals, None, class_embeddings)
         else:
             detected_instances = [instances.to(self.device) for instances in detected_instances]
-            detections = self.roi_heads.forward_with_given_boxes(features, detected_instances)
+            detections = self.roi_heads.forward_with_given_boxes(
+                features, detected_instances, class_embeddings
+            )
         if not do_postprocess:
             return detections
         results = self._postprocess(detections, batched_inputs, images.image_sizes)
@@ -164,44 +185,12 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
     def encode_classes(
         self, prompts_per_image: Sequence[Sequence[Prompt]]
     ) -> list[ClassEmbeddings]:
-        """Embed the classes of each image, over all of its prompts.
-
-        A class embedding is the mean over the tokens of its name. Prompts that several images share
-        are encoded once. Labels without tokens, which only captions may have, are left out.
-        """
-        prompt_of = {_key(prompt): prompt for prompts in prompts_per_image for prompt in prompts}
-        tokens = self.tokenizer(list(prompt_of.values()))
-        has_tokens = [positive_map.any(dim=1).tolist() for positive_map in tokens.positive_maps]
-        tokens = tokens.to(self.device)
-        text = self.language_cache(self.language_backbone, tokens)
-        row_of = {key: row for row, key in enumerate(prompt_of)}
-
-        def embed(prompt: Prompt) -> ClassEmbeddings:
-            row = row_of[_key(prompt)]
-            embeddings = mean_text(full_precision(text.hidden[row]), tokens.positive_maps[row])
-            labels = [label for label, has_any in enumerate(has_tokens[row]) if has_any]
-            return ClassEmbeddings(
-                embeddings[labels], tuple(prompt.classes[label] for label in labels)
-            )
-
-        return [
-            ClassEmbeddings.cat([embed(prompt) for prompt in prompts])
-            for prompts in prompts_per_image
-        ]
-
-
-def _key(prompt: Prompt) -> tuple[Any, ...]:
-    """The parts of a prompt that its label embeddings depend on."""
-    return prompt.text, prompt.spans
-
-
-def check_ground_truth(x: dict[str, Any], classes: ClassEmbeddings) -> None:
-    """Raise a ValueError where an input has boxes of classes that its prompts do not have."""
-    gt_classes = set(x[fields.INSTANCES].gt_classes.tolist())
-    if missing := sorted(gt_classes - set(classes.classes)):
-        raise ValueError(
-            f"gt_classes {missing} of {x.get(fields.FILE_NAME, 'an image')!r} are not among the "
-            f"classes of its prompts, {sorted(classes.classes)}: the mapper must drop such boxes "
-            "or add their classes. Names without known words and duplicate names are left out of "
-            "prompts"
+        """Embed the classes of each image, see :func:`embed_classes`."""
+        return embed_classes(
+            prompts_per_image,
+            tokenizer=self.tokenizer,
+            language_backbone=self.language_backbone,
+            language_cache=self.language_cache,
+            device=self.device,
+            class_evidence=self.class_evidence,
         )

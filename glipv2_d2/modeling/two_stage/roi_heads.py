@@ -7,34 +7,48 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from glipv2_d2.modeling.class_embeddings import ClassEmbeddings
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.heads.roi_heads import has_masks
 from glipv2_d2.modeling.two_stage.box_predictor import Predictions, RegionWordOutputLayers
-from glipv2_d2.modeling.two_stage.class_embeddings import ClassEmbeddings
+from glipv2_d2.modeling.two_stage.closed_set_predictor import ClosedSetPredictions
 
 
 class OpenVocabularyROIHeadsBase(StandardROIHeads):
     """Base of the ROI heads here: passes class embeddings on to the box branch.
 
     ``input_shape`` has the pyramid's shapes plus ``ShapeSpec(channels=D)`` under :data:`TEXT`.
+
+    Attributes:
+        uses_class_evidence: class embeddings need the similarity to closed classes.
+        predictor_class: the box predictor, called with the config, the shape of a region's features
+            and ``language_dim``.
     """
+
+    uses_class_evidence: ClassVar[bool] = False
+    predictor_class: ClassVar[type[FastRCNNOutputLayers]] = RegionWordOutputLayers
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        check_class_agnostic(cfg)
+        cls.check_config(cfg)
         return super().from_config(cfg, input_shape)
+
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Raise a ValueError where the config requests what these heads do not support."""
+        check_class_agnostic(cfg)
 
     def forward(
         self,
@@ -60,13 +74,22 @@ class OpenVocabularyROIHeadsBase(StandardROIHeads):
             )
         if not self.training:
             detections = self._detect_boxes(features, proposals, class_embeddings)
-            return self.forward_with_given_boxes(features, detections), {}
+            return self.forward_with_given_boxes(features, detections, class_embeddings), {}
         assert targets is not None, "training requires targets"
         proposals = self.label_and_sample_proposals(proposals, targets)
         losses = self._box_losses(features, proposals, class_embeddings, targets)
         losses |= self._forward_mask(features, proposals)
         losses |= self._forward_keypoint(features, proposals)
         return proposals, losses
+
+    def forward_with_given_boxes(
+        self,
+        features: dict[str, Tensor],
+        instances: list[Instances],
+        class_embeddings: Sequence[ClassEmbeddings] | None = None,  # noqa: ARG002 - for class names
+    ) -> list[Instances]:
+        """Predict the masks of ``pred_boxes``, as Detectron2's StandardROIHeads."""
+        return super().forward_with_given_boxes(features, instances)
 
     @abstractmethod
     def _detect_boxes(
@@ -87,6 +110,20 @@ class OpenVocabularyROIHeadsBase(StandardROIHeads):
     ) -> dict[str, Tensor]:
         """Classification and box losses of proposals that are labelled with ``targets``."""
 
+    def _record_classes(
+        self,
+        instances: list[Instances],
+        regions_per_image: Sequence[Tensor],
+        predictions: Predictions | ClosedSetPredictions,
+    ) -> None:
+        """Set further fields of detections or proposals, for heads with class-specific masks.
+
+        Args:
+            instances: per image n_i detections or, in training, labelled proposals.
+            regions_per_image: (n_i,) the region of each.
+            predictions: for all regions.
+        """
+
     def _pool(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         """(R, channels, side, side) features of the proposals."""
         pyramid = [features[name] for name in self.box_in_features]
@@ -105,7 +142,7 @@ class OpenVocabularyROIHeads(OpenVocabularyROIHeadsBase):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
-        parts["box_predictor"] = RegionWordOutputLayers(
+        parts["box_predictor"] = cls.predictor_class(
             cfg, parts["box_head"].output_shape, language_dim=input_shape[TEXT].channels
         )
         return parts
@@ -115,7 +152,7 @@ class OpenVocabularyROIHeads(OpenVocabularyROIHeadsBase):
         features: dict[str, Tensor],
         proposals: list[Instances],
         class_embeddings: Sequence[ClassEmbeddings],
-    ) -> Predictions:
+    ) -> Predictions | ClosedSetPredictions:
         region_features = self.box_head(self._pool(features, proposals))
         return self.box_predictor(region_features, proposals, class_embeddings)
 
@@ -126,7 +163,8 @@ class OpenVocabularyROIHeads(OpenVocabularyROIHeadsBase):
         class_embeddings: Sequence[ClassEmbeddings],
     ) -> list[Instances]:
         predictions = self._predict(features, proposals, class_embeddings)
-        detections, _ = self.box_predictor.inference(predictions, proposals)
+        detections, regions = self.box_predictor.inference(predictions, proposals)
+        self._record_classes(detections, regions, predictions)
         return detections
 
     def _box_losses(
@@ -139,9 +177,12 @@ class OpenVocabularyROIHeads(OpenVocabularyROIHeadsBase):
         """Also replaces the proposals' boxes by the predicted ones if ``train_on_pred_boxes``."""
         predictions = self._predict(features, proposals, class_embeddings)
         losses = self.box_predictor.losses(predictions, proposals)
+        self._record_classes(proposals, all_regions(proposals), predictions)
         if self.train_on_pred_boxes:
             with torch.no_grad():
-                boxes_per_image = self.box_predictor.predict_boxes(predictions, proposals)
+                boxes_per_image = self.box_predictor.predict_boxes_for_gt_classes(
+                    predictions, proposals
+                )
             for instances, boxes in zip(proposals, boxes_per_image, strict=True):
                 instances.proposal_boxes = Boxes(boxes)
         return losses
@@ -157,9 +198,9 @@ class CascadeStage(NamedTuple):
         boxes: per image (R_i, 4), the refined proposals.
     """
 
-    predictor: RegionWordOutputLayers
+    predictor: FastRCNNOutputLayers
     proposals: list[Instances]
-    predictions: Predictions
+    predictions: Predictions | ClosedSetPredictions
     boxes: Sequence[Tensor]
 
 
@@ -171,7 +212,7 @@ class OpenVocabularyCascadeROIHeads(OpenVocabularyROIHeadsBase, CascadeROIHeads)
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
         parts["box_predictors"] = [
-            RegionWordOutputLayers(
+            cls.predictor_class(
                 cfg,
                 box_head.output_shape,
                 language_dim=input_shape[TEXT].channels,
@@ -195,7 +236,7 @@ class OpenVocabularyCascadeROIHeads(OpenVocabularyROIHeadsBase, CascadeROIHeads)
             for probs_of_image in zip(*probs_per_stage, strict=True)
         ]
         last = stages[-1]
-        detections, _ = fast_rcnn_inference(
+        detections, regions = fast_rcnn_inference(
             last.boxes,
             mean_probs,
             [instances.image_size for instances in proposals],
@@ -203,6 +244,7 @@ class OpenVocabularyCascadeROIHeads(OpenVocabularyROIHeadsBase, CascadeROIHeads)
             last.predictor.test_nms_thresh,
             last.predictor.test_topk_per_image,
         )
+        self._record_classes(detections, regions, last.predictions)
         return detections
 
     def _box_losses(
@@ -216,6 +258,7 @@ class OpenVocabularyCascadeROIHeads(OpenVocabularyROIHeadsBase, CascadeROIHeads)
         losses: dict[str, Tensor] = {}
         storage = get_event_storage()
         stages = self._run_stages(features, proposals, class_embeddings, targets)
+        self._record_classes(proposals, all_regions(proposals), stages[0].predictions)
         for k, stage in enumerate(stages):
             with storage.name_scope(f"stage{k}"):
                 stage_losses = stage.predictor.losses(stage.predictions, stage.proposals)
@@ -245,6 +288,14 @@ class OpenVocabularyCascadeROIHeads(OpenVocabularyROIHeadsBase, CascadeROIHeads)
             boxes = predictor.predict_boxes(predictions, proposals)
             stages.append(CascadeStage(predictor, proposals, predictions, boxes))
         return stages
+
+
+def all_regions(proposals: Sequence[Instances]) -> list[Tensor]:
+    """Per image, the indices of all proposals."""
+    return [
+        torch.arange(len(instances), device=instances.proposal_boxes.device)
+        for instances in proposals
+    ]
 
 
 def check_class_agnostic(cfg: CfgNode) -> None:

@@ -15,8 +15,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from glipv2_d2.modeling.class_embeddings import ClassEmbeddings
 from glipv2_d2.modeling.heads.region_word_score import CosineScore, DotProductScore
-from glipv2_d2.modeling.two_stage import ClassEmbeddings, RegionWordOutputLayers
+from glipv2_d2.modeling.two_stage import RegionWordOutputLayers
 
 VISUAL_DIM, LANGUAGE_DIM, NUM_CLASSES = 6, 4, 5
 BOX_CODER = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))

@@ -17,8 +17,9 @@ from detectron2.utils.events import EventStorage
 from helpers.two_stage import CASCADE, two_stage_cfg
 from torch import Tensor, nn
 
+from glipv2_d2.modeling.class_embeddings import ClassEmbeddings
 from glipv2_d2.modeling.heads.base import TEXT
-from glipv2_d2.modeling.two_stage import ClassEmbeddings, RegionWordOutputLayers
+from glipv2_d2.modeling.two_stage import RegionWordOutputLayers
 
 NUM_CLASSES = 7
 LEVELS = {"p3": 8, "p4": 16, "p5": 32}
