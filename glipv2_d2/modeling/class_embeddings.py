@@ -104,8 +104,8 @@ def embed_classes(
     encoded once. Labels without tokens, which only captions may have, are left out.
 
     Args:
-        class_evidence: adds the similarities to closed classes; a synonym of a class has no other
-            related classes.
+        class_evidence: adds the similarities to closed classes; a name of a class is similar to
+            that class only.
     """
     prompt_of = {_key(prompt): prompt for prompts in prompts_per_image for prompt in prompts}
     tokens = tokenizer(list(prompt_of.values()))
@@ -129,7 +129,7 @@ def embed_classes(
         ClassEmbeddings(
             classes.embeddings,
             classes.classes,
-            class_evidence.prefer_synonyms(class_evidence.similarity(classes.embeddings)),
+            class_evidence.exclusive_similarity(classes.embeddings),
         )
         for classes in per_image
     ]

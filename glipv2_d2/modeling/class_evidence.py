@@ -20,6 +20,8 @@ from glipv2_d2.text.prompts import clean_name
 # A name without evidence keeps a finite logit, so that training can raise its score.
 MIN_EVIDENCE = 1e-5
 MAX_EVIDENCE = 1 - 1e-6
+# From this cosine two strings are the same name; reduced precision changes it by about 0.001.
+EXACT_COSINE = 0.99
 
 _SYNONYM_SEPARATORS = re.compile(r"[,|]")
 
@@ -92,31 +94,37 @@ class ClassEvidence(nn.Module):
         Returns:
             (..., T, K), float32 or wider.
         """
-        with torch.autocast(text.device.type, enabled=False):
-            normalized = F.normalize(full_precision(text), dim=-1)
-            cosines = normalized @ self.class_embeddings.to(normalized.dtype).T
-        linear = (cosines - self.min_similarity) / (self.max_similarity - self.min_similarity)
-        similarity = linear.clamp(0, 1)  # (..., T, M)
-        index = self.class_of_embedding.expand(similarity.shape)
-        best = similarity.new_zeros(*similarity.shape[:-1], self.num_classes)
-        return best.scatter_reduce(-1, index, similarity, "amax")
+        return self._similarity_of(self._cosines(text))
 
-    @staticmethod
-    def prefer_synonyms(similarity: Tensor) -> Tensor:
-        """Set the related classes of a name to 0 where a class is its synonym.
+    def exclusive_similarity(self, text: Tensor) -> Tensor:
+        """:meth:`similarity`, but a name of a class is similar to that class only.
 
         A classifier that knows a class needs no evidence for it from related ones: a cat is no
-        evidence for a dog.
+        evidence for a dog. A text is a name of a class if their cosine is at least 0.99.
 
         Args:
-            similarity: (..., T, K), see :meth:`similarity`.
+            text: (..., T, D) text embeddings of any length.
 
         Returns:
-            (..., T, K); for a name with a similarity of 1, the others are 0.
+            (..., T, K), float32 or wider.
         """
-        is_synonym = similarity >= 1
-        is_related = ~is_synonym & is_synonym.any(dim=-1, keepdim=True)
-        return similarity.masked_fill(is_related, 0)
+        cosines = self._cosines(text)
+        is_exact = cosines >= EXACT_COSINE
+        is_related = ~is_exact & is_exact.any(dim=-1, keepdim=True)
+        return self._similarity_of(cosines).masked_fill(is_related, 0)
+
+    def _cosines(self, text: Tensor) -> Tensor:
+        """(..., T, K): the largest cosine over the names of each class."""
+        with torch.autocast(text.device.type, enabled=False):
+            normalized = F.normalize(full_precision(text), dim=-1)
+            cosines = normalized @ self.class_embeddings.to(normalized.dtype).T  # (..., T, M)
+        index = self.class_of_embedding.expand(cosines.shape)
+        lowest = cosines.new_full((*cosines.shape[:-1], self.num_classes), -1.0)
+        return lowest.scatter_reduce(-1, index, cosines, "amax")
+
+    def _similarity_of(self, cosines: Tensor) -> Tensor:
+        linear = (cosines - self.min_similarity) / (self.max_similarity - self.min_similarity)
+        return linear.clamp(0, 1)
 
     @staticmethod
     def best(class_probs: Tensor, similarity: Tensor) -> Tensor:

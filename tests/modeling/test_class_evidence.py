@@ -112,10 +112,15 @@ def test_gradients_reach_the_classes_that_contribute() -> None:
         torch.testing.assert_close(gradient, torch.tensor(expected))
 
 
-def test_a_synonym_excludes_related_classes() -> None:
-    similarity = torch.tensor([[1.0, 0.7, 0.0], [0.9, 0.7, 0.0], [1.0, 1.0, 0.3]])
-    expected = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.7, 0.0], [1.0, 1.0, 0.0]])
-    assert torch.equal(ClassEvidence.prefer_synonyms(similarity), expected)
+def test_a_name_of_a_class_excludes_related_classes() -> None:
+    """Of the classes at 0, 90 or 110, and 180 degrees."""
+    evidence = make_evidence(min_similarity=-0.9, max_similarity=0.9)
+    text = directions([0, 89, 100, 110, 181, 200])
+    similarity = evidence.similarity(text)
+    assert (similarity > 0).sum() > 10
+    expected = similarity.clone()
+    expected[0, 1:] = expected[1, [0, 2]] = expected[3, [0, 2]] = expected[4, :2] = 0
+    assert torch.equal(evidence.exclusive_similarity(text), expected)
 
 
 def test_logits_are_finite_and_those_of_probabilities() -> None:
