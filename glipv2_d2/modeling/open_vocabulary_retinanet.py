@@ -18,7 +18,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Instances
 from torch import Tensor
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.class_embeddings import (
     ClassEmbeddings,
@@ -54,7 +54,7 @@ class ClosedSetRetinaNetHead(RetinaNetHead):
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRetinaNet(RetinaNet):
+class OpenVocabularyRetinaNet(RetinaNet, Configurable):
     """RetinaNet with its own classifier, whose classes are evidence for any class names.
 
     Not part of GLIP. The logit of a name at an anchor is that of its best evidence

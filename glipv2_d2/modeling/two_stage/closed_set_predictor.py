@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
 
-from glipv2_d2.config import configurable
+from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.class_embeddings import ClassEmbeddings, num_columns
 from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
@@ -42,7 +42,7 @@ class ClosedSetPredictions(NamedTuple):
     closed_classes: list[Tensor]
 
 
-class ClosedSetOutputLayers(FastRCNNOutputLayers):
+class ClosedSetOutputLayers(FastRCNNOutputLayers, Configurable):
     """Scores class names by the probabilities of Detectron2's classifier and text similarity.
 
     The logit of a name is that of its evidence (:class:`ClassEvidence`: expected similarity after a
