@@ -7,11 +7,14 @@ from detectron2.config import CfgNode
 
 def add_mini_config(cfg: CfgNode) -> None:
     """Add the keys of the small model to ``cfg``, in place."""
-    # Of MODEL.TEXT_TASKS.NAME RegionTextTasks: encodes image regions as tokens. A name in
-    # REGION_ENCODER_REGISTRY: RegionEncoder or ClassifierRegionEncoder.
+    # Boxes that are cut out and shown to the ImageNet classifier, the most probable ones; 0: none,
+    # which is several times as fast and knows fewer names. The second number is for training.
+    cfg.MODEL.EVIDENCE = CfgNode()
+    cfg.MODEL.EVIDENCE.NUM_CUTOUTS = 24
+    cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN = 6
+    # Of MODEL.TEXT_TASKS.NAME RegionTextTasks: encodes image regions as tokens.
     cfg.MODEL.REGION_ENCODER = CfgNode()
-    cfg.MODEL.REGION_ENCODER.NAME = "RegionEncoder"
-    # The prompt that detects objects of unknown class, and the number of regions kept.
+    # The prompt that the maps of the regions are fused with, and the number of regions kept.
     cfg.MODEL.REGION_ENCODER.PROMPT = "an object"
     cfg.MODEL.REGION_ENCODER.NUM_REGIONS = 16
     # A file of class names, one per line, or "package:NAME/PATH". Regions are scored against these

@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
@@ -59,6 +60,11 @@ class NanoDetLevel:
     def split(level: Tensor) -> NanoDetLevel:
         """The parts of a level (N, 128 + 80 + 4, h, w), as views."""
         return NanoDetLevel(*level.split((FEATURE_CHANNELS, NUM_CLASSES, 4), dim=1))
+
+
+def coco_class_names() -> list[str]:
+    """The 80 class names, in the order of the class probabilities."""
+    return [str(category["name"]) for category in COCO_CATEGORIES if category["isthing"]]
 
 
 def boxes_of(distances: Tensor, stride: int) -> Tensor:

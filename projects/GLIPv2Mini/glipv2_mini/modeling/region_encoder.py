@@ -15,9 +15,7 @@ from typing import Any, cast
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
@@ -28,14 +26,9 @@ from glipv2_d2.modeling.language.text_embedder import TextEmbedder
 from glipv2_d2.structures import TextFeatures
 from glipv2_d2.text.answers import load_answers
 from glipv2_d2.text.tokenizer import Tokenizer
+from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS
 from glipv2_mini.modeling.region_proposals import RegionProposer, build_region_proposer
 from glipv2_mini.modeling.regions import Regions
-
-REGION_ENCODER_REGISTRY = Registry("REGION_ENCODER")
-REGION_ENCODER_REGISTRY.__doc__ = """
-Region encoders: ``obj(cfg, input_shape, tokenizer, language_backbone)`` returns a
-:class:`RegionEncoder`.
-"""
 
 _BOX_DIM = 64
 # Initial inverse temperature of the softmax over class names: region-word logits are trained with
@@ -43,7 +36,6 @@ _BOX_DIM = 64
 _CLASS_SCALE = 4.0
 
 
-@REGION_ENCODER_REGISTRY.register()
 class RegionEncoder(nn.Module, Configurable):
     """Transformer layers over the regions of an image and the tokens of a text (our choice).
 
@@ -108,7 +100,7 @@ class RegionEncoder(nn.Module, Configurable):
         settings = cfg.MODEL.REGION_ENCODER
         return {
             "proposer": build_region_proposer(cfg, input_shape),
-            "visual_dim": next(iter(input_shape.values())).channels,
+            "visual_dim": FEATURE_CHANNELS,
             "language_dim": language_backbone.width,
             "class_embeddings": _class_embeddings(cfg, tokenizer, language_backbone),
             # Only questions use it, and every parameter must receive a gradient.
@@ -187,8 +179,8 @@ class RegionEncoder(nn.Module, Configurable):
         return embedding + probabilities @ self.class_embeddings().to(probabilities)
 
     def visual(self, features: Tensor) -> Tensor:
-        """The channels that are image features."""
-        return features
+        """The channels that are image features, without the evidence."""
+        return features[..., : self.visual_dim]
 
     def _layers(self) -> list[LanguageLayer]:
         return cast("list[LanguageLayer]", list(self.layers))
@@ -232,50 +224,14 @@ class MatchEncoder(nn.Module):
         return replace(text, hidden=hidden)
 
 
-@REGION_ENCODER_REGISTRY.register()
-class ClassifierRegionEncoder(RegionEncoder):
-    """A :class:`RegionEncoder` of a pyramid whose last D channels are classifier embeddings.
-
-    These are added to a region's token as they are.
-    """
-
-    @classmethod
-    def from_config(
-        cls,
-        cfg: CfgNode,
-        input_shape: dict[str, ShapeSpec],
-        tokenizer: Tokenizer,
-        language_backbone: LanguageBackbone,
-    ) -> dict[str, Any]:
-        arguments = super().from_config(cfg, input_shape, tokenizer, language_backbone)
-        visual_dim = arguments["visual_dim"] - arguments["language_dim"]
-        if visual_dim <= 0:
-            raise ValueError(
-                f"the levels have {arguments['visual_dim']} channels, not more than the "
-                f"{arguments['language_dim']} of a text feature: MODEL.REGION_ENCODER.NAME "
-                f"{cls.__name__} needs MODEL.BACKBONE.NAME build_timm_classifier_fpn_backbone"
-            )
-        return {**arguments, "visual_dim": visual_dim}
-
-    def embed(self, regions: Regions) -> Tensor:
-        embedding = full_precision(regions.features)[..., self.visual_dim :]
-        # The norm of a phrase embedding of the language backbone.
-        embedding = F.normalize(embedding, dim=-1) * math.sqrt(embedding.shape[-1])
-        return embedding + super().embed(regions)
-
-    def visual(self, features: Tensor) -> Tensor:
-        return features[..., : self.visual_dim]
-
-
 def build_region_encoder(
     cfg: CfgNode,
     input_shape: dict[str, ShapeSpec],
     tokenizer: Tokenizer,
     language_backbone: LanguageBackbone,
 ) -> RegionEncoder:
-    """The encoder that ``cfg.MODEL.REGION_ENCODER.NAME`` names."""
-    name = cfg.MODEL.REGION_ENCODER.NAME
-    return REGION_ENCODER_REGISTRY.get(name)(cfg, input_shape, tokenizer, language_backbone)
+    """The encoder of ``cfg.MODEL.REGION_ENCODER``."""
+    return RegionEncoder(cfg, input_shape, tokenizer, language_backbone)
 
 
 def _class_embeddings(

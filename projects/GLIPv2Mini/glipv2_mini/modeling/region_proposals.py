@@ -1,4 +1,4 @@
-"""Class-agnostic region proposals: detections of the prompt "an object"."""
+"""Class-agnostic region proposals: the boxes of the detector, whatever their class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from glipv2_d2.config import with_config_keys
 from glipv2_d2.layers.box_coder import to_exclusive
-from glipv2_d2.modeling.heads import GroundingRPN
 from glipv2_d2.modeling.postprocess import DetectionsPerImage, PostprocessSettings, detect_labels
 from glipv2_d2.modeling.text_tasks import QueryEncoder
 from glipv2_d2.structures import ImageFeatures, Prompt, Query, QueryKind
+from glipv2_mini.modeling.evidence_backbone import EvidenceLevel
+from glipv2_mini.modeling.evidence_rpn import EvidenceRPN
 from glipv2_mini.modeling.regions import Regions
 
 # A level of the pyramid, and its stride.
@@ -27,10 +28,11 @@ _LEVEL, _STRIDE = 4, 16
 
 
 class RegionProposer:
-    """Detects a class-agnostic prompt and pools the features of its detections.
+    """Keeps the best boxes of an :class:`EvidenceRPN` by their most probable class.
 
-    A detector that is trained on many class names also detects objects of other classes by what all
-    objects share. The proposals are the same in training and evaluation, without gradients.
+    A detector that is trained on many classes also detects objects of other classes by what all
+    objects share. The proposals are the same in training and evaluation, without gradients. Their
+    fused features come from a class-agnostic prompt.
     """
 
     config_keys: ClassVar[dict[str, str]] = {
@@ -65,21 +67,20 @@ class RegionProposer:
             features: of the N images; they receive the gradients of the pooled features.
 
         Raises:
-            TypeError: the proposal generator is not a GroundingRPN.
+            TypeError: the proposal generator is not an EvidenceRPN.
         """
         head = encoder.proposal_generator
-        if not isinstance(head, GroundingRPN):
-            raise TypeError(f"region proposals need a GroundingRPN, not {type(head).__name__}")
+        if not isinstance(head, EvidenceRPN):
+            raise TypeError(f"region proposals need an EvidenceRPN, not {type(head).__name__}")
         num_images = len(features.image_sizes)
         queries = [Query(i, QueryKind.DETECT, self.prompt) for i in range(num_images)]
         with torch.no_grad(), _evaluating(encoder.language_backbone, encoder.fused_head, head):
             tokens = encoder.tokenize(queries)
             fused = encoder.fuse(features, queries, tokens, encoder.encode_text(tokens))
+            scores = head.score_objects(head.predict(fused), fused)
             detections = [
-                self._limit(detect_labels(scores, size, self.settings, head.box_coder))
-                for scores, size in zip(
-                    head.score_labels(head.predict(fused), fused), fused.image_sizes, strict=True
-                )
+                self._limit(detect_labels(own, size, self.settings, head.box_coder))
+                for own, size in zip(scores, fused.image_sizes, strict=True)
             ]
         boxes = [
             _relative_boxes(x, size)
@@ -98,7 +99,8 @@ class RegionProposer:
     def _pool(self, levels: dict[str, Tensor], detections: Sequence[DetectionsPerImage]) -> Tensor:
         """(N, R, C), the mean of each box in the level of its size."""
         boxes = [Boxes(to_exclusive(x.boxes)) for x in detections]
-        pooled = self.pooler(list(levels.values()), boxes).flatten(1)
+        features = [EvidenceLevel.split(level, dim=1).features for level in levels.values()]
+        pooled = self.pooler(features, boxes).flatten(1)
         return self._pad(pooled.split([len(b) for b in boxes]))
 
     def _pad(self, rows_per_image: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,219 @@
+"""A detector and a classifier with closed lists of classes, as a backbone with evidence.
+
+NanoDet-g (:mod:`glipv2_mini.modeling.nanodet`) gives the maps, boxes and probabilities of COCO's
+classes. An ImageNet classifier sees the best boxes, each cut out of the image. The channels of
+every level hold both (:class:`EvidenceLevel`), so that the heads start from what the two networks
+know. Our choice, not GLIP's.
+
+N: images. H, W: size of the network input in pixels; h, w: of a level in locations. K: boxes cut
+out of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torchvision.ops import nms, roi_align
+
+from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
+from glipv2_mini.modeling.nanodet import (
+    FEATURE_CHANNELS,
+    NUM_CLASSES,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    STRIDES,
+    NanoDet,
+    NanoDetLevel,
+    boxes_of,
+    build_nanodet_backbone,
+)
+
+NUM_IMAGENET_CLASSES = 1000
+# Channels of a level beside the features.
+EVIDENCE_CHANNELS = NUM_CLASSES + 4 + 1 + NUM_IMAGENET_CLASSES
+
+# Of the classifier: EfficientNet-Lite's own normalisation, R, G, B, and its input size.
+CLASSIFIER_MEAN, CLASSIFIER_STD = 127.0, 128.0
+CUTOUT_SIZE = 224
+# Share of the longer side that is added around a box: context, and room for inexact boxes.
+CUTOUT_MARGIN = 0.1
+# IoU above which the less probable of two boxes is not cut out.
+CUTOUT_NMS_THRESH = 0.6
+
+
+@dataclass(frozen=True)
+class EvidenceLevel:
+    """The parts of the last dimension of regions, or of the channels of a level.
+
+    Attributes:
+        features: (..., 128), of NanoDet's tower, or of the fused maps.
+        class_probs: (..., 80), 0..1, of COCO's classes, independent of each other.
+        distances: (..., 4), to the left, top, right and bottom of the box, in pixels of the network
+            input.
+        is_cut_out: (..., 1), 1 where the box was cut out and classified, else 0.
+        class_logits: (..., 1000), of ImageNet's classes; zeros where ``is_cut_out`` is 0.
+    """
+
+    features: Tensor
+    class_probs: Tensor
+    distances: Tensor
+    is_cut_out: Tensor
+    class_logits: Tensor
+
+    @staticmethod
+    def split(regions: Tensor, dim: int = -1) -> EvidenceLevel:
+        """The parts of regions (..., 128 + 1085), or of a level with ``dim=1``, as views."""
+        sizes = (FEATURE_CHANNELS, NUM_CLASSES, 4, 1, NUM_IMAGENET_CLASSES)
+        return EvidenceLevel(*regions.split(sizes, dim=dim))
+
+
+class EvidenceBackbone(CheckpointPrefixes, Backbone):
+    """The levels of a frozen NanoDet with the classified cut-outs of its best boxes."""
+
+    def __init__(
+        self,
+        *,
+        detector: NanoDet,
+        classifier: nn.Module,
+        num_cutouts: int,
+        num_cutouts_train: int,
+        checkpoint_excluded: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Args:
+            detector: the trunk.
+            classifier: (N, 3, 224, 224), R, G, B -> (N, 1000) logits of ImageNet's classes.
+            num_cutouts: boxes cut out of an image at inference; 0: none.
+            num_cutouts_train: the same in training.
+            checkpoint_excluded: prefixes of weights that checkpoints omit.
+
+        Raises:
+            ValueError: a number of cut-outs is negative.
+        """
+        super().__init__()
+        if num_cutouts < 0 or num_cutouts_train < 0:
+            raise ValueError(
+                f"num_cutouts is {num_cutouts} and num_cutouts_train {num_cutouts_train}; "
+                "neither may be negative"
+            )
+        self.detector = detector
+        self.classifier = classifier.to(memory_format=torch.channels_last).eval()
+        self.classifier.requires_grad_(False)
+        self.num_cutouts = num_cutouts
+        self.num_cutouts_train = num_cutouts_train
+        self.checkpoint_excluded = checkpoint_excluded
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), False)
+        self._out_features = ["p3", "p4", "p5"]
+        self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
+        channels = FEATURE_CHANNELS + EVIDENCE_CHANNELS
+        self._out_feature_channels = dict.fromkeys(self._out_features, channels)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.detector.size_divisibility
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> {"p<k>": (N, 128 + 1085, H / 2^k, W / 2^k)}, see :class:`EvidenceLevel`.
+
+        Args:
+            image: as of :class:`~glipv2_mini.modeling.nanodet.NanoDet`.
+        """
+        levels = self.detector(image)
+        num_locations = [level[0, 0].numel() for level in levels.values()]
+        cutouts = image.new_zeros(
+            len(image), 1 + NUM_IMAGENET_CLASSES, sum(num_locations), dtype=torch.float32
+        )
+        count = self.num_cutouts_train if self.training else self.num_cutouts
+        if count > 0:
+            boxes, locations = self._best_boxes(levels, count, image.shape[-2:])
+            logits = self.classify(image, boxes).split([len(x) for x in locations])
+            for own, rows, index in zip(cutouts, logits, locations, strict=True):
+                own[0, index] = 1
+                own[1:, index] = rows.T
+        return {
+            name: torch.cat([level, part.unflatten(2, level.shape[-2:]).to(level)], dim=1)
+            for (name, level), part in zip(
+                levels.items(), cutouts.split(num_locations, dim=2), strict=True
+            )
+        }
+
+    def _best_boxes(
+        self, levels: dict[str, Tensor], count: int, image_size: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Per image the (K, 4) boxes of the most probable objects, and their locations (K,)."""
+        parts = [NanoDetLevel.split(level) for level in levels.values()]
+        scores = torch.cat([x.class_probs.amax(dim=1).flatten(1) for x in parts], dim=1)
+        boxes = torch.cat(
+            [boxes_of(x.distances, stride) for x, stride in zip(parts, STRIDES, strict=True)], dim=1
+        )
+        height, width = image_size
+        boxes = torch.minimum(
+            boxes.clamp(min=0), boxes.new_tensor([width, height, width, height])
+        )
+        locations = [
+            nms(own.float(), score.float(), CUTOUT_NMS_THRESH)[:count]
+            for own, score in zip(boxes, scores, strict=True)
+        ]
+        return [own[index] for own, index in zip(boxes, locations, strict=True)], locations
+
+    def classify(self, image: Tensor, boxes_per_image: Sequence[Tensor]) -> Tensor:
+        """Logits of ImageNet's classes for boxes cut out of the images.
+
+        Args:
+            image: (N, 3, H, W), normalised, B, G, R.
+            boxes_per_image: (K, 4) each, XYXY in pixels of the network input.
+
+        Returns:
+            (all boxes, 1000).
+        """
+        pixels = (image * self.pixel_std + self.pixel_mean).flip(1)
+        pixels = (pixels - CLASSIFIER_MEAN) / CLASSIFIER_STD
+        height, width = image.shape[-2:]
+        limit = image.new_tensor([width, height, width, height])
+        enlarged = [
+            torch.minimum(enlarge(boxes, CUTOUT_MARGIN).clamp(min=0), limit)
+            for boxes in boxes_per_image
+        ]
+        cutouts = roi_align(pixels, enlarged, output_size=CUTOUT_SIZE, sampling_ratio=2, aligned=True)
+        return self.classifier(cutouts.contiguous(memory_format=torch.channels_last)).float()
+
+
+def enlarge(boxes: Tensor, share: float) -> Tensor:
+    """XYXY boxes (K, 4) with ``share`` of their longer side added on every side.
+
+    >>> enlarge(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), 0.1).tolist()
+    [[6.0, 16.0, 34.0, 64.0]]
+    """
+    margin = share * (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
+    return torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
+
+
+@BACKBONE_REGISTRY.register()
+def build_evidence_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EvidenceBackbone:
+    """Build NanoDet-g with the timm classifier of ``cfg.MODEL.TIMM`` on its best boxes."""
+    classifier = build_timm_classifier(
+        name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
+    )
+    return EvidenceBackbone(
+        detector=build_nanodet_backbone(cfg, input_shape),
+        classifier=classifier,
+        num_cutouts=cfg.MODEL.EVIDENCE.NUM_CUTOUTS,
+        num_cutouts_train=cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN,
+        # Frozen weights that come from a package are not stored.
+        checkpoint_excluded=("classifier.",) if cfg.MODEL.TIMM.WEIGHTS else (),
+    )

@@ -1,0 +1,141 @@
+"""The grounding head whose boxes and scores start from a detector's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from glipv2_d2.config import configurable
+from glipv2_d2.layers.box_coder import to_inclusive
+from glipv2_d2.modeling.class_evidence import build_class_evidence
+from glipv2_d2.modeling.heads.base import TEXT
+from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
+from glipv2_d2.modeling.label_scores import LabelScores
+from glipv2_d2.modeling.language import build_language_backbone
+from glipv2_d2.modeling.language.text_embedder import TextEmbedder
+from glipv2_d2.structures import DensePredictions, FusedFeatures
+from glipv2_d2.text.tokenizer import Tokenizer
+from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS, EvidenceLevel
+from glipv2_mini.modeling.evidence_score import EvidenceScore
+from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
+from glipv2_mini.modeling.relational_score import RelationalScore
+
+# The class probabilities of a detector with a quality focal loss include how well the box fits:
+# centerness starts at about 1.
+INITIAL_CENTERNESS_LOGIT = 4.0
+# Pixels; the logarithm of a box's size must be finite.
+MIN_DISTANCE = 0.05
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class EvidenceRPN(GroundingRPN):
+    """Boxes of NanoDet plus learned deltas, scored by an :class:`EvidenceScore`.
+
+    A :class:`RelationalScore` compares the boxes of a phrase such as "the left dog". With the
+    learned parts at zero, as initialised, it detects the words of a prompt without training. Our
+    choice; GLIP's head has only the features of a location.
+    """
+
+    @configurable
+    def __init__(self, *, language_dim: int, **kwargs: Any) -> None:
+        """Arguments as in :class:`GroundingRPN`; ``language_dim`` is D."""
+        super().__init__(**kwargs)
+        self.comparison = RelationalScore(language_dim=language_dim)
+        for layer in (self.bbox_pred, self.centerness):
+            nn.init.zeros_(layer.weight)
+        nn.init.constant_(self.centerness.bias, INITIAL_CENTERNESS_LOGIT)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        language_dim = input_shape[TEXT].channels
+        return {
+            **super().from_config(cfg, input_shape),
+            "visual_dim": FEATURE_CHANNELS,
+            "language_dim": language_dim,
+            "region_word": build_evidence_score(cfg, language_dim),
+        }
+
+    def predict(self, fused: FusedFeatures) -> DensePredictions:
+        levels = list(fused.fused_features.values())
+        anchors_per_level = self.anchor_generator(levels)
+        parts = [EvidenceLevel.split(level, dim=1) for level in levels]
+        deltas = [
+            self.box_deltas(part, stride, anchors) + self.learned_deltas(part.features, scale)
+            for part, stride, anchors, scale in zip(
+                parts, STRIDES, anchors_per_level, self.level_scales, strict=True
+            )
+        ]
+        boxes = self.box_coder.decode(
+            torch.cat(deltas, dim=1).detach(), torch.cat(anchors_per_level)
+        )
+        logits = self.region_word(
+            [level.flatten(2).transpose(1, 2) for level in levels], fused.region_text
+        )
+        return DensePredictions(
+            token_logits_per_level=self.comparison(logits, boxes, fused.region_text),
+            box_deltas_per_level=deltas,
+            centerness_per_level=[self.centerness(part.features).flatten(1) for part in parts],
+            anchors_per_level=anchors_per_level,
+        )
+
+    def score_objects(
+        self, predictions: DensePredictions, fused: FusedFeatures
+    ) -> list[LabelScores]:
+        """Scores of one label, "an object", per query: the most probable class of the detector."""
+        objectness_per_level = [
+            EvidenceLevel.split(level, dim=1).class_probs.amax(dim=1).flatten(1)
+            for level in fused.fused_features.values()
+        ]
+        return [
+            LabelScores(
+                scores_per_level=[level[i, :, None].float() for level in objectness_per_level],
+                centerness_per_level=[
+                    torch.ones_like(level[i]).float() for level in objectness_per_level
+                ],
+                box_deltas_per_level=[level[i].float() for level in predictions.box_deltas_per_level],
+                anchors_per_level=predictions.anchors_per_level,
+            )
+            for i in range(len(fused.queries))
+        ]
+
+    def box_deltas(self, level: EvidenceLevel, stride: int, anchors: Tensor) -> Tensor:
+        """(N, A_i, 4): the deltas from the anchors to NanoDet's boxes."""
+        distances = level.distances.clamp(min=MIN_DISTANCE)
+        return self.box_coder.encode(to_inclusive(boxes_of(distances, stride)), anchors)
+
+    def learned_deltas(self, features: Tensor, scale: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, h * w, 4)."""
+        return self.bbox_pred(features).flatten(2).transpose(1, 2) * scale
+
+
+def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
+    """The score of COCO's and ImageNet's class names, embedded with the config's text encoder.
+
+    Raises:
+        ValueError: the language backbone has random weights.
+    """
+    if not cfg.MODEL.LANGUAGE_BACKBONE.WEIGHTS:
+        raise ValueError(
+            "MODEL.LANGUAGE_BACKBONE.WEIGHTS is empty, but EvidenceRPN embeds class names before "
+            "MODEL.WEIGHTS is loaded: set a pretrained one"
+        )
+    tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
+    embed = TextEmbedder(build_language_backbone(cfg).eval(), tokenizer)
+    return EvidenceScore(
+        detector_evidence=build_class_evidence(coco_class_names(), embed),
+        classifier_evidence=build_class_evidence(imagenet_class_names(), embed),
+        language_dim=language_dim,
+        log_scale=cfg.MODEL.GROUNDING.LOG_SCALE,
+    )
+
+
+def imagenet_class_names() -> list[str]:
+    """The 1000 class names of ImageNet-1k, synonyms separated by commas."""
+    info = ImageNetInfo()
+    return [info.index_to_description(i) for i in range(info.num_classes())]

@@ -1,0 +1,119 @@
+"""The region-word score that starts from the class probabilities of closed-set classifiers.
+
+N: images. A_i: regions of level i. K: regions with a cut-out. T: tokens. D: width of the text.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
+from glipv2_d2.modeling.heads.base import RegionWordScore
+from glipv2_d2.modeling.heads.region_word_score import CosineScore
+from glipv2_d2.structures import TextFeatures
+from glipv2_mini.modeling.evidence_backbone import (
+    FEATURE_CHANNELS,
+    NUM_IMAGENET_CLASSES,
+    EvidenceLevel,
+)
+
+# A cut-out is classified whatever it shows. Its evidence is weighted by the square root of the
+# detector's probability that the box has an object (our choice, measured on photos).
+CUTOUT_WEIGHT = 0.9
+OBJECTNESS_POWER = 0.5
+# An object may have a name that neither classifier knows. This share of the detector's probability
+# lets training start from "any object" instead of from nothing, and ranks below other evidence.
+UNKNOWN_NAME_WEIGHT = 0.02
+
+
+class EvidenceScore(RegionWordScore):
+    """Logits of a region for a word: the evidence's, plus learned region-word products.
+
+    The evidence of a word is the larger of two. A detector's class contributes its probability
+    times the similarity of its name to the word, the best class counts. The classes of a cut-out
+    are exclusive and contribute their sum. Two learned cosines are added, of the fused map and of
+    the cut-out's class logits; their weights start at zero, so that an untrained score is the
+    evidence. Our choice, not GLIP's.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector_evidence: ClassEvidence,
+        classifier_evidence: ClassEvidence,
+        language_dim: int,
+        log_scale: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            detector_evidence: of COCO's class names.
+            classifier_evidence: of ImageNet's class names.
+            language_dim: D.
+            log_scale: initial logarithm of the temperature of the cosines.
+        """
+        super().__init__()
+        self.detector_evidence = detector_evidence
+        self.classifier_evidence = classifier_evidence
+        self.evidence_scale = nn.Parameter(torch.ones(1))
+        self.evidence_bias = nn.Parameter(torch.zeros(1))
+        # The prior is the evidence's: no bias of their own.
+        self.feature_score = CosineScore(
+            visual_dim=FEATURE_CHANNELS,
+            language_dim=language_dim,
+            prior_prob=0.5,
+            log_scale=log_scale,
+        )
+        self.feature_weight = nn.Parameter(torch.zeros(1))
+        self.cutout_score = CosineScore(
+            visual_dim=NUM_IMAGENET_CLASSES,
+            language_dim=language_dim,
+            prior_prob=0.5,
+            log_scale=log_scale,
+        )
+        self.cutout_weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
+        regions = torch.cat(regions_per_level, dim=1)
+        logits = self._score(EvidenceLevel.split(regions), text)
+        return list(logits.split([level.shape[1] for level in regions_per_level], dim=1))
+
+    def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+        """(N, A, T)."""
+        (product,) = self.feature_score([regions.features], text)
+        evidence = self._evidence(regions, text)
+        logits = (
+            self.evidence_scale * evidence_logits(evidence)
+            + self.evidence_bias
+            + self.feature_weight * product
+        )
+        return logits + self._cutout_products(regions, text)
+
+    @torch.no_grad()
+    def _evidence(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+        """(N, A, T), 0..1."""
+        probs = regions.class_probs
+        evidence = ClassEvidence.best(probs, self.detector_evidence.similarity(text.hidden))
+        objectness = probs.amax(dim=-1, keepdim=True)
+        evidence = torch.maximum(evidence, UNKNOWN_NAME_WEIGHT * objectness)
+        similarity = self.classifier_evidence.similarity(text.hidden)
+        weights = CUTOUT_WEIGHT * objectness**OBJECTNESS_POWER
+        for own, is_cut_out, logits, weight, names in zip(
+            evidence, regions.is_cut_out, regions.class_logits, weights, similarity, strict=True
+        ):
+            rows = is_cut_out[:, 0].nonzero().squeeze(1)
+            expected = ClassEvidence.expected(logits[rows].float().softmax(dim=-1), names)
+            own[rows] = torch.maximum(own[rows], (weight[rows] * expected).to(own))
+        return evidence
+
+    def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+        """(N, A, T), zeros where no box was cut out."""
+        width = max((int(x) for x in regions.is_cut_out.sum(dim=(1, 2))), default=0)
+        # (N, K): the cut-outs of each image, then others with a weight of zero.
+        order = regions.is_cut_out[..., 0].argsort(dim=1, descending=True, stable=True)[:, :width]
+        chosen = order[..., None]
+        logits = regions.class_logits.gather(1, chosen.expand(-1, -1, NUM_IMAGENET_CLASSES))
+        (product,) = self.cutout_score([logits], text)
+        product = self.cutout_weight * product * regions.is_cut_out.gather(1, chosen)
+        zeros = product.new_zeros(*regions.is_cut_out.shape[:2], product.shape[-1])
+        return zeros.scatter(1, chosen.expand_as(product), product)
