@@ -22,8 +22,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
-from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
+from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_mini.modeling.nanodet import (
     FEATURE_CHANNELS,
     NUM_CLASSES,
@@ -77,6 +77,9 @@ class EvidenceLevel:
 
 class EvidenceBackbone(CheckpointPrefixes, Backbone):
     """The levels of a frozen NanoDet with the classified cut-outs of its best boxes."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -162,9 +165,7 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
             [boxes_of(x.distances, stride) for x, stride in zip(parts, STRIDES, strict=True)], dim=1
         )
         height, width = image_size
-        boxes = torch.minimum(
-            boxes.clamp(min=0), boxes.new_tensor([width, height, width, height])
-        )
+        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
         locations = [
             nms(own.float(), score.float(), CUTOUT_NMS_THRESH)[:count]
             for own, score in zip(boxes, scores, strict=True)
@@ -189,7 +190,9 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
             torch.minimum(enlarge(boxes, CUTOUT_MARGIN).clamp(min=0), limit)
             for boxes in boxes_per_image
         ]
-        cutouts = roi_align(pixels, enlarged, output_size=CUTOUT_SIZE, sampling_ratio=2, aligned=True)
+        cutouts = roi_align(
+            pixels, enlarged, output_size=CUTOUT_SIZE, sampling_ratio=2, aligned=True
+        )
         return self.classifier(cutouts.contiguous(memory_format=torch.channels_last)).float()
 
 

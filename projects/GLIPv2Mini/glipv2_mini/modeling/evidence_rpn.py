@@ -49,6 +49,7 @@ class EvidenceRPN(GroundingRPN):
         self.comparison = RelationalScore(language_dim=language_dim)
         for layer in (self.bbox_pred, self.centerness):
             nn.init.zeros_(layer.weight)
+        assert self.centerness.bias is not None
         nn.init.constant_(self.centerness.bias, INITIAL_CENTERNESS_LOGIT)
 
     @classmethod
@@ -98,7 +99,9 @@ class EvidenceRPN(GroundingRPN):
                 centerness_per_level=[
                     torch.ones_like(level[i]).float() for level in objectness_per_level
                 ],
-                box_deltas_per_level=[level[i].float() for level in predictions.box_deltas_per_level],
+                box_deltas_per_level=[
+                    level[i].float() for level in predictions.box_deltas_per_level
+                ],
                 anchors_per_level=predictions.anchors_per_level,
             )
             for i in range(len(fused.queries))
