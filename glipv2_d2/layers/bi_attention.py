@@ -33,38 +33,28 @@ MIN_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class TextToImageProjections:
-    """Linear layers of attention from positions to tokens.
+class BiAttentionProjections:
+    """Linear layers of attention in both directions.
 
     Attributes:
         num_heads: H.
-        visual_query: C -> H d.
+        visual_query, visual_value: C -> H d.
         language_key, language_value: D -> H d.
         visual_out: H d -> C.
+        language_out: H d -> D.
     """
 
     num_heads: int
     visual_query: nn.Linear
+    visual_value: nn.Linear
     language_key: nn.Linear
     language_value: nn.Linear
     visual_out: nn.Linear
+    language_out: nn.Linear
 
     @property
     def head_dim(self) -> int:
         return self.visual_query.out_features // self.num_heads
-
-
-@dataclass(frozen=True)
-class BiAttentionProjections(TextToImageProjections):
-    """Linear layers of attention in both directions.
-
-    Attributes:
-        visual_value: C -> H d.
-        language_out: H d -> D.
-    """
-
-    visual_value: nn.Linear
-    language_out: nn.Linear
 
 
 class BiAttentionFunction(Protocol):
@@ -133,22 +123,18 @@ def bi_attention_context(
 ) -> tuple[Tensor, TextContext]:
     """As :func:`memory_efficient_bi_attention`, before the text context is projected.
 
-    The context includes the tokens of :func:`pad_tokens`.
+    The context has at least ``MIN_TOKENS`` tokens; those beyond T are padding.
     """
-    absorbed = absorb_text(*pad_tokens(text, text_mask), visual_scale, projections, dropout)
-    visual, context = blockwise_attention(visual, absorbed, image_to_text=True, dropout=dropout)
-    assert context is not None
-    return add_output_bias(visual, visual_scale, projections, dropout), context
+    absorbed = _absorb_text(*_pad_tokens(text, text_mask), visual_scale, projections, dropout)
+    visual, context = blockwise_attention(visual, absorbed, dropout=dropout)
+    return _add_output_bias(visual, visual_scale, projections, dropout), context
 
 
 def text_context(
     visual: Tensor, text: Tensor, projections: BiAttentionProjections, dropout: float
 ) -> TextContext:
     """As :func:`memory_efficient_text_attention`, before the result is projected."""
-    _, context = blockwise_attention(
-        visual, _absorb_keys(text, projections), image_to_text=True, dropout=dropout
-    )
-    assert context is not None
+    _, context = blockwise_attention(visual, _absorb_keys(text, projections), dropout=dropout)
     return context
 
 
@@ -167,11 +153,11 @@ def project_context(
     return projections.language_out(value.flatten(2))
 
 
-def absorb_text(
+def _absorb_text(
     text: Tensor,
     text_mask: Tensor,
     visual_scale: Tensor,
-    projections: TextToImageProjections,
+    projections: BiAttentionProjections,
     dropout: float,
 ) -> AbsorbedText:
     """Keys and values of the tokens in absorbed form.
@@ -195,20 +181,20 @@ def absorb_text(
     return replace(absorbed, value=value.to(absorbed.key.dtype), padding_bias=padding_bias)
 
 
-def add_output_bias(
-    visual: Tensor, visual_scale: Tensor, projections: TextToImageProjections, dropout: float
+def _add_output_bias(
+    visual: Tensor, visual_scale: Tensor, projections: BiAttentionProjections, dropout: float
 ) -> Tensor:
     """Add the output bias with dropout, where the weights of a head no longer sum to 1."""
     return visual + visual_scale * projections.visual_out.bias if dropout > 0 else visual
 
 
-def pad_tokens(text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _pad_tokens(text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Pad (N, T, D) features and their (N, T) mask to at least ``MIN_TOKENS`` tokens."""
     missing = max(0, MIN_TOKENS - text.shape[1])
     return F.pad(text, (0, 0, 0, missing)), F.pad(text_mask, (0, missing))
 
 
-def _absorb_keys(text: Tensor, projections: TextToImageProjections) -> AbsorbedText:
+def _absorb_keys(text: Tensor, projections: BiAttentionProjections) -> AbsorbedText:
     """Keys without values."""
     num_heads, head_dim = projections.num_heads, projections.head_dim
     key = _split_heads(projections.language_key(text), projections) * head_dim**-0.5  # (N, T, H, d)
@@ -219,7 +205,7 @@ def _absorb_keys(text: Tensor, projections: TextToImageProjections) -> AbsorbedT
     return AbsorbedText(num_heads, absorbed_key, key_bias.to(absorbed_key.dtype))
 
 
-def _split_heads(x: Tensor, projections: TextToImageProjections) -> Tensor:
+def _split_heads(x: Tensor, projections: BiAttentionProjections) -> Tensor:
     return x.unflatten(-1, (projections.num_heads, projections.head_dim))
 
 

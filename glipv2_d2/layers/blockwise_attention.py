@@ -70,22 +70,21 @@ class TextContext:
 
 
 def blockwise_attention(
-    visual: Tensor, text: AbsorbedText, *, image_to_text: bool, dropout: float = 0.0
-) -> tuple[Tensor, TextContext | None]:
-    """Attend from positions to tokens, from tokens to positions, or both, over the same scores.
+    visual: Tensor, text: AbsorbedText, *, dropout: float = 0.0
+) -> tuple[Tensor, TextContext]:
+    """Attend from tokens to positions, and with values also back, over the same scores.
 
     Args:
         visual: (N, P, C). Without gradients it may be overwritten by the result.
         text: keys, and values if positions attend to tokens (text-to-image attention).
-        image_to_text: whether tokens attend to positions.
         dropout: probability to drop an attention weight. The remaining weights are *not* scaled
             up: the caller scales the few values and sums instead.
 
     Returns:
         (N, P, C), ``visual`` plus the result of text-to-image attention, and the result of
-        image-to-text attention or None.
+        image-to-text attention.
     """
-    options = _Options(text.num_heads, image_to_text, dropout, _draw_seed() if dropout else 0)
+    options = _Options(text.num_heads, dropout, _draw_seed() if dropout else 0)
     tensors = (visual, text.key, text.key_bias, text.value, text.padding_bias)
     if torch.is_grad_enabled():
         updated, *context = _attend_with_gradients(*tensors, options)
@@ -93,13 +92,12 @@ def blockwise_attention(
         updated, *context = _attend(*tensors, options, output=visual)
     if text.value is None:
         updated = visual
-    return updated, TextContext(*context) if image_to_text else None
+    return updated, TextContext(*context)
 
 
 @dataclass(frozen=True)
 class _Options:
     num_heads: int
-    image_to_text: bool
     dropout: float
     seed: int
 
@@ -220,10 +218,9 @@ def _attend(
         for index, block in enumerate(_blocks(visual, key)):
             x = visual[:, block].to(key.dtype)
             scores = _scores(x, key, key_bias)
-            if options.image_to_text:
-                # First, as text-to-image attention overwrites scores and positions.
-                mask = options.keep_mask(scores, index, image_to_text=True)
-                state = _attend_to_positions(scores, x, mask, state)
+            # First, as text-to-image attention overwrites scores and positions.
+            mask = options.keep_mask(scores, index, image_to_text=True)
+            state = _attend_to_positions(scores, x, mask, state)
             if value is not None and padding_bias is not None and output is not None:
                 mask = options.keep_mask(scores, index, image_to_text=False)
                 weights = _softmax_over_tokens(
@@ -231,7 +228,8 @@ def _attend(
                 )
                 weights = apply_keep_mask_(weights.to(value.dtype), mask)
                 _add_product(output[:, block], weights, value)
-    return (output, *(state.result() if state is not None else (None, None, None)))
+    assert state is not None, "there are no positions"
+    return output, *state.result()
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -304,9 +302,9 @@ class _Backward:
         key_bias: Tensor,
         value: Tensor | None,
         padding_bias: Tensor | None,
-        features: Tensor | None,
-        weight_sum: Tensor | None,
-        logsumexp: Tensor | None,
+        features: Tensor,
+        weight_sum: Tensor,
+        logsumexp: Tensor,
         d_updated: Tensor | None,
         d_features: Tensor | None,
         d_weight_sum: Tensor | None,
@@ -324,15 +322,14 @@ class _Backward:
         self.d_key = torch.zeros_like(key, dtype=dtype)
         self.d_key_bias = torch.zeros_like(key_bias, dtype=dtype)
         self.d_value = None if value is None else torch.zeros_like(value, dtype=dtype)
-        if features is not None and weight_sum is not None:
-            d_features = torch.zeros_like(features) if d_features is None else d_features
-            d_weight_sum = torch.zeros_like(weight_sum) if d_weight_sum is None else d_weight_sum
-            self.d_features = d_features.to(key.dtype)
-            self.d_weight_sum = d_weight_sum[:, None].to(key.dtype)
-            self.d_features_t = self.d_features.transpose(1, 2).contiguous()
-            # The weighted mean of the weights' gradients, which softmax subtracts from each.
-            mean = (features * d_features).sum(dim=-1) + weight_sum * d_weight_sum
-            self.mean_gradient = (mean if d_logsumexp is None else mean - d_logsumexp)[:, None]
+        d_features = torch.zeros_like(features) if d_features is None else d_features
+        d_weight_sum = torch.zeros_like(weight_sum) if d_weight_sum is None else d_weight_sum
+        self.d_features = d_features.to(key.dtype)
+        self.d_weight_sum = d_weight_sum[:, None].to(key.dtype)
+        self.d_features_t = self.d_features.transpose(1, 2).contiguous()
+        # The weighted mean of the weights' gradients, which softmax subtracts from each.
+        mean = (features * d_features).sum(dim=-1) + weight_sum * d_weight_sum
+        self.mean_gradient = (mean if d_logsumexp is None else mean - d_logsumexp)[:, None]
 
     def blocks(self) -> Iterator[slice]:
         return _blocks(self.visual, self.key)
@@ -342,15 +339,12 @@ class _Backward:
         x = self.visual[:, block].to(self.key.dtype)
         d_visual = self.d_visual[:, block]
         scores = _scores(x, self.key, self.key_bias)
-        d_scores = scores.new_zeros(())
-        if self.options.image_to_text:
-            mask = self.options.keep_mask(scores, index, image_to_text=True)
-            d_scores = self._image_to_text(scores, x, mask, d_visual if needs_visual_grad else None)
+        mask = self.options.keep_mask(scores, index, image_to_text=True)
+        d_scores = self._image_to_text(scores, x, mask, d_visual if needs_visual_grad else None)
         if self.value is not None and self.d_updated is not None:
             mask = self.options.keep_mask(scores, index, image_to_text=False)
             d_scores = self._text_to_image(scores, self.d_updated[:, block], mask).add_(d_scores)
         # Clamped scores have no gradient.
-        d_scores = d_scores.expand_as(scores)
         d_scores = torch.ops.aten.hardtanh_backward(d_scores, scores, -MAX_SCORE, MAX_SCORE)
         self.d_key_bias += d_scores.sum(dim=1, keepdim=True)
         d_scores = d_scores.to(self.key.dtype)
@@ -362,7 +356,6 @@ class _Backward:
         self, scores: Tensor, x: Tensor, mask: Tensor | None, d_visual: Tensor | None
     ) -> Tensor:
         """Gradient of the scores through image-to-text attention; adds to ``d_visual``."""
-        assert self.logsumexp is not None
         weights = _exp_of_difference(scores, self.logsumexp[:, None])
         if d_visual is not None:
             kept = apply_keep_mask_(weights.to(x.dtype, copy=mask is not None), mask)
