@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from helpers.models import tiny_model
 from torch import nn
@@ -12,7 +11,6 @@ from glipv2_d2.modeling.fusion import FUSED_HEAD_REGISTRY, FusedHead
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator, RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import REGION_WORD_SCORE_REGISTRY
 from glipv2_d2.modeling.language import LANGUAGE_BACKBONE_REGISTRY, LanguageBackbone
-from glipv2_d2.structures import TextFeatures
 
 ABSTRACT_METHODS = {
     FusedHead: {"forward"},
@@ -67,15 +65,3 @@ def test_a_registered_part_without_its_methods_fails_when_the_model_is_built(
         registry.register(type(name, (base,), {}))
     with pytest.raises(TypeError, match=f"abstract class {name}"):
         tiny_model(key, name)
-
-
-def test_the_default_training_logits_are_those_of_forward() -> None:
-    class Sum(RegionWordScore):
-        def forward(
-            self, regions_per_level: list[torch.Tensor], text: TextFeatures
-        ) -> list[torch.Tensor]:
-            return [x.sum(-1)[..., None] + text.hidden.sum(-1)[:, None] for x in regions_per_level]
-
-    regions = [torch.randn(1, 3, 2)]
-    text = TextFeatures(torch.randn(1, 4, 5), torch.ones(1, 4, dtype=torch.bool))
-    assert torch.equal(Sum().training_logits(regions, text)[0], Sum()(regions, text)[0])

@@ -205,7 +205,6 @@ class FusedDynamicHead(BlockHead, Configurable):
             activation_checkpointing=activation_checkpointing,
             score_fused_text=score_fused_text,
         )
-        self.visual_dim = visual_dim
 
     @classmethod
     def from_config(

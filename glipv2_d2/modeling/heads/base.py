@@ -65,7 +65,7 @@ class ProposalGenerator(CheckpointPrefixes, ABC):
 
     @abstractmethod
     def region_word_logits(self, regions: Tensor, text: TextFeatures) -> Tensor:
-        """Logits of some regions against text, as in training, (Q, K, T).
+        """Logits of some regions against text, (Q, K, T).
 
         Args:
             regions: (Q, K, C), features of the fused maps at some locations.
@@ -91,10 +91,6 @@ class RegionWordScore(nn.Module, ABC):
         Returns:
             (N, A_i, T) each.
         """
-
-    def training_logits(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
-        """The logits of training, for a score that differs at inference."""
-        return self(regions_per_level, text)
 
 
 class LossHead(nn.Module, ABC):

@@ -181,7 +181,7 @@ class GroundingRPN(ProposalGenerator, Configurable):
         ]
 
     def region_word_logits(self, regions: Tensor, text: TextFeatures) -> Tensor:
-        (logits,) = self.region_word.training_logits([regions], text)
+        (logits,) = self.region_word([regions], text)
         return logits
 
     @torch.no_grad()
