@@ -12,6 +12,8 @@ def add_mini_config(cfg: CfgNode) -> None:
     cfg.MODEL.EVIDENCE = CfgNode()
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS = 24
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN = 6
+    # The file of tools/convert_nanodet.py, to train without MODEL.WEIGHTS; "": random weights.
+    cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS = ""
     # Of MODEL.TEXT_TASKS.NAME RegionTextTasks: encodes image regions as tokens.
     cfg.MODEL.REGION_ENCODER = CfgNode()
     # The prompt that the maps of the regions are fused with, and the number of regions kept.

@@ -22,6 +22,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
+from glipv2_d2.checkpoint import read_checkpoint
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_mini.modeling.nanodet import (
@@ -206,14 +207,34 @@ def enlarge(boxes: Tensor, share: float) -> Tensor:
     return torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
 
 
+def load_detector(detector: NanoDet, path: str) -> None:
+    """Load a file of ``tools/convert_nanodet.py``.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is a file of another model.
+    """
+    weights = read_checkpoint(path)["model"]
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.EVIDENCE.DETECTOR_WEIGHTS '{path}' is not NanoDet-g: pass the file that "
+            f"tools/convert_nanodet.py writes ({error})"
+        ) from error
+
+
 @BACKBONE_REGISTRY.register()
 def build_evidence_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EvidenceBackbone:
     """Build NanoDet-g with the timm classifier of ``cfg.MODEL.TIMM`` on its best boxes."""
     classifier = build_timm_classifier(
         name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
     )
+    detector = build_nanodet_backbone(cfg, input_shape)
+    if cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS:
+        load_detector(detector, cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS)
     return EvidenceBackbone(
-        detector=build_nanodet_backbone(cfg, input_shape),
+        detector=detector,
         classifier=classifier,
         num_cutouts=cfg.MODEL.EVIDENCE.NUM_CUTOUTS,
         num_cutouts_train=cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN,
