@@ -224,16 +224,6 @@ class MatchEncoder(nn.Module):
         return replace(text, hidden=hidden)
 
 
-def build_region_encoder(
-    cfg: CfgNode,
-    input_shape: dict[str, ShapeSpec],
-    tokenizer: Tokenizer,
-    language_backbone: LanguageBackbone,
-) -> RegionEncoder:
-    """The encoder of ``cfg.MODEL.REGION_ENCODER``."""
-    return RegionEncoder(cfg, input_shape, tokenizer, language_backbone)
-
-
 def _class_embeddings(
     cfg: CfgNode, tokenizer: Tokenizer, language_backbone: LanguageBackbone
 ) -> Callable[[], Tensor] | None:

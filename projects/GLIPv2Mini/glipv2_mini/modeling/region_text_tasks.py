@@ -28,7 +28,7 @@ from glipv2_d2.modeling.text_tasks import (
 )
 from glipv2_d2.structures import FusedText, ImageFeatures, Query, QueryKind, TextFeatures
 from glipv2_d2.text.tokenizer import Tokenizer
-from glipv2_mini.modeling.region_encoder import RegionEncoder, build_region_encoder
+from glipv2_mini.modeling.region_encoder import RegionEncoder
 from glipv2_mini.modeling.regions import Regions
 
 
@@ -138,7 +138,7 @@ class RegionTextTasks(TextTasks):
         language_backbone: LanguageBackbone,
     ) -> dict[str, Any]:
         arguments = super().from_config(cfg, input_shape, tokenizer, language_backbone)
-        encoder = build_region_encoder(cfg, input_shape, tokenizer, language_backbone)
+        encoder = RegionEncoder(cfg, input_shape, tokenizer, language_backbone)
         return {**arguments, "region_encoder": encoder}
 
     @property
