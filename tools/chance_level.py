@@ -10,7 +10,7 @@ scores are unchanged, so the mean of these runs is the AP of a model that locali
 cannot classify them.
 
     python tools/chance_level.py --dataset mini_stamps_seen_captioning_200 \
-        --results output/mini_joint/inference/mini_stamps_seen_captioning_200/captions_results.json
+        --results output/mini/inference/mini_stamps_seen_captioning_200/captions_results.json
 
 The same for captions: every image gets the caption generated for the next image, the one after
 that, and so on.
