@@ -23,7 +23,7 @@ from glipv2_mini.modeling.nanodet import (
 
 PROJECT = Path(__file__).parents[2]
 # The part of a model's checkpoint that has the weights of NanoDet-g.
-NANODET_WEIGHTS = "backbone."
+NANODET_WEIGHTS = "backbone.detector."
 # A drawn stop sign and the levels of an independent implementation in float32 with the published
 # weights: all of p4 and p5, and of p3 every fourth row and column.
 REFERENCE = PROJECT / "tests" / "assets" / "nanodet_reference.npz"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from glipv2_d2.structures import TextFeatures
-from glipv2_mini.modeling.region_encoder import (
-    ClassifierRegionEncoder,
-    MatchEncoder,
-    RegionEncoder,
-)
+from glipv2_mini.modeling.region_encoder import MatchEncoder, RegionEncoder
 from glipv2_mini.modeling.regions import Regions
 
 DIM, VISUAL_DIM, NUM_REGIONS = 12, 6, 5
@@ -133,17 +128,11 @@ def test_class_embeddings_are_added_by_their_probability() -> None:
     torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_classifier_embedding_of_a_region_is_added_to_its_token() -> None:
-    torch.manual_seed(0)
-    encoder = ClassifierRegionEncoder(
-        proposer=None, visual_dim=VISUAL_DIM, language_dim=DIM, **LAYERS
-    )
-    regions = make_regions(channels=VISUAL_DIM + DIM)
+def test_the_evidence_of_a_region_is_no_part_of_its_token() -> None:
+    encoder, regions = make_encoder(), make_regions(channels=VISUAL_DIM + 3)
     visual = Regions(
         regions.features[..., :VISUAL_DIM],
         regions.fused_features[..., :VISUAL_DIM],
         regions.boxes,
     )
-    classifier = F.normalize(regions.features[..., VISUAL_DIM:], dim=-1) * math.sqrt(DIM)
-    expected = encoder.norm(classifier + RegionEncoder.embed(encoder, visual))
-    torch.testing.assert_close(encoder.region_tokens(regions), expected)
+    torch.testing.assert_close(encoder.region_tokens(regions), encoder.region_tokens(visual))

@@ -10,9 +10,17 @@ import torch
 from helpers.models import random_image
 from mini_models import mini_cfg, mini_model
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms
 
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import ImageFeatures
+from glipv2_mini.modeling.evidence_backbone import (
+    EVIDENCE_CHANNELS,
+    FEATURE_CHANNELS,
+    EvidenceLevel,
+)
+from glipv2_mini.modeling.nanodet import STRIDES, boxes_of
 from glipv2_mini.modeling.region_proposals import RegionProposer, build_region_proposer
 from glipv2_mini.modeling.regions import Regions
 
@@ -38,17 +46,18 @@ def propose(model: GLIPv2, images: list[Tensor], *opts: object) -> Regions:
 
 
 def coordinates(level: Tensor) -> Tensor:
-    """(1, 2, H, W), x and y relative to the map."""
+    """(1, C, H, W): x and y relative to the map, and zeros."""
     height, width = level.shape[-2:]
     x = (torch.arange(width) + 0.5).expand(height, width) / width
     y = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
-    return torch.stack([x, y])[None]
+    return F.pad(torch.stack([x, y])[None], (0, 0, 0, 0, 0, level.shape[1] - 2))
 
 
 def test_every_image_has_the_same_number_of_regions_inside_it(model: GLIPv2) -> None:
     regions = propose(model, [random_image(128, 160), random_image(96, 128, seed=1)])
-    channels = next(iter(model.backbone.output_shape().values())).channels
-    assert regions.features.shape == regions.fused_features.shape == (2, NUM_REGIONS, channels)
+    assert regions.features.shape == (2, NUM_REGIONS, FEATURE_CHANNELS)
+    channels = FEATURE_CHANNELS + EVIDENCE_CHANNELS
+    assert regions.fused_features.shape == (2, NUM_REGIONS, channels)
     centers, sizes, scores = regions.boxes.split((2, 2, 1), dim=-1)
     assert (sizes > 0).all() and (scores > 0).all()
     assert (centers - sizes / 2 >= -1e-5).all() and (centers + sizes / 2 <= 1 + 1e-5).all()
@@ -72,7 +81,25 @@ def test_a_region_is_pooled_at_its_box(model: GLIPv2) -> None:
     # ROIAlign repeats the first and the last pixel beyond their centres.
     is_inside = ((centers - 0.5).abs() + sizes / 2 < 0.45).all(dim=-1)
     assert is_inside.any()
-    torch.testing.assert_close(regions.features[is_inside], centers[is_inside], atol=0.01, rtol=0)
+    pooled = regions.features[is_inside][:, :2]
+    torch.testing.assert_close(pooled, centers[is_inside], atol=0.01, rtol=0)
+
+
+def test_regions_are_the_boxes_of_the_most_probable_classes_whatever_the_prompt(
+    model: GLIPv2,
+) -> None:
+    features = encode(model, [random_image(128, 160)])
+    regions = make_proposer(model)(model, features)
+    parts = [EvidenceLevel.split(level, dim=1) for level in features.levels.values()]
+    scores = torch.cat([x.class_probs.amax(dim=1).flatten() for x in parts])
+    boxes = torch.cat(
+        [boxes_of(x.distances, stride)[0] for x, stride in zip(parts, STRIDES, strict=True)]
+    )
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([160.0, 128, 160, 128]))
+    kept = nms(boxes, scores, iou_threshold=0.5)[:NUM_REGIONS]
+    sizes = boxes[kept, 2:] - boxes[kept, :2]
+    expected = torch.cat([boxes[kept, :2] + sizes / 2, sizes], dim=1) / torch.tensor([160, 128] * 2)
+    torch.testing.assert_close(regions.boxes[0, :, :4], expected, atol=1e-4, rtol=0)
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(model: GLIPv2) -> None:
@@ -85,7 +112,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(model: GLIPv2) -> N
 
 def test_proposals_are_the_same_in_training_and_keep_the_mode(model: GLIPv2) -> None:
     expected = propose(model, [random_image()])
-    other = mini_model("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.5, "MODEL.FPN.DROP_BLOCK_PROB", 0.0)
+    other = mini_model("MODEL.FUSED_HEAD.FUSION_DROPOUT", 0.5)
     other.load_state_dict(model.state_dict())
     other.train()
     other.backbone.eval()
@@ -94,12 +121,17 @@ def test_proposals_are_the_same_in_training_and_keep_the_mode(model: GLIPv2) -> 
     assert [part for part in other.modules() if part.training] == in_training
 
 
-def test_only_the_backbone_receives_gradients_from_regions() -> None:
+def test_only_the_pooled_maps_receive_gradients_from_regions() -> None:
     model = mini_model().train()
-    regions = propose(model, [random_image()])
+    features = encode(model, [random_image()])
+    for level in features.levels.values():
+        level.requires_grad_()
+    regions = make_proposer(model)(model, features)
     (regions.features.sum() + regions.fused_features.sum() + regions.boxes.sum()).backward()
-    names = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert names and all(name.startswith("backbone.") for name in names)
+    assert all(p.grad is None for p in model.parameters())
+    gradients = [level.grad for level in features.levels.values() if level.grad is not None]
+    assert any(grad[:, :FEATURE_CHANNELS].any() for grad in gradients)
+    assert not any(grad[:, FEATURE_CHANNELS:].any() for grad in gradients)
 
 
 def test_an_image_with_fewer_detections_is_padded_with_zeros(model: GLIPv2) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.masks import MASKS
 from helpers.models import random_image
 from helpers.shared_tests import shared_tests
 from helpers.text_tasks import (
@@ -19,14 +20,13 @@ from helpers.text_tasks import (
     question_input,
 )
 from helpers.two_processes import DETERMINISTIC
-from mini_models import NAMED, PHRASES, POINTERS, REGIONS, mini_model
+from mini_models import NAMED, PHRASES, POINTERS, REGIONS, UNFUSED_TEXT, mini_model
 from modeling import test_text_tasks
 from modeling.test_text_tasks import (
     KEEP_ALL,
-    PRETRAINING,
+    LOCALIZATION_LOSSES,
     assert_decoding_in_steps_equals_the_whole_caption,
     assert_losses_are_finite_float32_under_autocast,
-    assert_text_losses_reach_the_image,
     inference_input,
     predict,
     without_gradient,
@@ -53,6 +53,19 @@ def training_model(request: pytest.FixtureRequest) -> GLIPv2:
     return built
 
 
+def test_text_tasks_add_only_their_own_weights_and_losses(training_model: GLIPv2) -> None:
+    text = () if training_model.fused_head.score_fused_text else UNFUSED_TEXT
+    plain = mini_model(*DETERMINISTIC, *text).train()
+    plain.language_backbone.eval()
+    added = training_model.state_dict().keys() - plain.state_dict().keys()
+    assert added and all(name.startswith("text_tasks.") for name in added)
+    losses, with_heads = plain([detection_input()]), training_model([detection_input()])
+    assert losses.keys() == LOCALIZATION_LOSSES
+    for name in LOCALIZATION_LOSSES:
+        assert torch.equal(losses[name], with_heads[name])
+    assert with_heads["loss_answer"] == with_heads["loss_caption"] == 0
+
+
 def model_with_match_encoder(*opts: Any) -> GLIPv2:
     """A model whose questions depend on the region-word logits, as after training."""
     built = mini_model(*ANSWERING, *REGIONS, *opts)
@@ -69,7 +82,7 @@ def test_questions_train_the_region_word_score_if_they_attend_to_regions() -> No
     )
     for model, is_trained in models:
         model.train()([question_input()])["loss_answer"].backward()
-        gradient = model.proposal_generator.region_word.projection.weight.grad
+        gradient = model.proposal_generator.region_word.feature_weight.grad
         assert (gradient is not None and bool(gradient.any())) == is_trained
 
 
@@ -128,18 +141,12 @@ def test_a_pointer_caption_head_without_class_names_is_an_error() -> None:
         mini_model(*CAPTIONING, *REGIONS, "MODEL.CAPTION.NAME", "PointerCaptionHead")
 
 
-@pytest.mark.parametrize("opts", [ANSWERING, CAPTIONING], ids=["answers", "captions"])
-def test_text_tasks_need_a_head_that_fuses_text(opts: tuple) -> None:
-    with pytest.raises(ValueError, match="ImageFusedDynamicHead does not fuse text"):
-        mini_model(*opts, "MODEL.FUSED_HEAD.NAME", "ImageFusedDynamicHead")
-
-
 @pytest.mark.parametrize("x", [detection_input(), caption_input()], ids=["boxes", "caption"])
 def test_every_parameter_of_a_captioning_model_gets_a_gradient(x: dict) -> None:
     assert without_gradient(mini_model(*CAPTIONING, *REGIONS).train(), x) == []
 
 
-@pytest.mark.parametrize("pretraining", [(), PRETRAINING], ids=["alone", "with all losses"])
+@pytest.mark.parametrize("masks", [(), MASKS], ids=["alone", "with masks"])
 @pytest.mark.parametrize("text", [REGIONS, POINTERS], ids=["regions", "pointers"])
 @pytest.mark.parametrize(
     "x",
@@ -147,14 +154,19 @@ def test_every_parameter_of_a_captioning_model_gets_a_gradient(x: dict) -> None:
     ids=["boxes", "question", "caption"],
 )
 def test_every_parameter_gets_a_gradient_from_every_task(
-    x: dict, text: tuple, pretraining: tuple
+    x: dict, text: tuple, masks: tuple
 ) -> None:
     """Distributed training waits for all of them."""
-    assert without_gradient(mini_model(*TEXT_TASKS, *text, *pretraining).train(), x) == []
+    assert without_gradient(mini_model(*TEXT_TASKS, *text, *masks).train(), x) == []
 
 
-def test_both_losses_have_gradients_in_the_image_backbone() -> None:
-    assert_text_losses_reach_the_image(mini_model(*TEXT_TASKS, *REGIONS).train())
+def test_both_losses_have_gradients_in_the_projection_of_the_image() -> None:
+    model = mini_model(*TEXT_TASKS, *REGIONS).train()
+    losses = model([question_input(), caption_input()])
+    for name in ("loss_answer", "loss_caption"):
+        part = model.fused_head.input_projection.weight
+        (gradient,) = torch.autograd.grad(losses[name], part, retain_graph=True)
+        assert gradient.any()
 
 
 @pytest.mark.parametrize("regions", [REGIONS, NAMED], ids=["regions", "named"])
@@ -168,10 +180,10 @@ def test_decoding_with_a_cache_equals_encoding_the_whole_caption() -> None:
     )
 
 
-def test_region_proposals_need_a_grounding_rpn() -> None:
+def test_region_proposals_need_an_evidence_rpn() -> None:
     model = mini_model(*ANSWERING, *REGIONS)
     model.proposal_generator = torch.nn.Identity()
-    with pytest.raises(TypeError, match="region proposals need a GroundingRPN, not Identity"):
+    with pytest.raises(TypeError, match="region proposals need an EvidenceRPN, not Identity"):
         predict(model, inference_input(question="is there a dog?"))
 
 

