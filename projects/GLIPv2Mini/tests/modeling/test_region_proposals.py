@@ -76,7 +76,9 @@ def test_a_region_is_pooled_at_its_box(model: GLIPv2) -> None:
         encode_text=model.encode_text,
         fuse=lambda _, queries, tokens, text: model.fuse(features, queries, tokens, text),
     )
-    regions = make_proposer(model)(encoder, replace(features, levels=maps))
+    regions = make_proposer(model, "MODEL.REGION_ENCODER.NUM_REGIONS", 50)(
+        encoder, replace(features, levels=maps)
+    )
     centers, sizes = regions.boxes[..., :2], regions.boxes[..., 2:4]
     # ROIAlign repeats the first and the last pixel beyond their centres.
     is_inside = ((centers - 0.5).abs() + sizes / 2 < 0.45).all(dim=-1)
