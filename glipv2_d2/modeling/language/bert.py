@@ -19,7 +19,7 @@ from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.causal_bert import encode_causal
 from glipv2_d2.structures import TextFeatures, TokenBatch
-from glipv2_d2.text.tokenizer import resolve_model
+from glipv2_d2.text.model_files import resolve_model, resolve_weights
 
 INSTALLED_TO_CANONICAL: Mapping[str, str] = {}
 """Parts of parameter names that the installed transformers changed: installed -> published (in
@@ -177,8 +177,7 @@ def build_bert(*, model: str, weights: str) -> BertModel:
     config = _load_bert_config(model)
     if not weights:
         return BertModel(config, add_pooling_layer=False)
-    # Bundled models are configs and vocabularies only, so their weights come from the hub.
-    source = resolve_model(weights) if weights.startswith("package:") else weights
+    source = resolve_weights(weights)
     try:
         with _quiet_loading():
             loaded: Any = BertModel.from_pretrained(
