@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_REMEDY = "Download the file again, or set MODEL.WEIGHTS to another one."
+# Its files may also be named by last_checkpoint.
+_WEIGHTS_KEY = "MODEL.WEIGHTS"
 
 
 class Layout(enum.Enum):
@@ -40,11 +41,12 @@ def detect_layout(names: Iterable[str]) -> Layout:
     return Layout.NATIVE
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, key: str = _WEIGHTS_KEY) -> dict[str, Any]:
     """Read a file of ``torch.save`` without executing code from it.
 
     Args:
         path: a local file: ``{"model": state dict, ...}`` or a bare state dict.
+        key: the config key that names the file, for the errors.
 
     Returns:
         ``{"model": name -> tensor on the CPU, ...}`` with the other entries unchanged, such as
@@ -55,20 +57,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: it is not a checkpoint; the message describes its content.
     """
     path = Path(path)
-    require_file(path)
+    require_file(path, key=key)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # Unpickling foreign bytes may raise anything.
-        raise ValueError(_why_unreadable(path, error)) from error
+        raise ValueError(_why_unreadable(path, key, error)) from error
     checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
-    _require_state_dict(checkpoint["model"], path)
+    _require_state_dict(checkpoint["model"], path, key)
     return checkpoint
 
 
-def require_file(path: str | Path) -> None:
-    """Check that ``path`` is a non-empty file.
+def require_file(path: str | Path, *, key: str = _WEIGHTS_KEY) -> None:
+    """Check that ``path``, which the config key ``key`` names, is a non-empty file.
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
@@ -76,20 +78,25 @@ def require_file(path: str | Path) -> None:
     """
     path = Path(path)
     if not path.exists():
+        resuming = " or, when resuming, the file last_checkpoint in the output folder"
         raise FileNotFoundError(
             f"weights '{path}' do not exist (working directory: {Path.cwd()}). Correct "
-            "MODEL.WEIGHTS or, when resuming, the file last_checkpoint in the output folder."
+            f"{key}{resuming if key == _WEIGHTS_KEY else ''}."
         )
     if path.is_dir():
         raise ValueError(
-            f"weights '{path}' are a directory; set MODEL.WEIGHTS to a file, e.g. "
+            f"weights '{path}' are a directory; set {key} to a file, e.g. "
             f"'{path / 'model_final.pth'}'."
         )
     if path.stat().st_size == 0:
-        raise ValueError(f"weights '{path}' are an empty file. {_REMEDY}")
+        raise ValueError(f"weights '{path}' are an empty file. {_remedy(key)}")
 
 
-def _require_state_dict(model: Any, path: Path) -> None:
+def _remedy(key: str) -> str:
+    return f"Download the file again, or set {key} to another one."
+
+
+def _require_state_dict(model: Any, path: Path, key: str) -> None:
     if isinstance(model, dict) and model and all(isinstance(v, Tensor) for v in model.values()):
         return
     if isinstance(model, dict):
@@ -98,11 +105,12 @@ def _require_state_dict(model: Any, path: Path) -> None:
     else:
         found = f"a {type(model).__name__}"
     raise ValueError(
-        f"weights '{path}' are not a state dict and have none under 'model', but {found}. {_REMEDY}"
+        f"weights '{path}' are not a state dict and have none under 'model', but {found}. "
+        f"{_remedy(key)}"
     )
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def _why_unreadable(path: Path, key: str, error: Exception) -> str:
     # The message of torch contains the refused type, e.g. "unsupported GLOBAL posix.system".
     if refused := re.search(r"GLOBAL (\S+)", str(error)):
         return (
@@ -121,4 +129,4 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         kind = f"a truncated or damaged checkpoint ({size})"
     else:
         kind = f"a damaged file, or not a file of torch.save ({size})"
-    return f"weights '{path}' are probably {kind}; they start with {start[:32]!r}. {_REMEDY}"
+    return f"weights '{path}' are probably {kind}; they start with {start[:32]!r}. {_remedy(key)}"

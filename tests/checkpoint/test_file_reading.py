@@ -37,6 +37,19 @@ def test_a_file_that_could_execute_code_raises_an_error(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "hostile.pth")
 
 
+@pytest.mark.parametrize("content", [None, b"", b"hello world", {"model": 1}])
+def test_the_error_names_the_key_of_the_config(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises((ValueError, FileNotFoundError), match="MODEL.PART.WEIGHTS") as error:
+        read_checkpoint(path, key="MODEL.PART.WEIGHTS")
+    assert "MODEL.WEIGHTS" not in str(error.value)
+    assert "last_checkpoint" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [

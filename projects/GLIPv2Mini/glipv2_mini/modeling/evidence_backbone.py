@@ -214,7 +214,7 @@ def load_detector(detector: NanoDet, path: str) -> None:
         FileNotFoundError: it does not exist.
         ValueError: it is a file of another model.
     """
-    weights = read_checkpoint(path)["model"]
+    weights = read_checkpoint(path, key="MODEL.EVIDENCE.DETECTOR_WEIGHTS")["model"]
     try:
         detector.load_state_dict(weights)
     except RuntimeError as error:
