@@ -102,6 +102,8 @@ class FilePrompts:
         caption: a sentence whose noun phrases are detected.
         question: a question, or one per file; answered and grounded.
         describe: generate a caption for each image and ground it.
+        one_name_per_box: of overlapping boxes of different names, keep only the best; see
+            :meth:`~glipv2_d2.predictor.Predictor.predict`. Not for questions and captioning.
     """
 
     classes: Sequence[str] | Sequence[Sequence[str]] | None = None
@@ -109,26 +111,33 @@ class FilePrompts:
     caption: str | None = None
     question: str | Sequence[str] | None = None
     describe: bool = False
+    one_name_per_box: bool = False
 
-    def predict(self, predictor: Predictor, images: dict[int, np.ndarray]) -> list[TextPrediction]:
+    def predict(
+        self, predictor: Predictor, images: dict[int, np.ndarray], thresholds: ScoreThresholds
+    ) -> list[TextPrediction]:
         """Predict a batch.
 
         Args:
             images: index of the file -> (H, W, 3) RGB array.
+            thresholds: minimum score per name; detections below are dropped.
         """
         arrays = list(images.values())
         options: dict[str, Any] = {"channel_order": "RGB", "batch_size": max(1, len(images))}
         results: Any
         if self.describe:
             results = predictor.caption(arrays, ground=True, **options)
-            return [({"caption": result.caption}, result.grounding) for result in results]
+            return [
+                ({"caption": result.caption}, result.grounding.above(thresholds))
+                for result in results
+            ]
         if self.question is not None:
             questions = self._questions(images)
             results = predictor.answer(arrays, questions, ground=True, **options)
             return [
                 (
                     {"question": question, "answer": result.answer, "answer_score": result.score},
-                    result.grounding,
+                    result.grounding.above(thresholds),
                 )
                 for question, result in zip(questions, results, strict=True)
             ]
@@ -137,6 +146,8 @@ class FilePrompts:
             classes=self._class_names(images),
             negatives=self.negatives,
             caption=self.caption,
+            thresholds=thresholds,
+            one_name_per_box=self.one_name_per_box,
             **options,
         )
         return [({}, prediction) for prediction in results]
@@ -167,6 +178,8 @@ def predict_files(
         threshold: the minimum score, one for all names or by name.
         batch_size: images per forward pass.
     """
+    if isinstance(threshold, int | float):
+        threshold = ScoreThresholds({}, default=threshold)
     results = FilePredictions()
     outputs = output_paths(paths, output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -174,9 +187,8 @@ def predict_files(
         task = bar.add_task("Images", total=len(paths))
         batches = ImageBatches(paths, batch_size, functools.partial(bar.advance, task))
         for images in batches:
-            predictions = prompts.predict(predictor, images)
+            predictions = prompts.predict(predictor, images, threshold)
             for (index, image), (text, prediction) in zip(images.items(), predictions, strict=True):
-                prediction = prediction.above(threshold)
                 draw = draw_with_text if text else draw_prediction
                 write_jpeg(draw(image, prediction), outputs[index])
                 rows = prediction.to_coco(index)

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torchvision.ops import nms
 
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.structures import fields
@@ -79,6 +80,15 @@ class Prediction:
             per_class = ScoreThresholds.from_source(threshold).for_classes(self.names)
             min_scores = per_class[self.instances.pred_classes]
         return replace(self, instances=self.instances[self.instances.scores >= min_scores])
+
+    def one_name_per_box(self, iou_threshold: float) -> Prediction:
+        """Non-maximum suppression across names: of detections that overlap, only the best stays.
+
+        Args:
+            iou_threshold: detections with a larger IoU overlap.
+        """
+        boxes, scores = self.instances.pred_boxes.tensor, self.instances.scores
+        return replace(self, instances=self.instances[nms(boxes, scores, iou_threshold)])
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Detections in COCO's result format.

@@ -126,6 +126,7 @@ class Predictor:
         caption: str | None = None,
         phrases: Sequence[Phrase] | None = None,
         thresholds: Thresholds | None = None,
+        one_name_per_box: bool = False,
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
@@ -143,6 +144,9 @@ class Predictor:
             phrases: of the caption; default: its noun phrases, found by spaCy.
             thresholds: score threshold per class, a mapping or the file of a calibration. Classes
                 that are not in a mapping keep all boxes.
+            one_name_per_box: of boxes of different names that overlap with an IoU above
+                ``MODEL.GROUNDING.NMS_THRESH``, return only the one with the highest score. By
+                default an object that matches several names has a box for each.
             channel_order: required for colour arrays and tensors.
             batch_size: images per forward pass. Padding to a common size can change scores in the
                 last digits.
@@ -156,10 +160,18 @@ class Predictor:
             FileNotFoundError, ValueError: an image or the prompt is invalid.
         """
         min_scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
+
+        def make_result(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+            # Thresholds first: a name below its threshold suppresses no other.
+            prediction = Prediction.from_output(x, output).above(min_scores)
+            if one_name_per_box:
+                return prediction.one_name_per_box(self.cfg.MODEL.GROUNDING.NMS_THRESH)
+            return prediction
+
         return self._run(
             images,
             lambda num_images: prompt_fields(num_images, classes, negatives, caption, phrases),
-            lambda x, output: Prediction.from_output(x, output).above(min_scores),
+            make_result,
             channel_order,
             batch_size,
             on_error,

@@ -298,6 +298,45 @@ def test_thresholds_are_applied_per_class(predictor, tmp_path):
     ).labels == ["red"]
 
 
+def test_of_overlapping_boxes_the_best_name_is_kept(predictor):
+    rgb = sample_image()
+    rgb[20:32, 30:48] = RED  # red in x 4..48, y 8..32; blue in x 48..50: hardly any overlap
+    apart = predictor.predict(Image.fromarray(rgb), classes=["red", "blue"], one_name_per_box=True)
+    assert apart.labels == ["blue", "red"]
+    image, names = Image.fromarray(sample_image()), ["blue", "dark blue", "red"]
+    assert predictor.predict(image, classes=names).labels == ["blue", "dark blue", "red"]
+    for several in (False, True):
+        found = predictor.predict(
+            [image] if several else image, classes=names, one_name_per_box=True
+        )
+        kept = found[0] if several else found
+        assert kept.labels == ["blue", "red"]
+        assert boxes_of(kept) == [BLUE_BOX, RED_BOX]
+
+
+def test_a_name_below_its_threshold_suppresses_no_other(predictor):
+    found = predictor.predict(
+        Image.fromarray(sample_image()),
+        classes=["blue", "dark blue"],
+        thresholds={"blue": 0.9},
+        one_name_per_box=True,
+    )
+    assert found.labels == ["dark blue"]
+
+
+@pytest.mark.parametrize(("iou_threshold", "kept"), [(0.49, ["cup"]), (0.51, ["cup", "mug"])])
+def test_boxes_overlap_if_their_iou_is_above_the_threshold(iou_threshold, kept):
+    # 20 x 10 and its left half: IoU 0.5.
+    instances = Instances((20, 30), pred_boxes=Boxes([[0.0, 0, 10, 10], [0.0, 0, 20, 10]]))
+    instances.scores, instances.pred_classes = torch.tensor([0.8, 0.4]), torch.tensor([1, 0])
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[1] = True
+    instances.pred_masks = masks
+    prediction = Prediction(instances, ["mug", "cup"], (20, 30)).one_name_per_box(iou_threshold)
+    assert prediction.labels == kept
+    assert prediction.instances.pred_masks.float().mean((1, 2)).tolist() == [0, 1][: len(kept)]
+
+
 def test_negatives_are_passed_to_the_model_and_are_not_class_names(predictor, monkeypatch):
     inputs = []
     find = predictor.model.find

@@ -62,6 +62,12 @@ def get_parser() -> argparse.ArgumentParser:
         help='names that compete with --classes and are not returned: "wolf, fox" to separate '
         "them from dogs",
     )
+    add(
+        "--one-name-per-box",
+        action="store_true",
+        help="keep only the best of overlapping boxes of different names, for --classes and "
+        "--caption",
+    )
     add("--output", required=True, type=Path, metavar="DIR", help="folder of annotated images")
     add("--json", type=Path, metavar="FILE", help="write the detections to this file")
     add(
@@ -109,6 +115,7 @@ def run(args: argparse.Namespace, console: Console) -> FilePredictions:
         caption=args.caption,
         question=args.question,
         describe=args.describe,
+        one_name_per_box=args.one_name_per_box,
     )
     threshold = ScoreThresholds.from_source(args.thresholds) if args.thresholds else args.threshold
     paths = expand_image_paths(args.input)

@@ -26,6 +26,8 @@ class FixedPredictor:
         classes=None,
         negatives=None,
         caption=None,
+        thresholds=None,
+        one_name_per_box=False,
         channel_order=None,
         batch_size=1,
     ):
@@ -34,7 +36,13 @@ class FixedPredictor:
         lists = [caption.split()] * len(images) if caption else classes
         if isinstance(lists[0], str):
             lists = [lists] * len(images)
-        return [self.detect(image, names) for image, names in zip(images, lists, strict=True)]
+        predictions = [
+            self.detect(image, names).above(thresholds or {})
+            for image, names in zip(images, lists, strict=True)
+        ]
+        if one_name_per_box:
+            return [prediction.one_name_per_box(0.6) for prediction in predictions]
+        return predictions
 
     def answer(self, images, questions, *, ground, channel_order, batch_size):
         assert ground

@@ -119,6 +119,16 @@ def test_thresholds_file_overrides_the_threshold(photos, tmp_path, capsys):
     assert run(tmp_path, *arguments, "--thresholds", tmp_path / "missing.json") == 2
 
 
+def test_one_name_per_box_keeps_the_best_name_above_its_threshold(photos, tmp_path):
+    path, results = tmp_path / "thresholds.json", tmp_path / "detections.json"
+    path.write_text(json.dumps({"thresholds": {"cat": 0.95}, "default": 0.1}))
+    arguments = ("--classes", "cat, dog, cow", "--one-name-per-box", "--json", results)
+    assert run(tmp_path, "--input", photos / "a.jpg", *arguments) == 0
+    assert [row["category_name"] for row in json.loads(results.read_text())] == ["cat"]
+    assert run(tmp_path, "--input", photos / "a.jpg", *arguments, "--thresholds", path) == 0
+    assert [row["category_name"] for row in json.loads(results.read_text())] == ["dog"]
+
+
 def test_question_is_answered_for_every_image(photos, tmp_path, capsys):
     results = tmp_path / "answers.json"
     arguments = ("--question", "is the sky red?", "--json", results)
