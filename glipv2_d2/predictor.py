@@ -193,7 +193,9 @@ class Predictor:
 
         Args:
             images, channel_order, batch_size, on_error: see :meth:`predict`.
-            questions: one for all images, or one per image.
+            questions: one for all images, or one per image. An image that is passed several times
+                in a row, within one batch, is encoded once: ``answer([image] * 2, ["is it red?",
+                "is it blue?"], batch_size=2)``.
             ground: also detect the answer and the noun phrases of the question.
             choices: candidate answers; default: the answer vocabulary of the model. With
                 ``MODEL.ANSWER.CLASSIFIER`` "text" they may be any strings.
@@ -382,7 +384,13 @@ class Predictor:
         results: list[R | None] = [None] * len(sources)
         loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
         while batch := list(islice(loaded, batch_size)):
-            inputs = [self._make_input(image, text_fields[index]) for index, image in batch]
+            tensors: dict[int, dict[str, Any]] = {}
+            inputs = []
+            for index, image in batch:
+                # Inputs with one tensor are encoded once.
+                if id(image) not in tensors:
+                    tensors[id(image)] = self._make_input(image, {})
+                inputs.append(tensors[id(image)] | text_fields[index])
             for (index, _), x, output in zip(batch, inputs, self._forward(inputs), strict=True):
                 results[index] = make_result(x, output)
         return results
@@ -423,10 +431,14 @@ def _prepare_config(
 def _load_images(
     sources: Sequence[ImageSource], channel_order: ChannelOrder | None, *, skip_bad_files: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, RGB image) of each readable source."""
+    """Yield (index, RGB image) of each readable source; of a repeated one, the same array."""
+    image: np.ndarray | None = None
     for index, source in enumerate(sources):
         try:
-            yield index, load_image(source, channel_order)
+            if image is None or source is not sources[index - 1]:
+                image = None
+                image = load_image(source, channel_order)
+            yield index, image
         except (FileNotFoundError, ValueError) as error:
             # Only files are skipped: an invalid array is an error of the caller.
             if not (skip_bad_files and isinstance(source, (str, Path))):

@@ -134,6 +134,18 @@ def test_each_image_of_a_batch_may_have_its_own_class_names(predictor):
     assert [p.names for p in predictions] == lists
 
 
+def test_an_image_that_is_passed_several_times_has_one_tensor(predictor, monkeypatch, tmp_path):
+    inputs = []
+    find = predictor.model.find
+    monkeypatch.setattr(predictor.model, "find", lambda x: inputs.append(x) or find(x))
+    Image.fromarray(sample_image()).save(tmp_path / "a.png")
+    Image.fromarray(sample_image()[::-1]).save(tmp_path / "b.png")
+    files = [tmp_path / "a.png"] * 2 + [tmp_path / "b.png"]
+    found = predictor.predict(files, classes=[["red"], ["blue"], ["red"]], batch_size=3)
+    assert [boxes_of(p) for p in found] == [[RED_BOX], [BLUE_BOX], [[4, 24, 20, 32]]]
+    assert inputs[0]["image"] is inputs[1]["image"] is not inputs[2]["image"]
+
+
 def test_images_are_processed_in_batches(predictor):
     images = (Image.fromarray(sample_image()) for _ in range(5))
     assert len(predictor.predict(images, classes=["red"], batch_size=2)) == 5
