@@ -33,7 +33,9 @@ _BRIGHT = 0.5
 _FONT_SIZE = 20
 
 
-def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
+def draw_prediction(
+    image: np.ndarray, prediction: Prediction, *, label_scale: float = 1.0
+) -> np.ndarray:
     """Draw the boxes of a prediction with class names and scores, and its masks if it has any.
 
     Detections are drawn in ascending order of score, so that the best ones lie on top. Of
@@ -43,6 +45,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     Args:
         image: (H, W, 3) uint8 RGB, the image of the prediction.
         prediction: a class index has the same colour in every image.
+        label_scale: factor of the size of labels, for an image that is shown smaller.
 
     Returns:
         (H', W', 3) uint8 RGB; H' and W' are larger than H and W for a small image.
@@ -53,7 +56,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     font_size = _LABEL_FONT_SIZE * max(1.0, mean_side / _MIN_LONGER_SIDE)
     best_first = _deduplicate(prediction)[0]
     _draw_shapes(visualizer, prediction, best_first[::-1], line_width=font_size / 4)
-    _draw_labels(visualizer, prediction, best_first, font_size)
+    _draw_labels(visualizer, prediction, best_first, label_scale * font_size)
     return visualizer.get_output().get_image()
 
 
@@ -144,12 +147,12 @@ def draw_with_text(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         prediction: of a caption, or of a question and its answer.
     """
     drawn = draw_prediction(image, prediction)
-    strip = _draw_words(drawn.shape[1], _colored_words(prediction))
+    strip = draw_words(drawn.shape[1], colored_words(prediction))
     return np.concatenate([drawn, strip])
 
 
-def _colored_words(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
-    """The words of the text, and the colour (R, G, B) of each, 0..255; black outside phrases."""
+def colored_words(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
+    """The words of the text and the colour (R, G, B) of each, 0..255; black outside phrases."""
     colors = _phrase_colors(prediction)
     words = []
     for match in re.finditer(r"\S+", prediction.text or ""):
@@ -172,7 +175,7 @@ def _phrase_colors(prediction: Prediction) -> dict[int, tuple[int, int, int]]:
     return colors
 
 
-def _draw_words(width: int, words: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
+def draw_words(width: int, words: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
     """Draw words in lines on white, (H, width, 3) uint8."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_SIZE)
     blank, line_height = font.getlength(" "), round(1.5 * _FONT_SIZE)

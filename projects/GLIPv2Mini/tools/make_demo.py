@@ -1,130 +1,283 @@
 #!/usr/bin/env python
-"""Detections, answers and captions of glipv2-mini for photos and scenes; ``make demo`` runs this.
+"""Boxes, masks, answers and captions of glipv2-mini for photos; ``make demo`` runs this.
 
-Every image gets boxes and masks. A model with heads for them (--config-file, --weights) also
-answers a question about the image and generates a caption, both with the boxes of their phrases.
+Each task has one overview of all pictures: boxes.jpg (class names with boxes and masks),
+answers.jpg (questions) and captions.jpg (captions with the boxes of their phrases). results.json
+has the numbers, and the terminal a table for each picture. A model without heads for answers or
+captions gets no overview of them.
 
-The photos are scikit-image's; nothing is downloaded. Scenes of drawn shapes are composed in place;
-scenes of photo cut-outs are included if datasets/prepare_stamps.py has been run. Every list of
-class names includes names of absent objects.
+The photos are those of scikit-image, scikit-learn and matplotlib, and two scenes of shapes are
+composed in place: nothing is downloaded. Every list of class names includes names of absent
+objects.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.resources
-import json
-import os
-import random
+import importlib.util
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.utils.logger import setup_logger
 from PIL import Image, ImageOps
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from glipv2_d2.batch_prediction import FilePrompts, predict_files, write_jpeg, write_json
-from glipv2_d2.data.drawn import write_drawn
-from glipv2_d2.images import open_image
+from glipv2_d2.batch_prediction import write_jpeg, write_json
+from glipv2_d2.data.drawn import drawn_cutouts
+from glipv2_d2.images import read_image
+from glipv2_d2.prediction import Answer, Caption, Prediction
 from glipv2_d2.predictor import Predictor
-from glipv2_mini.data.augmentation import augmented_questions
-from glipv2_mini.data.scene_text import with_article
+from glipv2_d2.visualization import colored_words, draw_prediction, draw_words
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
-CONFIG = PROJECT / "configs" / "glipv2_mini_joint.yaml"
-WEIGHTS = PROJECT / "glipv2_mini" / "assets" / "glipv2_mini_joint.pth"
+CONFIG = PROJECT / "configs" / "glipv2_mini.yaml"
+WEIGHTS = PROJECT / "glipv2_mini" / "assets" / "glipv2_mini.pth"
 
-# File of scikit-image -> class names, those of present objects first.
-PHOTOS = {
-    "chelsea.png": ["cat", "dog", "rabbit", "teapot", "bicycle"],
-    "coffee.png": ["coffee cup", "spoon", "banana", "fish", "clock"],
-    "rocket.jpg": ["rocket", "airplane", "sailboat", "giraffe"],
-    "astronaut.png": ["astronaut", "flag", "horse", "pizza"],
-    "camera.png": ["camera", "tower", "cow", "guitar"],
-    "coins.png": ["coin", "button", "apple", "key"],
-}
-SCENES_PER_KIND = 3
-OTHER_NAMES_PER_SCENE = 5
-TILE_SIZE = (480, 360)  # width, height in the overview
+# Boxes with a lower score are not shown.
+THRESHOLD = 0.5
+
+TABLE_ROWS = 10
+COLUMNS = 3
+TILE_SIZE = (480, 360)  # (width, height) of the image in a tile of an overview
+MARGIN = 12
+# Of draw_prediction's labels in a tile, relative to their size in an image of 640 pixels.
+LABEL_SIZE = 1.2
+BLACK, GRAY, BLUE = (0, 0, 0), (110, 110, 110), (20, 80, 190)
 
 
 @dataclass(frozen=True)
-class Example:
+class Picture:
     """An image with its prompts.
 
     Attributes:
-        image: the file.
+        title: shown above it.
+        image: (H, W, 3) uint8 RGB.
         names: class names to detect.
-        question: a question about the image.
+        questions: questions to answer.
     """
 
-    image: Path
-    names: list[str]
-    question: str
+    title: str
+    image: np.ndarray
+    names: Sequence[str]
+    questions: Sequence[str]
 
 
-def photo_examples() -> list[Example]:
-    folder = Path(str(importlib.resources.files("skimage"))) / "data"
-    return [
-        Example(folder / file, names, presence_question(names)) for file, names in PHOTOS.items()
-    ]
+@dataclass(frozen=True)
+class Results:
+    """What a model predicts for a picture.
 
-
-def scene_examples(annotation_file: Path) -> list[Example]:
-    """The first scenes of a COCO file, with their class names and some absent ones.
-
-    The question is one that a class name answers, if the scene has one.
+    Attributes:
+        boxes: of the class names.
+        answers: one per question; none without an answer head.
+        caption: with the boxes of its phrases; None without a caption head.
     """
-    coco = json.loads(annotation_file.read_text(encoding="utf-8"))
-    name_of_id = {category["id"]: category["name"] for category in coco["categories"]}
-    questions_of = augmented_questions(coco)
-    rng = random.Random(0)
-    examples = []
-    for image in coco["images"][:SCENES_PER_KIND]:
-        ids = [a["category_id"] for a in coco["annotations"] if a["image_id"] == image["id"]]
-        names = list(dict.fromkeys(name_of_id[i] for i in ids))
-        others = sorted(set(name_of_id.values()) - set(names))
-        names += rng.sample(others, min(OTHER_NAMES_PER_SCENE, len(others)))
-        open_questions = [text for text, _ in questions_of[image["id"]] if text.startswith("what")]
-        question = [*open_questions, presence_question(names)][0]
-        file = annotation_file.with_suffix("") / image["file_name"]
-        examples.append(Example(file, names, question))
-    return examples
+
+    boxes: Prediction
+    answers: Sequence[Answer]
+    caption: Caption | None
 
 
-def presence_question(names: Sequence[str]) -> str:
-    return f"is there {with_article(names[0])} in the picture?"
+# File in an installed package -> class names, those of present objects first, and questions.
+PHOTOS: dict[str, tuple[list[str], list[str]]] = {
+    "skimage/data/chelsea.png": (
+        ["cat", "dog", "rabbit", "tiger", "teapot", "bicycle"],
+        ["what animal is this?", "is there a dog in the picture?", "how many cats are there?"],
+    ),
+    "skimage/data/coffee.png": (
+        ["coffee cup", "spoon", "saucer", "banana", "fish", "clock"],
+        ["what is in the picture?", "is there a spoon in the picture?", "what color is the cup?"],
+    ),
+    "skimage/data/astronaut.png": (
+        ["astronaut", "helmet", "space shuttle", "flag", "horse", "pizza"],
+        ["is there a person in the picture?", "how many people are there?", "is there a horse?"],
+    ),
+    "skimage/data/motorcycle_left.png": (
+        ["motorcycle", "bench", "wheel", "dog", "bus", "umbrella"],
+        ["what color is the motorcycle?", "how many motorcycles are there?", "is there a bus?"],
+    ),
+    "skimage/data/rocket.jpg": (
+        ["rocket", "tower", "airplane", "sailboat", "giraffe"],
+        ["is there a rocket in the picture?", "is there a giraffe?"],
+    ),
+    "skimage/data/camera.png": (
+        ["man", "camera", "tripod", "tower", "cow", "guitar"],
+        ["is there a person in the picture?", "is there a cow?", "how many people are there?"],
+    ),
+    "matplotlib/mpl-data/sample_data/grace_hopper.jpg": (
+        ["woman", "tie", "hat", "glasses", "flag", "dog", "guitar"],
+        ["is there a tie in the picture?", "how many people are there?", "is there a dog?"],
+    ),
+    "sklearn/datasets/images/flower.jpg": (
+        ["flower", "butterfly", "bird", "mushroom", "car"],
+        ["what is this?", "what color is the flower?", "is there a bird in the picture?"],
+    ),
+    "sklearn/datasets/images/china.jpg": (
+        ["temple", "tree", "boat", "lighthouse", "car", "elephant"],
+        ["is there a temple in the picture?", "is there a car?"],
+    ),
+    "skimage/data/coins.png": (
+        ["coin", "key", "apple", "person", "pizza"],
+        ["what are these?", "is there an apple in the picture?"],
+    ),
+}
+# Title -> shapes of drawn_cutouts() with their left, top and size, absent names, and questions.
+SCENES: dict[str, tuple[dict[str, tuple[int, int, int]], list[str], list[str]]] = {
+    "scene 1": (
+        {
+            "red circle": (40, 50, 130),
+            "blue square": (190, 190, 140),
+            "green triangle": (330, 40, 120),
+        },
+        ["yellow star", "red square", "blue circle"],
+        ["what color is the triangle?", "is there a red circle?", "is there a yellow star?"],
+    ),
+    "scene 2": (
+        {
+            "yellow star": (30, 30, 150),
+            "red cross": (220, 60, 100),
+            "yellow circle": (340, 190, 110),
+        },
+        ["green arrow", "blue cross", "red ring"],
+        ["what color is the circle?", "how many stars are there?", "is there a blue cross?"],
+    ),
+}
+SCENE_COLOR = (222, 216, 205)
 
 
-def make_overview(files: Sequence[Path], columns: int = 3) -> np.ndarray:
-    """All images in a grid, (H, W, 3) RGB."""
-    width, height = TILE_SIZE
-    rows = -(-len(files) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for index, file in enumerate(files):
-        with open_image(file) as image:
-            tile = ImageOps.pad(image.convert("RGB"), TILE_SIZE, color="white")
-        sheet.paste(tile, (index % columns * width, index // columns * height))
-    return np.asarray(sheet)
+def photos() -> Iterator[Picture]:
+    for file, (names, questions) in PHOTOS.items():
+        package, _, path = file.partition("/")
+        # Not importlib.resources, which imports the package.
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                f"{file}: the package {package} is not installed; pip install -e '.[mini]'"
+            )
+        image = read_image(Path(spec.submodule_search_locations[0]) / path)
+        yield Picture(Path(file).name, image, names, questions)
 
 
-def collect_examples(scratch: Path) -> list[Example]:
-    examples = photo_examples()
-    examples += scene_examples(
-        write_drawn(scratch, split="drawn", num_images=SCENES_PER_KIND, size=320, seed=0)
+def scenes() -> Iterator[Picture]:
+    cutouts = {cutout.name: cutout.image for cutout in drawn_cutouts()}
+    for title, (shapes, absent_names, questions) in SCENES.items():
+        scene = Image.new("RGB", TILE_SIZE, SCENE_COLOR)
+        for name, (left, top, size) in shapes.items():
+            cutout = ImageOps.contain(cutouts[name], (size, size))
+            scene.paste(cutout, (left, top), cutout)
+        yield Picture(title, np.asarray(scene), [*shapes, *absent_names], questions)
+
+
+def predict(predictor: Predictor, picture: Picture, threshold: float) -> Results:
+    image, tasks = picture.image, predictor.model.text_tasks
+    boxes = predictor.predict(
+        image, classes=picture.names, one_name_per_box=True, channel_order="RGB"
     )
-    stamps = Path(os.environ.get("DETECTRON2_DATASETS", ROOT / "datasets")) / "stamps"
-    # "seen" has the classes of training, "novel" has others.
-    for split in ("seen", "novel"):
-        if (stamps / f"{split}.json").is_file():
-            examples += scene_examples(stamps / f"{split}.json")
-    return examples
+    answers: Sequence[Any] = []
+    caption = None
+    if tasks is not None and tasks.answer is not None:
+        number = len(picture.questions)
+        answers = predictor.answer(
+            [image] * number, picture.questions, batch_size=number, channel_order="RGB"
+        )
+    if tasks is not None and tasks.caption is not None:
+        found = predictor.caption(image, ground=True, channel_order="RGB")
+        assert found.grounding is not None
+        caption = Caption(found.caption, found.grounding.above(threshold))
+    return Results(boxes.above(threshold), answers, caption)
+
+
+def make_table(picture: Picture, results: Results) -> Table:
+    """At most :data:`TABLE_ROWS` rows: the best boxes, the answers and the caption."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    rows = results.boxes.to_coco(picture.title)
+    room = TABLE_ROWS - len(results.answers) - (results.caption is not None)
+    shown = rows if len(rows) <= room else rows[: room - 1]
+    for row in shown:
+        box = ", ".join(f"{value:.0f}" for value in row["bbox"])
+        # Text, because rich would parse [brackets] as markup.
+        table.add_row("box", Text(row["category_name"]), f"{row['score']:.0%}", f"x y w h: {box}")
+    if len(shown) < len(rows):
+        table.add_row("", f"and {len(rows) - len(shown)} more")
+    for answer in results.answers:
+        table.add_row("answer", Text(f"{answer.question} {answer.answer}"), f"{answer.score:.0%}")
+    if results.caption is not None:
+        table.add_row("caption", Text(results.caption.caption))
+    return table
+
+
+def to_json(picture: Picture, results: Results) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "picture": picture.title,
+        "class_names": list(picture.names),
+        "detections": results.boxes.to_coco(picture.title),
+        "answers": [
+            {"question": answer.question, "answer": answer.answer, "score": answer.score}
+            for answer in results.answers
+        ],
+    }
+    if results.caption is not None and results.caption.grounding is not None:
+        content["caption"] = results.caption.caption
+        content["caption_detections"] = results.caption.grounding.to_coco(picture.title)
+    return content
+
+
+def make_tiles(picture: Picture, results: Results) -> dict[str, np.ndarray]:
+    """The tile of each overview: title, image and text."""
+    tiles = {"boxes": make_tile(picture, results.boxes, [])}
+    if results.answers:
+        lines = [
+            [*((word, BLACK) for word in answer.question.split()), (answer.answer, BLUE)]
+            for answer in results.answers
+        ]
+        tiles["answers"] = make_tile(picture, None, lines)
+    if results.caption is not None and results.caption.grounding is not None:
+        grounding = results.caption.grounding
+        tiles["captions"] = make_tile(picture, grounding, [colored_words(grounding)])
+    return tiles
+
+
+def make_tile(
+    picture: Picture,
+    prediction: Prediction | None,
+    lines: Sequence[Sequence[tuple[str, tuple[int, int, int]]]],
+) -> np.ndarray:
+    """(H, TILE_SIZE[0], 3) RGB: title, image and wrapped lines.
+
+    Args:
+        prediction: drawn onto the image; None: nothing.
+        lines: (word, color) of each word.
+    """
+    image = picture.image
+    if prediction is not None:
+        # Labels of the same size in all tiles: the drawn image is at least 640 pixels long.
+        height, width = image.shape[:2]
+        enlarged = max(1.0, 640 / max(height, width))
+        shown = min(TILE_SIZE[0] / width, TILE_SIZE[1] / height)
+        image = draw_prediction(image, prediction, label_scale=LABEL_SIZE * enlarged / shown)
+    tile = ImageOps.pad(
+        Image.fromarray(image), TILE_SIZE, Image.Resampling.LANCZOS, color=(255, 255, 255)
+    )
+    width = TILE_SIZE[0]
+    title = draw_words(width, [(word, GRAY) for word in picture.title.split()])
+    return np.concatenate([title, np.asarray(tile), *(draw_words(width, line) for line in lines)])
+
+
+def make_overview(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles of one width in a grid of :data:`COLUMNS` columns, (H, W, 3) RGB."""
+    height, width = max(len(tile) for tile in tiles) + MARGIN, TILE_SIZE[0] + MARGIN
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = np.full((rows * height + MARGIN, COLUMNS * width + MARGIN, 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = index // COLUMNS * height + MARGIN, index % COLUMNS * width + MARGIN
+        sheet[top : top + len(tile), left : left + TILE_SIZE[0]] = tile
+    return sheet
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -138,7 +291,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=ROOT / "output" / "demo", metavar="DIR", help=help_default
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.45, metavar="T", help="minimum score, " + help_default
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="T",
+        help="minimum score of a box, " + help_default,
     )
     return parser
 
@@ -148,37 +305,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger(name="glipv2_d2")
     console = Console()
     predictor = Predictor(args.config_file, args.weights)
-    with tempfile.TemporaryDirectory() as scratch:
-        examples = collect_examples(Path(scratch))
-        prompts = {"detections": FilePrompts(classes=[example.names for example in examples])}
-        text_tasks = predictor.model.text_tasks
-        if text_tasks is not None and text_tasks.answer is not None:
-            prompts["answers"] = FilePrompts(question=[example.question for example in examples])
-        if text_tasks is not None and text_tasks.caption is not None:
-            prompts["captions"] = FilePrompts(describe=True)
-        skipped = []
-        for task, prompt in prompts.items():
-            predictions = predict_files(
-                predictor,
-                [example.image for example in examples],
-                prompt,
-                output_dir=args.output / task,
-                console=console,
-                threshold=args.threshold,
-            )
-            write_json(predictions.rows, args.output / f"{task}.json")
-            write_jpeg(make_overview(predictions.annotated_images), args.output / f"{task}.jpg")
-            skipped += predictions.skipped
-    for line in (
-        *(f"skipped: {reason}" for reason in dict.fromkeys(skipped)),
-        *(
-            f"{task}: overview in {args.output / task}.jpg, images in {args.output / task}, "
-            f"results in {args.output / task}.json"
-            for task in prompts
-        ),
-    ):
-        console.print(Text(line), soft_wrap=True)
-    return 1 if skipped else 0
+    rows, tiles = [], {}
+    for picture in (*photos(), *scenes()):
+        results = predict(predictor, picture, args.threshold)
+        height, width = picture.image.shape[:2]
+        names = ", ".join(picture.names)
+        console.print(Text(f"{picture.title} ({width} x {height}): {names}", style="bold"))
+        console.print(make_table(picture, results))
+        rows.append(to_json(picture, results))
+        for task, tile in make_tiles(picture, results).items():
+            tiles.setdefault(task, []).append(tile)
+    write_json(rows, args.output / "results.json")
+    for task, of_task in tiles.items():
+        write_jpeg(make_overview(of_task), args.output / f"{task}.jpg")
+    files = ", ".join([*(f"{task}.jpg" for task in tiles), "results.json"])
+    console.print(Text(f"written to {args.output}: {files}"), soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The demo, with a stand-in predictor: it detects the first name or phrase in a fixed box."""
+"""The demo, with a stand-in predictor: it detects every name or phrase in a fixed box."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import make_demo
@@ -13,96 +13,144 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from glipv2_d2.data.drawn import write_drawn
 from glipv2_d2.prediction import Answer, Caption, Prediction
 
 
-class FirstNamePredictor:
+class FirstNamesPredictor:
+    """Scores decrease by 0.2 per name, from 0.9; boxes of different names do not overlap."""
+
     model = SimpleNamespace(text_tasks=SimpleNamespace(answer=object(), caption=object()))
 
     def __init__(self, *args) -> None:
         pass
 
-    def predict(self, images, *, classes, **options):
-        return [self.detect(image, names) for image, names in zip(images, classes, strict=True)]
+    def predict(self, image, *, classes, one_name_per_box, channel_order):
+        assert one_name_per_box
+        return detect(image, classes)
 
-    def answer(self, images, questions, **options):
-        return [
-            Answer(question, "yes", 0.8, self.detect(image, [question]))
-            for image, question in zip(images, questions, strict=True)
-        ]
+    def answer(self, images, questions, *, batch_size, channel_order):
+        assert len(images) == batch_size and all(image is images[0] for image in images)
+        return [Answer(question, "yes", 0.8) for question in questions]
 
-    def caption(self, images, **options):
-        return [Caption("a picture", self.detect(image, ["a picture"])) for image in images]
+    def caption(self, image, *, ground, channel_order):
+        assert ground
+        grounding = replace(
+            detect(image, ["a cat", "a cup", "a sky"]),
+            text="a cat a cup a sky",
+            spans=(((0, 5),), ((6, 11),), ((12, 17),)),
+        )
+        return Caption("a cat a cup a sky", grounding)
 
-    def detect(self, image: np.ndarray, names: list[str]) -> Prediction:
-        instances = Instances(image.shape[:2])
-        instances.pred_boxes = Boxes(torch.tensor([[2.0, 3.0, 90.0, 80.0]]))
-        instances.scores = torch.tensor([0.9])
-        instances.pred_classes = torch.tensor([0])
-        return Prediction(instances, names, image.shape[:2])
+
+def detect(image: np.ndarray, names: list[str]) -> Prediction:
+    number = len(names)
+    left = 10.0 * torch.arange(number)
+    instances = Instances(image.shape[:2])
+    instances.pred_boxes = Boxes(torch.stack([left, left, left + 8, left + 8], dim=1))
+    instances.scores = 0.9 - 0.2 * torch.arange(number)
+    instances.pred_classes = torch.arange(number)
+    return Prediction(instances, list(names), image.shape[:2])
 
 
 @pytest.fixture
-def datasets(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    return tmp_path / "datasets"
+def few_pictures(monkeypatch):
+    """One photo and one scene, of another shape."""
+    file = "skimage/data/chelsea.png"
+    monkeypatch.setattr(make_demo, "PHOTOS", {file: make_demo.PHOTOS[file]})
+    monkeypatch.setattr(make_demo, "SCENES", {"scene 1": make_demo.SCENES["scene 1"]})
+    monkeypatch.setattr(make_demo, "Predictor", FirstNamesPredictor)
 
 
-def test_the_demo_writes_images_results_and_an_overview_for_every_task(
-    datasets, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(make_demo, "Predictor", FirstNamePredictor)
-    demo = tmp_path / "demo"
-    assert make_demo.main(["--output", str(demo)]) == 0
-    printed = capsys.readouterr().out.replace("\n", "")
-    num_examples = len(make_demo.PHOTOS) + make_demo.SCENES_PER_KIND
-    rows = {}
-    for task in ("detections", "answers", "captions"):
-        rows[task] = json.loads((demo / f"{task}.json").read_text())
-        assert len(rows[task]) == len(list((demo / task).glob("*.jpg"))) == num_examples
-        with Image.open(demo / f"{task}.jpg") as sheet:
-            assert sheet.width == 3 * make_demo.TILE_SIZE[0]
-        assert f"{task}.jpg" in printed
-    found = {Path(row["file_name"]).stem: row["category_name"] for row in rows["detections"]}
-    assert found.items() >= {("chelsea", "cat"), ("coffee", "coffee cup"), ("rocket", "rocket")}
-    answers = {Path(row["file_name"]).stem: row for row in rows["answers"]}
-    assert answers["chelsea"]["question"] == "is there a cat in the picture?"
-    assert answers["chelsea"]["answer"] == "yes"
-    assert {row["caption"] for row in rows["captions"]} == {"a picture"}
+def test_the_demo_writes_an_overview_per_task_results_and_tables(few_pictures, tmp_path, capsys):
+    assert make_demo.main(["--output", str(tmp_path / "demo"), "--threshold", "0.6"]) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+        *("boxes.jpg", "answers.jpg", "captions.jpg", "results.json")
+    }
+    for task in ("boxes", "answers", "captions"):
+        with Image.open(tmp_path / "demo" / f"{task}.jpg") as sheet:
+            assert sheet.width > make_demo.COLUMNS * make_demo.TILE_SIZE[0]
+    cat, scene = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert cat["picture"] == "chelsea.png" and scene["picture"] == "scene 1"
+    # Scores 0.9, 0.7 and 0.5: the third is below the threshold.
+    assert [row["category_name"] for row in cat["detections"]] == ["cat", "dog"]
+    assert [row["category_name"] for row in cat["caption_detections"]] == ["a cat", "a cup"]
+    assert cat["answers"][0] == {"question": "what animal is this?", "answer": "yes", "score": 0.8}
+    assert cat["caption"] == "a cat a cup a sky"
+    assert "chelsea.png (451 x 300)" in printed and "what animal is this? yes" in printed
 
 
-def test_a_model_without_text_heads_only_detects(datasets, tmp_path, monkeypatch):
-    monkeypatch.setattr(make_demo, "Predictor", FirstNamePredictor)
-    monkeypatch.setattr(FirstNamePredictor, "model", SimpleNamespace(text_tasks=None))
+def test_a_model_without_text_heads_only_detects(few_pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(FirstNamesPredictor, "model", SimpleNamespace(text_tasks=None))
     assert make_demo.main(["--output", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.glob("*.json")} == {"detections.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"boxes.jpg", "results.json"}
 
 
-def test_every_photo_exists_and_has_absent_names():
-    examples = make_demo.photo_examples()
-    assert len(examples) >= 4
-    assert all(example.image.is_file() for example in examples)
-    assert all(len(example.names) >= 3 for example in examples)
+@pytest.mark.parametrize(("num_boxes", "num_rows"), [(0, 2), (8, 10), (9, 10), (30, 10)])
+def test_a_table_has_at_most_ten_rows(num_boxes, num_rows):
+    picture = make_demo.Picture("a", np.zeros((400, 400, 3), np.uint8), ["cat"], ["is it red?"])
+    boxes = detect(picture.image, ["[cat]"] * num_boxes)
+    results = make_demo.Results(boxes, [Answer("is it red?", "no", 0.8)], Caption("a cat"))
+    table = make_demo.make_table(picture, results)
+    assert table.row_count == num_rows
+    cells = [str(cell) for column in table.columns for cell in column.cells]
+    assert cells.count("[cat]") == (num_boxes if num_boxes <= 8 else 7)
+    assert (f"and {num_boxes - 7} more" in cells) == (num_boxes > 8)
+    assert "is it red? no" in cells and "a cat" in cells
 
 
-def test_a_scene_has_its_own_names_first_and_no_duplicates(datasets):
-    file = write_drawn(datasets, split="drawn", num_images=4, size=96, seed=0)
-    coco = json.loads(file.read_text())
-    name_of_id = {category["id"]: category["name"] for category in coco["categories"]}
-    examples = make_demo.scene_examples(file)
-    assert len(examples) == make_demo.SCENES_PER_KIND
-    for image, example in zip(coco["images"], examples, strict=False):
-        ids = [a["category_id"] for a in coco["annotations"] if a["image_id"] == image["id"]]
-        own = {name_of_id[i] for i in ids}
-        assert example.image.is_file()
-        assert set(example.names[: len(own)]) == own
-        assert len(set(example.names)) == len(own) + make_demo.OTHER_NAMES_PER_SCENE
+def test_there_are_eight_photos_and_two_scenes_each_with_questions():
+    pictures = [*make_demo.photos(), *make_demo.scenes()]
+    assert len(make_demo.PHOTOS) >= 8 and len(make_demo.SCENES) == 2
+    assert len({picture.title for picture in pictures}) == len(pictures)
+    for picture in pictures:
+        assert picture.image.ndim == 3 and picture.image.dtype == np.uint8
+        assert len(set(picture.names)) == len(picture.names) >= 5
+        assert 2 <= len(picture.questions) <= 3
 
 
-def test_composed_scenes_are_included_if_they_exist(datasets, tmp_path):
-    without = make_demo.collect_examples(tmp_path)
-    write_drawn(datasets / "stamps", split="novel", num_images=1, size=96, seed=0)
-    with_scenes = make_demo.collect_examples(tmp_path)
-    assert len(with_scenes) == len(without) + 1
-    assert with_scenes[-1].image.parent == datasets / "stamps" / "novel"
+def test_a_scene_shows_its_present_shapes(monkeypatch):
+    shapes = {"red square": (100, 50, 80), "blue circle": (300, 200, 60)}
+    monkeypatch.setattr(make_demo, "SCENES", {"scene": (shapes, ["green star"], ["what?"])})
+    (scene,) = make_demo.scenes()
+    assert scene.names == ["red square", "blue circle", "green star"]
+    centers = [scene.image[90, 140], scene.image[230, 330], scene.image[300, 20]]
+    assert [center.tolist() for center in centers] == [
+        [210, 40, 40],
+        [50, 80, 210],
+        list(make_demo.SCENE_COLOR),
+    ]
+
+
+def test_a_photo_of_a_package_that_is_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(make_demo, "PHOTOS", {"no_such_package/a.png": (["cat"], [])})
+    with pytest.raises(FileNotFoundError, match="no_such_package is not installed; pip install"):
+        list(make_demo.photos())
+
+
+def test_tiles_have_one_width_and_their_text_below_the_image():
+    wide = make_demo.Picture("wide.png", np.zeros((100, 300, 3), np.uint8), ["cat"], [])
+    width, height = make_demo.TILE_SIZE
+    plain = make_demo.make_tile(wide, None, [])
+    lines = [[("long", make_demo.BLACK)] * 40, [("short", make_demo.BLACK)]]
+    with_text = make_demo.make_tile(wide, None, lines)
+    assert plain.shape[1] == with_text.shape[1] == width
+    assert (with_text[: len(plain)] == plain).all()
+    assert (with_text[len(plain) :] < 128).any(), "text in black"
+    drawn = make_demo.make_tile(wide, detect(wide.image, ["cat"]), [])
+    assert drawn.shape == plain.shape and (drawn != plain).any()
+    # The image, 480 x 160, is centered between white margins.
+    top = len(plain) - height
+    assert (plain[top + 95 : top + 105] == 255).all() and (plain[top + 102 : top + 258] == 0).any()
+
+
+def test_an_overview_has_rows_of_equal_height():
+    black = [np.zeros((height, make_demo.TILE_SIZE[0], 3), np.uint8) for height in (10, 30, 10, 20)]
+    sheet = make_demo.make_overview(black)
+    margin, width = make_demo.MARGIN, make_demo.TILE_SIZE[0] + make_demo.MARGIN
+    assert sheet.shape == (2 * (30 + margin) + margin, 3 * width + margin, 3)
+    assert (sheet[margin : margin + 10, margin:width] == 0).all()
+    assert (sheet[margin + 10 : margin + 30, margin:width] == 255).all()
+    second_row = 30 + 2 * margin
+    assert (sheet[second_row : second_row + 20, margin:width] == 0).all()
+    assert (sheet[second_row:, width + margin :] == 255).all()
