@@ -36,6 +36,16 @@ from glipv2_mini.modeling.region_text_tasks import RegionQuestionFeatures
 _RELATION_DIM = 5
 _CACHED_LISTS = 16
 
+# Of a RegionCounter, initially. A region with this logit is as likely there as not, and regions
+# within this margin of the best one are counted.
+PRESENCE_LOGIT = -2.0
+COUNT_MARGIN = 1.5
+PRESENCE_WEIGHT = 3.0
+COUNT_WEIGHT = 3.0
+SHARPNESS = 3.0
+# The lowest logit of a match: images may have no region.
+MIN_MATCH = -12.0
+
 
 @ANSWER_HEAD_REGISTRY.register()
 class PointerAnswerHead(AnswerHead):
@@ -47,10 +57,18 @@ class PointerAnswerHead(AnswerHead):
     """
 
     @configurable
-    def __init__(self, *, pointer: AnswerPointer, names: Sequence[str], **others: Any) -> None:
+    def __init__(
+        self,
+        *,
+        pointer: AnswerPointer,
+        counter: RegionCounter,
+        names: Sequence[str],
+        **others: Any,
+    ) -> None:
         """
         Args:
             pointer: points at the region that answers a question.
+            counter: scores "yes", "no" and numbers by the regions that match a question.
             names: the class names that regions are scored against.
             others: see :class:`AnswerHead`.
 
@@ -59,6 +77,7 @@ class PointerAnswerHead(AnswerHead):
         """
         super().__init__(**others)
         self.pointer = pointer
+        self.counter = counter
         self._name_of = {canonical_answer(name): i for i, name in enumerate(names)}
         self._cache: LRUCache[tuple[str, ...], dict[int, int]] = LRUCache(_CACHED_LISTS)
         if not self._names_among(self.answers):
@@ -80,7 +99,7 @@ class PointerAnswerHead(AnswerHead):
             others = [name for name in names if canonical_answer(name) not in listed]
             arguments["answers"] = [*answers, *others]
         pointer = AnswerPointer(language_dim=language_backbone.width)
-        return {**arguments, "pointer": pointer, "names": names}
+        return {**arguments, "pointer": pointer, "counter": RegionCounter(), "names": names}
 
     def logits(self, questions: QuestionFeatures, answers: Sequence[str]) -> Tensor:
         assert isinstance(questions, RegionQuestionFeatures)
@@ -88,7 +107,7 @@ class PointerAnswerHead(AnswerHead):
         pooled = self.pool(questions.text)
         name_of = self._names_among(answers)
         with torch.autocast(pooled.device.type, enabled=False):
-            own = self.scores(pooled, answers)
+            own = self.scores(pooled, answers) + self.counter(questions, answers)
             if not name_of:
                 return own
             pointed = self.pointer(pooled, questions, among=list(name_of.values()))
@@ -106,6 +125,44 @@ class PointerAnswerHead(AnswerHead):
             cached[key] = {i: name for i, name in names if name is not None}
             self._cache.keep(cached)
         return cached[key]
+
+
+class RegionCounter(nn.Module):
+    """Logits of "yes", "no" and numbers by the regions that match the words of a question.
+
+    Whether something matches and how often is lost in a pooled vector, and is what "is there a
+    dog?" and "how many dogs are there?" ask. A region matches with its best logit over the tokens;
+    words such as "there" match no region. Regions almost as good as the best one are counted. The
+    question decides between the kinds of answers by the head's own scores. Initialised by what the
+    evidence's logits are on photos (our choice).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.presence_weight = nn.Parameter(torch.tensor(PRESENCE_WEIGHT))
+        self.presence_logit = nn.Parameter(torch.tensor(PRESENCE_LOGIT))
+        self.count_weight = nn.Parameter(torch.tensor(COUNT_WEIGHT))
+        self.count_margin = nn.Parameter(torch.tensor(COUNT_MARGIN))
+
+    def forward(self, questions: RegionQuestionFeatures, answers: Sequence[str]) -> Tensor:
+        """(Q, A), to be added to the logits of the answers."""
+        logits = full_precision(questions.region_word_logits)
+        is_valid = questions.regions.is_valid[:, :, None] & questions.text.mask[:, None]
+        lowest = torch.finfo(logits.dtype).min
+        matches = logits.masked_fill(~is_valid, lowest).amax(dim=2)  # (Q, R)
+        best = matches.amax(dim=1, keepdim=True).clamp(min=MIN_MATCH)
+        presence = torch.tanh(SHARPNESS * (best - self.presence_logit))  # (Q, 1), -1..1
+        is_counted = (SHARPNESS * (matches - best + self.count_margin)).sigmoid()
+        number = is_counted.sum(dim=1, keepdim=True) * (1 + presence) / 2
+        texts = [canonical_answer(answer) for answer in answers]
+        sign = best.new_tensor([(text == "yes") - (text == "no") for text in texts])
+        is_number = best.new_tensor([text.isdigit() for text in texts])
+        numbers = best.new_tensor([int(text) if text.isdigit() else 0 for text in texts])
+        # All parameters receive gradients, whichever the answers are.
+        return (
+            sign * self.presence_weight * presence
+            - is_number * self.count_weight * (number - numbers).abs()
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mini_models import NAMED, REGIONS, mini_model
 from glipv2_d2.modeling.heads.answer import AnswerHead, LinearAnswerScores
 from glipv2_d2.structures import TextFeatures
 from glipv2_d2.text.answers import load_answers
-from glipv2_mini.modeling.pointer_answer import AnswerPointer, PointerAnswerHead
+from glipv2_mini.modeling.pointer_answer import AnswerPointer, PointerAnswerHead, RegionCounter
 from glipv2_mini.modeling.region_text_tasks import RegionQuestionFeatures
 from glipv2_mini.modeling.regions import Regions
 
@@ -25,11 +25,20 @@ NAME_OF_ANSWER = (None, DOG, CAT, APPLE)
 WIDTH, NUM_CHANNELS, NUM_TOKENS, NUM_REGIONS = 6, 5, 4, 3
 
 
+def silent_counter() -> RegionCounter:
+    """A counter that adds nothing, for tests of the other parts."""
+    counter = RegionCounter()
+    torch.nn.init.zeros_(counter.presence_weight)
+    torch.nn.init.zeros_(counter.count_weight)
+    return counter
+
+
 @pytest.fixture
 def head() -> PointerAnswerHead:
     torch.manual_seed(0)
     return PointerAnswerHead(
         pointer=AnswerPointer(language_dim=WIDTH),
+        counter=silent_counter(),
         names=NAMES,
         language_dim=WIDTH,
         answers=ANSWERS,
