@@ -141,7 +141,8 @@ def test_tiles_have_one_width_and_their_text_below_the_image():
     assert drawn.shape == plain.shape and (drawn != plain).any()
     # The image, 480 x 160, is centered between white margins.
     top = len(plain) - height
-    assert (plain[top + 95 : top + 105] == 255).all() and (plain[top + 102 : top + 258] == 0).any()
+    assert (plain[top : top + 100] == 255).all() and (plain[top + 100 : top + 260] == 0).all()
+    assert (plain[top + 260 :] == 255).all()
 
 
 def test_an_overview_has_rows_of_equal_height():
