@@ -200,15 +200,16 @@ def make_table(picture: Picture, results: Results) -> Table:
     room = TABLE_ROWS - len(results.answers) - (results.caption is not None)
     shown = rows if len(rows) <= room else rows[: room - 1]
     for row in shown:
-        box = ", ".join(f"{value:.0f}" for value in row["bbox"])
+        x, y, width, height = (f"{value:.0f}" for value in row["bbox"])
         # Text, because rich would parse [brackets] as markup.
-        table.add_row("box", Text(row["category_name"]), f"{row['score']:.0%}", f"x y w h: {box}")
+        name = Text(f"{row['category_name']} at {x}, {y}, size {width} x {height}")
+        table.add_row("box", f"{row['score']:.0%}", name)
     if len(shown) < len(rows):
-        table.add_row("", f"and {len(rows) - len(shown)} more")
+        table.add_row("", "", f"and {len(rows) - len(shown)} more")
     for answer in results.answers:
-        table.add_row("answer", Text(f"{answer.question} {answer.answer}"), f"{answer.score:.0%}")
+        table.add_row("answer", f"{answer.score:.0%}", Text(f"{answer.question} {answer.answer}"))
     if results.caption is not None:
-        table.add_row("caption", Text(results.caption.caption))
+        table.add_row("caption", "", Text(results.caption.caption))
     return table
 
 
