@@ -19,6 +19,7 @@ from pathlib import Path
 
 from glipv2_d2.data.composed_dataset import SceneSplit
 from glipv2_d2.data.composition import PHOTO_STYLE
+from glipv2_mini.data import debian_packages
 from glipv2_mini.data.backgrounds import PhotoBackground
 from glipv2_mini.data.cutouts import StampLoader, stamp_entries
 from glipv2_mini.data.scene_dataset import scene_questions, write_scenes
@@ -109,17 +110,10 @@ def splits(stamps: Path, photos: Path, args: argparse.Namespace) -> list[SceneSp
 
 def find_package(directory: Path, name: str) -> Path:
     """The checked file of a Debian package, which apt-get downloads if it is not there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if not list(directory.glob(f"{name}_*.deb")):
-        try:
-            # Downloads need no root.
-            subprocess.run(["apt-get", "download", name], cwd=directory, check=True)
-        except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            sys.exit(
-                f"apt-get could not download {name} ({error}). Run `apt-get update` as root first, "
-                "or get the package's .deb by hand and give its directory with --packages"
-            )
-    file = sorted(directory.glob(f"{name}_*.deb"))[-1]
+    try:
+        file = debian_packages.find_package(directory, name)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     version, expected = PACKAGES[name]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != expected:
