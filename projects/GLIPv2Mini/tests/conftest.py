@@ -9,4 +9,4 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 # They hold no tests; searched for doctests, they would be imported again under a second name.
-collect_ignore = ["mini_models.py", "mini_scenes.py"]
+collect_ignore = ["mini_models.py", "mini_scenes.py", "qt_files.py"]
