@@ -12,6 +12,8 @@ def add_mini_config(cfg: CfgNode) -> None:
     cfg.MODEL.EVIDENCE = CfgNode()
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS = 24
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN = 6
+    # Train box deltas, centerness and region-word products; else boxes are the evidence's.
+    cfg.MODEL.EVIDENCE.LEARNS_BOXES = True
     # The file of tools/convert_nanodet.py, to train without MODEL.WEIGHTS; "": random weights.
     cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS = ""
     # Of MODEL.TEXT_TASKS.NAME RegionTextTasks: encodes image regions as tokens.

@@ -1,4 +1,4 @@
-"""The shipped weight files give the detections, answers and captions they gave when stored."""
+"""The shipped weights give the detections, answers and captions they gave when stored."""
 
 from __future__ import annotations
 
@@ -21,19 +21,10 @@ SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
 
 
-def load(name: str) -> Predictor:
-    weights = PROJECT / "glipv2_mini" / "assets" / f"{name}.pth"
-    return Predictor(PROJECT / "configs" / f"{name}.yaml", weights, device="cpu")
-
-
 @pytest.fixture(scope="module")
-def detector() -> Predictor:
-    return load("glipv2_mini")
-
-
-@pytest.fixture(scope="module")
-def joint() -> Predictor:
-    return load("glipv2_mini_joint")
+def predictor() -> Predictor:
+    weights = PROJECT / "glipv2_mini" / "assets" / "glipv2_mini.pth"
+    return Predictor(PROJECT / "configs" / "glipv2_mini.yaml", weights, device="cpu")
 
 
 def rows(scores: list[float], boxes: list[list[float]], labels: list[str]) -> list[tuple]:
@@ -61,33 +52,24 @@ def assert_same(prediction: Prediction, stored: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("photo", PHOTOS)
-def test_the_detector_finds_the_same_boxes(photo: str, detector: Predictor) -> None:
-    image = getattr(data, photo)()
-    prediction = detector.predict(image, classes=NAMES, channel_order="RGB")
-    assert_same(prediction, STORED["detector"][photo])
-
-
-@pytest.mark.parametrize("photo", PHOTOS)
-def test_the_joint_model_detects_answers_and_describes_the_same(
-    photo: str, joint: Predictor
-) -> None:
-    image, stored = getattr(data, photo)(), STORED["joint"][photo]
-    assert_same(joint.predict(image, classes=NAMES, channel_order="RGB"), stored["detect"])
+def test_the_model_detects_answers_and_describes_the_same(photo: str, predictor: Predictor) -> None:
+    image, stored = getattr(data, photo)(), STORED[photo]
+    assert_same(predictor.predict(image, classes=NAMES, channel_order="RGB"), stored["detect"])
     phrase = "a cat on the left of a cup"
-    assert_same(joint.ground(image, phrase, channel_order="RGB"), stored["ground"])
+    assert_same(predictor.ground(image, phrase, channel_order="RGB"), stored["ground"])
 
-    grounded = joint.answer(image, "is there a cat?", channel_order="RGB", ground=True)
+    grounded = predictor.answer(image, "is there a cat?", channel_order="RGB", ground=True)
     question, choices = "what is in the picture?", ["rocket", "coffee", "cat"]
     answers = [
         grounded,
-        joint.answer(image, question, channel_order="RGB"),
-        joint.answer(image, question, channel_order="RGB", choices=choices),
+        predictor.answer(image, question, channel_order="RGB"),
+        predictor.answer(image, question, channel_order="RGB", choices=choices),
     ]
     for answer, (text, score) in zip(answers, stored["answers"], strict=True):
         assert answer.answer == text
         assert answer.score == pytest.approx(score, abs=SCORE_TOLERANCE)
     assert_same(grounded.grounding, stored["answer_grounding"])
 
-    caption = joint.caption(image, channel_order="RGB", ground=True)
+    caption = predictor.caption(image, channel_order="RGB", ground=True)
     assert caption.caption == stored["caption"]
     assert_same(caption.grounding, stored["caption_grounding"])

@@ -22,7 +22,7 @@ from glipv2_d2.modeling.language.text_embedder import TextEmbedder
 from glipv2_d2.structures import DensePredictions, FusedFeatures
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS, EvidenceLevel
-from glipv2_mini.modeling.evidence_score import EvidenceScore
+from glipv2_mini.modeling.evidence_score import EvidenceScore, LearnedEvidenceScore
 from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
 from glipv2_mini.modeling.relational_score import RelationalScore
 
@@ -38,19 +38,27 @@ class EvidenceRPN(GroundingRPN):
     """Boxes of NanoDet plus learned deltas, scored by an :class:`EvidenceScore`.
 
     A :class:`RelationalScore` compares the boxes of a phrase such as "the left dog". With the
-    learned parts at zero, as initialised, it detects the words of a prompt without training. Our
-    choice; GLIP's head has only the features of a location.
+    learned parts at zero, as initialised, it detects the words of a prompt without training, and
+    without ``learns_boxes`` they stay there. Our choice; GLIP's head has only the features of a
+    location.
     """
 
     @configurable
-    def __init__(self, *, language_dim: int, **kwargs: Any) -> None:
-        """Arguments as in :class:`GroundingRPN`; ``language_dim`` is D."""
+    def __init__(self, *, language_dim: int, learns_boxes: bool = True, **kwargs: Any) -> None:
+        """
+        Args:
+            language_dim: D.
+            learns_boxes: train the box deltas and the centerness.
+            kwargs: as in :class:`GroundingRPN`.
+        """
         super().__init__(**kwargs)
         self.comparison = RelationalScore(language_dim=language_dim)
         for layer in (self.bbox_pred, self.centerness):
             nn.init.zeros_(layer.weight)
         assert self.centerness.bias is not None
         nn.init.constant_(self.centerness.bias, INITIAL_CENTERNESS_LOGIT)
+        for part in (self.bbox_pred, self.centerness, self.level_scales):
+            part.requires_grad_(learns_boxes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -59,6 +67,7 @@ class EvidenceRPN(GroundingRPN):
             **super().from_config(cfg, input_shape),
             "visual_dim": FEATURE_CHANNELS,
             "language_dim": language_dim,
+            "learns_boxes": cfg.MODEL.EVIDENCE.LEARNS_BOXES,
             "region_word": build_evidence_score(cfg, language_dim),
         }
 
@@ -130,9 +139,15 @@ def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
         )
     tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
     embed = TextEmbedder(build_language_backbone(cfg).eval(), tokenizer)
-    return EvidenceScore(
-        detector_evidence=build_class_evidence(coco_class_names(), embed),
-        classifier_evidence=build_class_evidence(imagenet_class_names(), embed),
+    detector_evidence = build_class_evidence(coco_class_names(), embed)
+    classifier_evidence = build_class_evidence(imagenet_class_names(), embed)
+    if not cfg.MODEL.EVIDENCE.LEARNS_BOXES:
+        return EvidenceScore(
+            detector_evidence=detector_evidence, classifier_evidence=classifier_evidence
+        )
+    return LearnedEvidenceScore(
+        detector_evidence=detector_evidence,
+        classifier_evidence=classifier_evidence,
         language_dim=language_dim,
         log_scale=cfg.MODEL.GROUNDING.LOG_SCALE,
     )

@@ -35,16 +35,14 @@ MAX_RAISE = 1.0
 
 
 class EvidenceScore(RegionWordScore):
-    """Logits of a region for a word: the evidence's, plus learned region-word products.
+    """Logits of a region for a word from the evidence of closed-set classifiers.
 
     The evidence of a word is the larger of two. A detector's class contributes its probability
     times the similarity of its name to the word, the best class counts. The classes of a cut-out
     are exclusive and contribute their sum. A cut-out also tells words of related classes apart,
     such as forks from spoons: the word is regressed on the class names, and the same combination
     of the class logits is added, in proportion to the word's similarity to the detector's classes.
-
-    Two learned cosines are added, of the fused map and of the cut-out's class logits; their weights
-    start at zero, so that an untrained score is the evidence. Our choice, not GLIP's.
+    Only a scale and a bias are learned. Our choice, not GLIP's.
     """
 
     regression: Tensor
@@ -54,15 +52,11 @@ class EvidenceScore(RegionWordScore):
         *,
         detector_evidence: ClassEvidence,
         classifier_evidence: ClassEvidence,
-        language_dim: int,
-        log_scale: float = 0.0,
     ) -> None:
         """
         Args:
             detector_evidence: of COCO's class names.
             classifier_evidence: of ImageNet's class names.
-            language_dim: D.
-            log_scale: initial logarithm of the temperature of the cosines.
         """
         super().__init__()
         self.detector_evidence = detector_evidence
@@ -71,21 +65,6 @@ class EvidenceScore(RegionWordScore):
         self.register_buffer("regression", regression, persistent=False)
         self.evidence_scale = nn.Parameter(torch.ones(1))
         self.evidence_bias = nn.Parameter(torch.zeros(1))
-        # The prior is the evidence's: no bias of their own.
-        self.feature_score = CosineScore(
-            visual_dim=FEATURE_CHANNELS,
-            language_dim=language_dim,
-            prior_prob=0.5,
-            log_scale=log_scale,
-        )
-        self.feature_weight = nn.Parameter(torch.zeros(1))
-        self.cutout_score = CosineScore(
-            visual_dim=NUM_IMAGENET_CLASSES,
-            language_dim=language_dim,
-            prior_prob=0.5,
-            log_scale=log_scale,
-        )
-        self.cutout_weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
         regions = torch.cat(regions_per_level, dim=1)
@@ -94,14 +73,8 @@ class EvidenceScore(RegionWordScore):
 
     def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T)."""
-        (product,) = self.feature_score([regions.features], text)
         evidence = self._evidence(regions, text)
-        logits = (
-            self.evidence_scale * evidence_logits(evidence)
-            + self.evidence_bias
-            + self.feature_weight * product
-        )
-        return logits + self._cutout_products(regions, text)
+        return self.evidence_scale * evidence_logits(evidence) + self.evidence_bias
 
     @torch.no_grad()
     def _evidence(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
@@ -124,6 +97,52 @@ class EvidenceScore(RegionWordScore):
             combined = (centered @ coefficients[i].T).clamp(max=MAX_RAISE)
             own[rows] = (best + combined).sigmoid().to(own)
         return evidence
+
+
+class LearnedEvidenceScore(EvidenceScore):
+    """An :class:`EvidenceScore` plus learned region-word products.
+
+    Two learned cosines are added, of the fused map and of the cut-out's class logits. Their weights
+    start at zero, so that an untrained score is the evidence.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector_evidence: ClassEvidence,
+        classifier_evidence: ClassEvidence,
+        language_dim: int,
+        log_scale: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            detector_evidence, classifier_evidence: as of :class:`EvidenceScore`.
+            language_dim: D.
+            log_scale: initial logarithm of the temperature of the cosines.
+        """
+        super().__init__(
+            detector_evidence=detector_evidence, classifier_evidence=classifier_evidence
+        )
+        # The prior is the evidence's: no bias of their own.
+        self.feature_score = CosineScore(
+            visual_dim=FEATURE_CHANNELS,
+            language_dim=language_dim,
+            prior_prob=0.5,
+            log_scale=log_scale,
+        )
+        self.feature_weight = nn.Parameter(torch.zeros(1))
+        self.cutout_score = CosineScore(
+            visual_dim=NUM_IMAGENET_CLASSES,
+            language_dim=language_dim,
+            prior_prob=0.5,
+            log_scale=log_scale,
+        )
+        self.cutout_weight = nn.Parameter(torch.zeros(1))
+
+    def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+        (product,) = self.feature_score([regions.features], text)
+        logits = super()._score(regions, text) + self.feature_weight * product
+        return logits + self._cutout_products(regions, text)
 
     def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T), zeros where no box was cut out."""

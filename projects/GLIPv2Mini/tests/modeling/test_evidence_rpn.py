@@ -213,3 +213,10 @@ def test_the_names_of_imagenets_classes_are_in_the_order_of_its_logits() -> None
     names = imagenet_class_names()
     assert len(names) == 1000
     assert names[0] == "tench, Tinca tinca" and names[281] == "tabby, tabby cat"
+
+
+def test_boxes_that_are_not_learned_stay_those_of_the_evidence() -> None:
+    model = mini_model("MODEL.EVIDENCE.LEARNS_BOXES", False)
+    head = model.proposal_generator
+    trained = {name for name, x in head.named_parameters() if x.requires_grad}
+    assert not [name for name in trained if name.startswith(("bbox_pred", "center", "level"))]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from glipv2_d2.modeling.class_evidence import ClassEvidence
 from glipv2_d2.modeling.heads.region_word_score import CosineScore
 from glipv2_d2.structures import TextFeatures
-from glipv2_mini.modeling.evidence_score import EvidenceScore
+from glipv2_mini.modeling.evidence_score import LearnedEvidenceScore
 
 DIM, NUM_TOKENS = 6, 5
 CLASS = 3
@@ -18,16 +18,16 @@ CUT_OUT = [(0, 1), (0, 4), (0, 6), (1, 2)]
 """Image and region of each cut-out, of regions of both levels."""
 
 
-def make_score() -> EvidenceScore:
+def make_score() -> LearnedEvidenceScore:
     torch.manual_seed(0)
-    return EvidenceScore(
+    return LearnedEvidenceScore(
         detector_evidence=random_class_evidence(80, DIM),
         classifier_evidence=random_class_evidence(1000, DIM),
         language_dim=DIM,
     )
 
 
-def trained_score() -> EvidenceScore:
+def trained_score() -> LearnedEvidenceScore:
     """A score whose learned parts all contribute."""
     score = make_score()
     with torch.no_grad():
@@ -65,14 +65,14 @@ def similarities(word: Tensor, evidence: ClassEvidence) -> Tensor:
     return ((cosines - 0.45) / 0.4).clamp(0, 1)
 
 
-def coefficients(word: Tensor, score: EvidenceScore) -> Tensor:
+def coefficients(word: Tensor, score: LearnedEvidenceScore) -> Tensor:
     """(1000,) of the ridge regression of a word on the class names, in its dual form."""
     names = score.classifier_evidence.class_embeddings
     gram = names @ names.T + torch.eye(len(names))
     return torch.linalg.solve(gram, names @ F.normalize(word, dim=0))
 
 
-def expected_evidence(score: EvidenceScore) -> tuple[Tensor, set[int]]:
+def expected_evidence(score: LearnedEvidenceScore) -> tuple[Tensor, set[int]]:
     """(2, 7, T) the evidence of each region and word, one by one; which sources are the largest."""
     regions, hidden = torch.cat(make_regions(), dim=1), make_text().hidden
     evidence = torch.zeros(2, 7, NUM_TOKENS)

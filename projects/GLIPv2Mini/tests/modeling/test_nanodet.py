@@ -24,6 +24,7 @@ from glipv2_mini.modeling.nanodet import (
 PROJECT = Path(__file__).parents[2]
 # The part of a model's checkpoint that has the weights of NanoDet-g.
 NANODET_WEIGHTS = "backbone.detector."
+SHIPPED = Path(__file__).parents[2] / "glipv2_mini" / "assets" / "glipv2_mini.pth"
 # A drawn stop sign and the levels of an independent implementation in float32 with the published
 # weights: all of p4 and p5, and of p3 every fourth row and column.
 REFERENCE = PROJECT / "tests" / "assets" / "nanodet_reference.npz"
@@ -209,3 +210,7 @@ def test_the_backbone_is_built_by_its_name() -> None:
 def test_another_normalisation_raises(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{key} is .*build_nanodet_backbone needs"):
         build_backbone(nanodet_cfg(key, value))
+
+
+def test_the_shipped_trunk_equals_the_prototype() -> None:
+    assert_equals_prototype(load_nanodet(SHIPPED))
