@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.heads.base import RegionWordScore
@@ -99,12 +100,16 @@ class EvidenceScore(RegionWordScore):
         return evidence
 
 
-class LearnedEvidenceScore(EvidenceScore):
+class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     """An :class:`EvidenceScore` plus learned region-word products.
 
     Two learned cosines are added, of the fused map and of the cut-out's class logits. Their weights
     start at zero, so that an untrained score is the evidence.
     """
+
+    # A file without the products has their initial weights of zero: only training needs them.
+    checkpoint_optional = ("feature_score.", "feature_weight", "cutout_score.", "cutout_weight")
+    checkpoint_loss_only = checkpoint_optional
 
     def __init__(
         self,
