@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode, Instances
+from detectron2.structures.boxes import pairwise_intersection
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import nms
@@ -89,6 +90,19 @@ class Prediction:
         """
         boxes, scores = self.instances.pred_boxes.tensor, self.instances.scores
         return replace(self, instances=self.instances[nms(boxes, scores, iou_threshold)])
+
+    def without_parts(self, share: float = 0.8) -> Prediction:
+        """Drop detections that lie in a better one of the same name: the paw of a cat.
+
+        Args:
+            share: of its area, from which a box lies in another one.
+        """
+        boxes, scores = self.instances.pred_boxes, self.instances.scores
+        same_name = self.instances.pred_classes[:, None] == self.instances.pred_classes
+        is_better = scores[:, None] < scores  # (detections, others)
+        covered = pairwise_intersection(boxes, boxes) / boxes.area().clamp(min=1)[:, None]
+        is_part = ((covered >= share) & same_name & is_better).any(dim=1)
+        return replace(self, instances=self.instances[~is_part])
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Detections in COCO's result format.

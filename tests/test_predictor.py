@@ -349,6 +349,22 @@ def test_boxes_overlap_if_their_iou_is_above_the_threshold(iou_threshold, kept):
     assert prediction.instances.pred_masks.float().mean((1, 2)).tolist() == [0, 1][: len(kept)]
 
 
+@pytest.mark.parametrize(
+    ("classes", "scores", "kept"),
+    [
+        ([0, 0], [0.8, 0.4], [0.8]),
+        ([0, 0], [0.4, 0.8], [0.4, 0.8]),
+        ([0, 1], [0.8, 0.4], [0.8, 0.4]),
+    ],
+)
+def test_a_box_in_a_better_one_of_its_name_is_a_part(classes, scores, kept):
+    # The second lies in the first but for a tenth of its area.
+    instances = Instances((20, 30), pred_boxes=Boxes([[0.0, 0, 20, 10], [0.0, 1, 10, 11]]))
+    instances.scores, instances.pred_classes = torch.tensor(scores), torch.tensor(classes)
+    found = Prediction(instances, ["cat", "dog"], (20, 30)).without_parts()
+    torch.testing.assert_close(found.instances.scores, torch.tensor(kept))
+
+
 def test_negatives_are_passed_to_the_model_and_are_not_class_names(predictor, monkeypatch):
     inputs = []
     find = predictor.model.find

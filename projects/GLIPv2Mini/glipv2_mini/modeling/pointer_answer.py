@@ -43,6 +43,8 @@ COUNT_MARGIN = 1.5
 PRESENCE_WEIGHT = 3.0
 COUNT_WEIGHT = 3.0
 SHARPNESS = 3.0
+# Of its area, from which a box lies in another one.
+PART_SHARE = 0.8
 # The lowest logit of a match: images may have no region.
 MIN_MATCH = -12.0
 
@@ -132,9 +134,10 @@ class RegionCounter(nn.Module):
 
     Whether something matches and how often is lost in a pooled vector, and is what "is there a
     dog?" and "how many dogs are there?" ask. A region matches with its best logit over the tokens;
-    words such as "there" match no region. Regions almost as good as the best one are counted. The
-    question decides between the kinds of answers by the head's own scores. Initialised by what the
-    evidence's logits are on photos (our choice).
+    words such as "there" match no region. Regions almost as good as the best one are counted,
+    unless they lie in a better one, as a cat's head in the cat. The question decides between the
+    kinds of answers by the head's own scores. Initialised by what the evidence's logits are on
+    photos (our choice).
     """
 
     def __init__(self) -> None:
@@ -153,6 +156,7 @@ class RegionCounter(nn.Module):
         best = matches.amax(dim=1, keepdim=True).clamp(min=MIN_MATCH)
         presence = torch.tanh(SHARPNESS * (best - self.presence_logit))  # (Q, 1), -1..1
         is_counted = (SHARPNESS * (matches - best + self.count_margin)).sigmoid()
+        is_counted = is_counted.masked_fill(is_part(questions.regions.boxes, matches), 0)
         number = is_counted.sum(dim=1, keepdim=True) * (1 + presence) / 2
         texts = [canonical_answer(answer) for answer in answers]
         sign = best.new_tensor([(text == "yes") - (text == "no") for text in texts])
@@ -163,6 +167,27 @@ class RegionCounter(nn.Module):
             sign * self.presence_weight * presence
             - is_number * self.count_weight * (number - numbers).abs()
         )
+
+
+def is_part(boxes: Tensor, scores: Tensor) -> Tensor:
+    """(Q, R) bool: whether :data:`PART_SHARE` of a box lies in one with a higher score.
+
+    Args:
+        boxes: (Q, R, 5), see :class:`~glipv2_mini.modeling.regions.Regions`.
+        scores: (Q, R).
+
+    >>> boxes = torch.tensor([[[0.5, 0.5, 0.8, 0.8, 1], [0.5, 0.5, 0.2, 0.2, 1]]])
+    >>> is_part(boxes, torch.tensor([[2.0, 1.0]])).tolist()
+    [[False, True]]
+    """
+    center, size = full_precision(boxes[..., :2]), full_precision(boxes[..., 2:4])
+    low, high = center - size / 2, center + size / 2
+    overlap = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
+        low[:, :, None], low[:, None]
+    )
+    covered = overlap.clamp(min=0).prod(dim=-1) / size.prod(dim=-1).clamp(min=1e-6)[:, :, None]
+    is_better = scores[:, :, None] < scores[:, None]
+    return ((covered >= PART_SHARE) & is_better).any(dim=2)
 
 
 @dataclass(frozen=True)
