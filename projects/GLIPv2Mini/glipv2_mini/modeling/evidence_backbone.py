@@ -1,7 +1,7 @@
 """A detector and a classifier with closed lists of classes, as a backbone with evidence.
 
 NanoDet-g (:mod:`glipv2_mini.modeling.nanodet`) gives the maps, boxes and probabilities of COCO's
-classes. An ImageNet classifier sees the best boxes, each cut out of the image. The channels of
+classes. An ImageNet classifier receives the best boxes, each cut out of the image. The channels of
 every level hold both (:class:`EvidenceLevel`), so that the heads start from what the two networks
 know. Our choice, not GLIP's.
 

@@ -40,7 +40,7 @@ class EvidenceScore(RegionWordScore):
 
     The evidence of a word is the larger of two. A detector's class contributes its probability
     times the similarity of its name to the word, the best class counts. The classes of a cut-out
-    are exclusive and contribute their sum. A cut-out also tells words of related classes apart,
+    are exclusive and contribute their sum. A cut-out also distinguishes words of related classes,
     such as forks from spoons: the word is regressed on the class names, and the same combination
     of the class logits is added, in proportion to the word's similarity to the detector's classes.
     Only a scale and a bias are learned. Our choice, not GLIP's.

@@ -133,7 +133,7 @@ class RegionCounter(nn.Module):
     """Logits of "yes", "no" and numbers by the regions that match the words of a question.
 
     Whether something matches and how often is lost in a pooled vector, and is what "is there a
-    dog?" and "how many dogs are there?" ask. A region matches with its best logit over the tokens;
+    dog?" and "how many dogs are there?" need. A region matches with its best logit over the tokens;
     words such as "there" match no region. Regions almost as good as the best one are counted,
     unless they lie in a better one, as a cat's head in the cat. The question decides between the
     kinds of answers by the head's own scores. Initialised by what the evidence's logits are on
