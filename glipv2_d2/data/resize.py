@@ -11,11 +11,24 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, also for strips: each side keeps at least one pixel."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """A resize of ``image``, (H, W, C), to a random size."""
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        return resize
+
+
 class TruncatedResizeShortestEdge(T.Augmentation):
     """Detectron2's ``ResizeShortestEdge`` with GLIP's arithmetic (glip_reference.md 1).
 
     The long side is truncated where Detectron2 rounds it. If it would exceed the maximum, the
-    short side is reduced first. Sizes differ from Detectron2's by a pixel or two.
+    short side is reduced first. Sizes differ from Detectron2's by a pixel or two. Unlike GLIP's,
+    the long side never exceeds the maximum: rounding the short side may add a pixel there, and in a
+    strip thousands.
     """
 
     def __init__(
@@ -60,21 +73,23 @@ class TruncatedResizeShortestEdge(T.Augmentation):
 
         >>> TruncatedResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
         (800, 1066)
+        >>> TruncatedResizeShortestEdge.get_output_shape(1, 400_000, 800, 1333)
+        (1, 1333)
         """
         short, long = min(height, width), max(height, width)
         size = short_edge_length
         if long / short * size > max_size:
             size = round(max_size * short / long)
-        if size == short:
-            return height, width
         # A side keeps at least one pixel.
         size = max(size, 1)
-        new_long = int(size * long / short)
+        if size == short and long <= max_size:
+            return height, width
+        new_long = min(int(size * long / short), max_size)
         return (size, new_long) if height <= width else (new_long, size)
 
 
 _RESIZES = {
-    "ResizeShortestEdge": T.ResizeShortestEdge,
+    "ResizeShortestEdge": ResizeShortestEdge,
     "TruncatedResizeShortestEdge": TruncatedResizeShortestEdge,
 }
 

@@ -9,8 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from glipv2_d2.data.resize import TruncatedResizeShortestEdge, build_augmentations
+from glipv2_d2.data.resize import (
+    ResizeShortestEdge,
+    TruncatedResizeShortestEdge,
+    build_augmentations,
+)
 from glipv2_d2.engine.setup import load_config
 
 MISC = json.loads((Path(__file__).parents[1] / "assets/misc/misc.json").read_text())
@@ -29,8 +35,41 @@ def test_size_equals_the_reference(wh: str, limits: str) -> None:
     assert list(size) == MISC["resize_input_wh"][wh][limits]
 
 
-def test_short_side_keeps_one_pixel() -> None:
-    assert TruncatedResizeShortestEdge.get_output_shape(1, 5000, 800, 1333)[0] == 1
+@pytest.mark.parametrize("rule", [ResizeShortestEdge, TruncatedResizeShortestEdge])
+@settings(deadline=None, derandomize=True)
+@given(
+    height=st.integers(1, 500_000),
+    width=st.integers(1, 500_000),
+    short=st.integers(1, 1400),
+    max_size=st.integers(1, 1400),
+)
+@example(2000, 1, 800, 1333)
+@example(1, 400_000, 800, 1333)
+@example(1, 400_000, 1, 1333)
+@example(200, 460, 800, 1333)
+def test_sides_are_at_least_one_pixel_and_at_most_the_maximum(
+    rule: type[T.Augmentation], height: int, width: int, short: int, max_size: int
+) -> None:
+    # Without memory: only the shape is read.
+    image = np.broadcast_to(np.uint8(0), (height, width, 3))
+    resize = rule(short, max_size, "choice").get_transform(image)
+    assert isinstance(resize, T.NoOpTransform | T.ResizeTransform)
+    new = (height, width)
+    if isinstance(resize, T.ResizeTransform):
+        new = (resize.new_h, resize.new_w)
+    assert min(new) >= 1 and max(new) <= max_size
+
+
+@pytest.mark.parametrize("rule", [ResizeShortestEdge, TruncatedResizeShortestEdge])
+@pytest.mark.parametrize("shape", [(2000, 1, 3), (1, 400_000, 3)])
+def test_boxes_of_a_strip_are_resized_with_it(
+    rule: type[T.Augmentation], shape: tuple[int, int, int]
+) -> None:
+    image = np.zeros(shape, np.uint8)
+    resize = rule(800, 1333, "choice").get_transform(image)
+    height, width = resize.apply_image(image).shape[:2]
+    assert sorted((height, width)) == [1, 1333]
+    assert resize.apply_box([[0, 0, shape[1], shape[0]]]).tolist() == [[0, 0, width, height]]
 
 
 def test_choice_draws_the_given_sizes() -> None:
