@@ -27,11 +27,11 @@ class Prediction:
     """Detections in one image.
 
     Attributes:
-        instances: ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` (0..1, best
+        instances: ``pred_boxes`` (XYXY, pixels of the upright image), ``scores`` (0..1, best
             first) and ``pred_classes`` (index in ``names``), on the CPU; with a mask head also
             ``pred_masks`` (bool, (K, height, width)).
         names: the class names, or the phrases of the caption.
-        image_size: (height, width) of the original image.
+        image_size: (height, width) of the image, turned upright by its EXIF orientation.
         text: the caption, or the question followed by its answer; None for class names.
         spans: for each of ``names`` its character spans in ``text``.
     """

@@ -10,8 +10,14 @@ import torch
 from detectron2.data import detection_utils
 from PIL import EpsImagePlugin, Image
 
-from glipv2_d2.data import mapper
-from glipv2_d2.images import load_image, open_image
+from glipv2_d2.images import (
+    IMAGE_SUFFIXES,
+    image_size,
+    in_channel_order,
+    load_image,
+    open_image,
+    read_image,
+)
 
 
 @pytest.fixture
@@ -153,8 +159,7 @@ def test_pillow_would_start_ghostscript_for_this_file(postscript_named_jpg, monk
 
 @pytest.mark.parametrize(
     "read",
-    [load_image, lambda path: mapper.read_image(str(path), "BGR"), open_image],
-    ids=["load_image", "mapper", "open_image"],
+    [load_image, read_image, image_size, open_image],
 )
 def test_a_postscript_file_named_jpg_starts_no_program(postscript_named_jpg, monkeypatch, read):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
@@ -172,8 +177,22 @@ def test_a_postscript_image_opened_by_the_caller_starts_no_program(
     assert not (postscript_named_jpg.parent / "gs_was_started").exists()
 
 
+def test_the_suffixes_of_images_are_those_of_the_formats_and_of_heic():
+    Image.init()
+    formats = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
+    known = {suffix for suffix, name in Image.EXTENSION.items() if name in formats}
+    # Animated PNG, device-independent bitmaps and float maps are rare.
+    assert known - IMAGE_SUFFIXES <= {".apng", ".dib", ".pfm"}
+    assert {".heic", ".heif", ".hif"} <= IMAGE_SUFFIXES
+
+
+def test_an_unknown_channel_order_of_the_config_raises_an_error(rgb):
+    with pytest.raises(ValueError, match="INPUT.FORMAT is 'YUV'.*'BGR' or 'RGB'"):
+        in_channel_order(rgb, "YUV")
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.tif", "a.bmp", "a.ppm"])
 def test_all_raster_formats_are_loaded(rgb, tmp_path, name):
     Image.fromarray(rgb).save(tmp_path / name)
     assert load_image(tmp_path / name).shape == rgb.shape
-    assert mapper.read_image(str(tmp_path / name), "RGB").shape == rgb.shape
+    assert image_size(tmp_path / name) == rgb.shape[:2]

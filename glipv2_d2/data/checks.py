@@ -17,11 +17,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, record_tasks
 from glipv2_d2.data.registration import Record
 from glipv2_d2.data.sanitize import CLIP_TOLERANCE, spans_within, to_xyxy
 from glipv2_d2.data.text_tasks import describe_record, task_faults
+from glipv2_d2.images import read_image
 from glipv2_d2.structures import QueryKind, fields
 from glipv2_d2.text.prompts import class_prompts, clean_name
 from glipv2_d2.text.tokenizer import Tokenizer
@@ -321,7 +321,7 @@ def check_images(
 def _size_or_fault(path: str) -> tuple[int, int] | str:
     """The (height, width) of an image, or the message of the error that decoding it raises."""
     try:
-        height, width = read_image(path, "RGB").shape[:2]
+        height, width = read_image(path).shape[:2]
     except (OSError, ValueError) as error:
         return str(error)
     return height, width

@@ -12,8 +12,6 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances, PolygonMasks
-from detectron2.utils.file_io import PathManager
-from PIL import ImageOps
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.data.caption_transforms import CaptionPacker, is_flipped, swap_left_right
@@ -26,7 +24,7 @@ from glipv2_d2.data.text_tasks import (
     check_text_task,
     mirror_text_fields,
 )
-from glipv2_d2.images import open_image
+from glipv2_d2.images import ChannelOrder, read_image
 from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.text.prompts import (
     Decoration,
@@ -151,7 +149,7 @@ class GroundingMapper(Configurable):
     In training the input dict has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index
     the image's ``classes``, the dataset's class names, or the phrases of ``caption``. For
     evaluation it has ``image`` and ``classes`` or ``caption``, and a ``prompt`` if the dataset has
-    custom prompt texts. ``height`` and ``width`` are those of the original image.
+    custom prompt texts. ``height`` and ``width`` are those of the upright image, before its resize.
 
     With masks, ``instances`` have ``gt_masks`` and ``gt_has_mask``, (n,) bool: a box without an
     annotated mask gets its rectangle as a placeholder.
@@ -170,7 +168,7 @@ class GroundingMapper(Configurable):
         *,
         is_train: bool,
         augmentations: Sequence[T.Augmentation],
-        image_format: str,
+        image_format: ChannelOrder,
         mask_format: str | None,
         class_names: Mapping[str, Sequence[str]],
         decorations: Mapping[str, Sequence[Decoration]],
@@ -181,7 +179,7 @@ class GroundingMapper(Configurable):
     ) -> None:
         """
         Args:
-            image_format: order of the channels, such as "BGR".
+            image_format: order of the channels, "BGR" or "RGB".
             mask_format: format of ``gt_masks``, "polygon" (an image with an RLE mask still gets
                 bitmasks) or "bitmask"; None loads no masks.
             class_names: class names per dataset. A record without ``dataset_name`` belongs to the
@@ -230,9 +228,9 @@ class GroundingMapper(Configurable):
         """The input dict of one record in Detectron2's format. The record is not modified.
 
         Raises:
-            FileNotFoundError, OSError: the image does not exist or cannot be decoded.
-            ValueError: the image has no class names and no caption, or a question or caption is
-                empty.
+            FileNotFoundError: the image does not exist.
+            ValueError: the image cannot be decoded or has another size than recorded, has no class
+                names and no caption, or a question or caption is empty.
         """
         record = copy.deepcopy(record)
         tasks = record_tasks(record)
@@ -335,30 +333,6 @@ class GroundingMapper(Configurable):
                 f"'caption' in its record, or thing_classes in the metadata of dataset {name!r}"
             )
         return list(names)
-
-
-def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8, as Detectron2's ``read_image`` does.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        OSError: the file is not an image, or is broken.
-    """
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            image = ImageOps.exif_transpose(open_image(file))
-            return detection_utils.convert_PIL_to_numpy(image, image_format)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"image {file_name!r} does not exist: check the dataset's image directory, or remove "
-            "the image from its annotations"
-        ) from error
-    # PIL raises any of these for a broken file.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(
-            f"image {file_name!r} cannot be read ({error}): replace it, or remove it from the "
-            "dataset's annotations"
-        ) from error
 
 
 def _with_classes(

@@ -205,7 +205,7 @@ def test_broken_image_raises(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(image_file).read_bytes()[:keep])
-    with pytest.raises(OSError, match=r"broken\.png.*cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.png.*is not a readable image"):
         mapper(record(str(broken), 0))
 
 

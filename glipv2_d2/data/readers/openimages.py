@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.registration import Record, register
-from glipv2_d2.images import open_image
+from glipv2_d2.images import image_size
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]
 def image_sizes(
     image_ids: Iterable[str], image_root: str, cache: Path
 ) -> dict[str, tuple[int, int]]:
-    """The (height, width) of every image that can be opened, cached in the file ``cache``.
+    """The (height, width) of every upright image that can be opened, cached in the file ``cache``.
 
     If its directory is read-only, the sizes are read again each time.
     """
@@ -140,9 +140,8 @@ def image_sizes(
 
 def _size_of(path: str) -> tuple[int, int] | None:
     try:
-        with open_image(path) as image:
-            return image.height, image.width
-    except OSError:
+        return image_size(path)
+    except (FileNotFoundError, ValueError):
         return None
 
 

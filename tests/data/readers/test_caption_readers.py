@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.readers.captions import read_captions, read_shards
+from glipv2_d2.images import read_image
 
 PAIR = {
     "caption": "a dog on a sofa",
@@ -91,7 +91,7 @@ def test_shards_give_the_samples_with_image_and_caption(
 
 
 def test_images_are_read_from_the_shard(shards: str) -> None:
-    values = [read_image(r["file_name"], "RGB")[0, 0, 0] for r in read_shards(shards, "set")]
+    values = [read_image(r["file_name"])[0, 0, 0] for r in read_shards(shards, "set")]
     assert values == [10, 30]
 
 

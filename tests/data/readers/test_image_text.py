@@ -11,8 +11,8 @@ import pytest
 from helpers.caption_data import write_lines, write_tar
 from PIL import Image
 
-from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.readers.image_text import Pair, read_pairs
+from glipv2_d2.images import read_image
 
 WriteJson = Callable[[str, Any], str]
 
@@ -61,7 +61,7 @@ def test_shards_have_text_or_json_captions_and_readable_images(
     write_tar(tmp_path / "s-1.tar", {"c.json": text, "c.png": png, "d.png": png})
     pairs = read_pairs(f"{tmp_path}/s-{{0..1}}.tar")
     assert [pair.caption for pair in pairs] == ["a dog", "a cat"]
-    assert [read_image(pair.image, "RGB").shape for pair in pairs] == [(5, 6, 3)] * 2
+    assert [read_image(pair.image).shape for pair in pairs] == [(5, 6, 3)] * 2
     assert "2 samples" in caplog.text
 
 

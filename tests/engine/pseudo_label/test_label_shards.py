@@ -16,7 +16,6 @@ from helpers.caption_data import use_plain_tagger, write_images, write_lines, wr
 from helpers.stand_in import MeanColour
 
 from glipv2_d2.checkpoint import save_weights
-from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.readers.captions import read_shards
 from glipv2_d2.engine.pseudo_label.label_shards import (
     LabellingReport,
@@ -25,6 +24,7 @@ from glipv2_d2.engine.pseudo_label.label_shards import (
 )
 from glipv2_d2.engine.pseudo_label.pseudo_labeler import BAD_IMAGE, NO_PHRASE
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.images import read_image
 
 # One image is missing, and one caption has no noun phrase.
 PAIRS = [
@@ -196,8 +196,8 @@ def test_tar_shards_give_tar_shards_with_the_images(task: LabellingTask, tmp_pat
     assert [record["caption"] for record in records] == captions
     assert [record["annotations"][0]["tokens_positive"] for record in records] == [[[0, 5]]] * 4
     for record, name in zip(records, ("0.png", "1.png", "1.png", "2.png"), strict=True):
-        expected = read_image(str(images / name), "RGB")
-        assert (read_image(record["file_name"], "RGB") == expected).all()
+        expected = read_image(images / name)
+        assert (read_image(record["file_name"]) == expected).all()
 
 
 @pytest.mark.parametrize(
