@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,14 +20,20 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from glipv2_d2.checkpoint.file_writing import atomic_open, atomic_write
+from glipv2_d2.command_line import printable
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.images import read_image
+from glipv2_d2.item_errors import predict_each
 from glipv2_d2.prediction import Prediction
-from glipv2_d2.predictor import Predictor
+from glipv2_d2.predictor import PROBE, Predictor
 from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 NUMERIC_COLUMNS = ("score", "x", "y", "width", "height")
 JPEG_QUALITY = 92
+# Of the stem of a written file; with suffixes a name has at most 255 bytes.
+MAX_STEM_BYTES = 200
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -38,7 +45,7 @@ class FilePredictions:
             with the generated text and its ``detections``.
         num_detections: of all images.
         annotated_images: the written files, in the order of the inputs.
-        skipped: an error message for each image that cannot be read.
+        skipped: an error message for each image that cannot be read, predicted, drawn or written.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -48,11 +55,11 @@ class FilePredictions:
 
 
 class ImageBatches:
-    """Loads image files in batches. Iterate over it once.
+    """Loads image files in batches and predicts them. Iterate over it once.
 
     Attributes:
-        loaded: the files that have been read.
-        skipped: an error message for each file that cannot be read.
+        loaded: the files that have been read, without those that cannot be predicted.
+        skipped: an error message for each other file.
     """
 
     def __init__(
@@ -86,6 +93,27 @@ class ImageBatches:
             yield images
             if self.advance is not None:
                 self.advance(end - start)
+
+    def predict(
+        self,
+        images: Mapping[int, np.ndarray],
+        predict: Callable[[dict[int, np.ndarray]], Iterable[R]],
+    ) -> dict[int, R]:
+        """The results of a batch, by index in ``paths``, without images that cannot be predicted.
+
+        Args:
+            predict: images by index -> one result per image.
+
+        Raises:
+            Exception: of ``predict``, if it also raises one for a small gray image.
+        """
+        results, errors = predict_each(predict, images, lambda _: PROBE)
+        for index, error in errors.items():
+            self.loaded.remove(self.paths[index])
+            self.skipped.append(
+                f"{str(self.paths[index])!r} cannot be predicted ({type(error).__name__}: {error})"
+            )
+        return results
 
 
 TextPrediction = tuple[dict[str, Any], Prediction]
@@ -180,27 +208,34 @@ def predict_files(
     """
     if isinstance(threshold, int | float):
         threshold = ScoreThresholds({}, default=threshold)
-    results = FilePredictions()
     outputs = output_paths(paths, output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    predict = functools.partial(prompts.predict, predictor, thresholds=threshold)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("Images", total=len(paths))
         batches = ImageBatches(paths, batch_size, functools.partial(bar.advance, task))
+        results = FilePredictions(skipped=batches.skipped)
         for images in batches:
-            predictions = prompts.predict(predictor, images, threshold)
-            for (index, image), (text, prediction) in zip(images.items(), predictions, strict=True):
-                draw = draw_with_text if text else draw_prediction
-                write_jpeg(draw(image, prediction), outputs[index])
+            for index, (text, prediction) in batches.predict(images, predict).items():
                 rows = prediction.to_coco(index)
                 print_table(console, paths[index], prediction, rows, text)
-                results.annotated_images.append(outputs[index])
                 results.num_detections += len(rows)
                 file_name = {"file_name": str(paths[index])}
                 if text:
                     results.rows.append({**file_name, **text, "detections": rows})
                 else:
                     results.rows += [{**file_name, **row} for row in rows]
-    results.skipped = batches.skipped
+                draw = draw_with_text if text else draw_prediction
+                try:
+                    write_jpeg(draw(images[index], prediction), outputs[index])
+                # The detections are in the rows; those of other images are not lost either.
+                except Exception as error:
+                    name, output = str(paths[index]), str(outputs[index])
+                    results.skipped.append(
+                        f"{name!r} is predicted, but {output!r} cannot be written: {error}"
+                    )
+                else:
+                    results.annotated_images.append(outputs[index])
     return results
 
 
@@ -210,17 +245,29 @@ def output_paths(paths: Sequence[Path], output_dir: Path) -> list[Path]:
     Images of the same name are distinguished by their folder, then by a number.
     """
     counts = Counter(path.stem for path in paths)
-    used = {path.resolve() for path in paths}
+    # Unlike Path.resolve, realpath accepts links in a circle.
+    used = {os.path.realpath(path) for path in paths}
     outputs = []
     for path in paths:
-        stem = path.stem if counts[path.stem] == 1 else f"{path.resolve().parent.name}_{path.stem}"
+        stem = path.stem
+        if counts[stem] > 1:
+            folder = os.path.basename(os.path.dirname(os.path.realpath(path)))
+            stem = f"{folder}_{stem}"
+        stem = shorten_stem(stem)
         output, number = output_dir / f"{stem}.jpg", 1
-        while output.resolve() in used:
+        while os.path.realpath(output) in used:
             number += 1
             output = output_dir / f"{stem}_{number}.jpg"
-        used.add(output.resolve())
+        used.add(os.path.realpath(output))
         outputs.append(output)
     return outputs
+
+
+def shorten_stem(stem: str) -> str:
+    """The beginning of a file name that stays valid with a number and suffixes."""
+    while len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = stem[:-1]
+    return stem
 
 
 def print_table(
@@ -239,7 +286,7 @@ def print_table(
     height, width = prediction.image_size
     names = textwrap.shorten(", ".join(prediction.names), 100, placeholder=" ...")
     # Text, because rich would parse [brackets] in a name as markup.
-    title = Text(f"{path} ({width} x {height}): {len(prediction)} found of {names}")
+    title = Text(f"{printable(path)} ({width} x {height}): {len(prediction)} found of {names}")
     console.print(title, soft_wrap=True)
     if "question" in text:
         answer = f"{text['question']} {text['answer']} ({text['answer_score']:.0%})"

@@ -7,9 +7,9 @@ thresholds calibrated on labelled images.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -28,6 +28,8 @@ from glipv2_d2.evaluation.matching import MatchedDetections, match_detections
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.predictor import Predictor
 
+R = TypeVar("R")
+
 _DATASET_NAME = "labelled images"
 """The metadata of :func:`load_labelled_images` in Detectron2's catalog."""
 
@@ -38,13 +40,15 @@ def check_absent_names(
     """Report the best score of every name and which names are below their threshold everywhere.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read and predicted.
     """
-    scores = np.concatenate(
-        [
-            predictor.class_scores(images.values(), classes=class_names, channel_order="RGB")
-            for images in _readable(batches)
-        ]
+    scores: np.ndarray = np.stack(
+        _results(
+            batches,
+            lambda images: predictor.class_scores(
+                images.values(), classes=class_names, channel_order="RGB"
+            ),
+        )
     )
     minimums = thresholds.for_classes(class_names).numpy()
     summaries = summarize_classes(class_names, list(map(str, batches.loaded)), scores, minimums)
@@ -78,16 +82,20 @@ def check_order_sensitivity(
     rng = random.Random(seed)
     given = list(range(len(class_names)))
     orders = [given, *(rng.sample(given, len(class_names)) for _ in range(num_orders - 1))]
-    parts = []
-    for images in _readable(batches):
-        scores = np.empty((len(orders), len(images), len(class_names)), dtype=np.float32)
-        for scores_of_order, order in zip(scores, orders, strict=True):
-            scores_of_order[:, order] = predictor.class_scores(
+
+    def predict(images: dict[int, np.ndarray]) -> np.ndarray:
+        """(images, orders, classes)."""
+        scores = np.empty((len(images), len(orders), len(class_names)), dtype=np.float32)
+        for number, order in enumerate(orders):
+            scores[:, number, order] = predictor.class_scores(
                 images.values(), classes=[class_names[i] for i in order], channel_order="RGB"
             )
-        parts.append(scores)
+        return scores
+
     sensitivity = order_sensitivity(
-        class_names, np.concatenate(parts, axis=1), thresholds.for_classes(class_names).numpy()
+        class_names,
+        np.stack(_results(batches, predict), axis=1),
+        thresholds.for_classes(class_names).numpy(),
     )
     return order_report(
         sensitivity,
@@ -128,22 +136,23 @@ def calibrate_thresholds(
     Raises:
         ValueError: too few boxes, or no image can be read.
     """
-    parts = []
-    for images in _readable(batches):
+
+    def predict(images: dict[int, np.ndarray]) -> list[MatchedDetections]:
         predictions: Any = predictor.predict(
             images.values(), classes=class_names, channel_order="RGB", batch_size=len(images)
         )
-        for index, prediction in zip(images, predictions, strict=True):
-            instances = prediction.instances
-            parts.append(
-                match_detections(
-                    instances.pred_boxes.tensor.numpy(),
-                    instances.scores.numpy(),
-                    instances.pred_classes.numpy(),
-                    *_ground_truth(annotations_of_image[batches.paths[index]]),
-                    num_classes=len(class_names),
-                )
+        return [
+            match_detections(
+                prediction.instances.pred_boxes.tensor.numpy(),
+                prediction.instances.scores.numpy(),
+                prediction.instances.pred_classes.numpy(),
+                *_ground_truth(annotations_of_image[batches.paths[index]]),
+                num_classes=len(class_names),
             )
+            for index, prediction in zip(images, predictions, strict=True)
+        ]
+
+    parts = _results(batches, predict)
     criterion = "the best F1" if precision is None else f"a precision of {precision:g}"
     calibration = calibrate(
         MatchedDetections.cat(parts), class_names, precision=precision, min_positives=min_positives
@@ -156,13 +165,15 @@ def calibrate_thresholds(
     return report, thresholds
 
 
-def _readable(batches: ImageBatches) -> Iterator[dict[int, np.ndarray]]:
-    """The batches with at least one readable image."""
-    for images in batches:
-        if images:
-            yield images
-    if not batches.loaded:
-        raise ValueError(f"none of the {len(batches.paths)} images can be read")
+def _results(
+    batches: ImageBatches, predict: Callable[[dict[int, np.ndarray]], Iterable[R]]
+) -> list[R]:
+    """The results of all images that can be read and predicted, in the order of the files."""
+    results = [result for images in batches for result in batches.predict(images, predict).values()]
+    if not results:
+        first = f"; the first: {batches.skipped[0]}" if batches.skipped else ""
+        raise ValueError(f"none of the {len(batches.paths)} images can be read{first}")
+    return results
 
 
 def _ground_truth(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +19,22 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
 from glipv2_d2.data.build import build_train_loader, load_dataset
-from glipv2_d2.data.mapper import read_image
 from glipv2_d2.data.record_tasks import is_text_only
 from glipv2_d2.data.sanitize import caption_labels, to_xyxy
+from glipv2_d2.images import read_image
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 
+logger = logging.getLogger(__name__)
+
 MIN_WIDTH = 480
 """Smaller images are enlarged to this width in pixels, to leave room for the prompt."""
+
+MAX_ENLARGED_SIDE = 4096
+"""The enlargement ends at this side in pixels: that of a strip."""
+
+MAX_UNREADABLE = 10
+"""More unreadable images in a row indicate a wrong folder."""
 
 FONT_SIZE = 15
 MARGIN = 8
@@ -53,16 +62,35 @@ class Sample:
 
 
 def stored_samples(cfg: CfgNode) -> Iterator[Sample]:
-    """The records of ``DATASETS.TRAIN`` without transforms; prompts without negatives."""
+    """The records of ``DATASETS.TRAIN`` without transforms; prompts without negatives.
+
+    Images that cannot be read are logged and skipped.
+
+    Raises:
+        ValueError: many images in a row cannot be read.
+    """
+    num_unreadable = 0
     for name in cfg.DATASETS.TRAIN:
         records = load_dataset(name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         class_names = MetadataCatalog.get(name).get("thing_classes") or []
         for record in records:
-            yield _stored_sample(record, class_names, cfg.MODEL.PROMPT.SEPARATOR)
+            try:
+                image = read_image(record["file_name"])
+            except (FileNotFoundError, ValueError) as error:
+                num_unreadable += 1
+                if num_unreadable >= MAX_UNREADABLE:
+                    raise ValueError(
+                        f"{MAX_UNREADABLE} images in a row cannot be read; the last: {error}"
+                    ) from error
+                logger.warning("record skipped: %s", error)
+                continue
+            num_unreadable = 0
+            yield _stored_sample(record, image, class_names, cfg.MODEL.PROMPT.SEPARATOR)
 
 
-def _stored_sample(record: dict[str, Any], class_names: list[str], separator: str) -> Sample:
-    image = read_image(record["file_name"], "RGB")
+def _stored_sample(
+    record: dict[str, Any], image: np.ndarray, class_names: list[str], separator: str
+) -> Sample:
     if is_text_only(record):
         return _text_sample(record, image)
     annotations = record["annotations"]
@@ -119,7 +147,9 @@ def draw_sample(sample: Sample) -> Image.Image:
     """Draw the image with its boxes, and below it the prompt with spans in the boxes' colours."""
     colors = colormap(rgb=True, maximum=1)
     phrases = sample.prompt.phrases
-    visualizer = Visualizer(sample.image, scale=max(1.0, MIN_WIDTH / sample.image.shape[1]))
+    height, width = sample.image.shape[:2]
+    scale = max(1.0, min(MIN_WIDTH / width, MAX_ENLARGED_SIDE / height))
+    visualizer = Visualizer(sample.image, scale=scale)
     drawing = visualizer.overlay_instances(
         boxes=sample.boxes,
         # Matplotlib parses text between dollar signs as a formula.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -29,7 +29,15 @@ from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
-from glipv2_d2.images import IMAGE_SOURCES, ChannelOrder, ImageSource, load_image
+from glipv2_d2.images import (
+    IMAGE_SOURCES,
+    ChannelOrder,
+    ChannelOrderError,
+    ImageSource,
+    in_channel_order,
+    load_image,
+)
+from glipv2_d2.item_errors import predict_each
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.class_scores import best_class_scores
 from glipv2_d2.prediction import Answer, Caption, Prediction, Thresholds
@@ -49,6 +57,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Images = ImageSource | Iterable[ImageSource]
 OnError = Literal["raise", "skip"]
+
+PROBE = np.full((64, 64, 3), 128, dtype=np.uint8)
+"""An image that every model can predict, see :func:`~glipv2_d2.item_errors.predict_each`."""
 
 
 class _OneOrMany(Protocol[P, R]):
@@ -135,7 +146,8 @@ class Predictor:
 
         Args:
             images: one image or several: paths, PIL images, arrays (H, W[, C]) or tensors
-                (C, H, W), uint8 or uint16.
+                (C, H, W), uint8 or uint16. Files and PIL images are turned upright by their EXIF
+                orientation.
             classes: class names; for several images also one list per image.
             negatives: class names that compete with the classes and are not returned: a box is
                 dropped if one of them has a higher score ("wolf" against false "dog"). For several
@@ -150,11 +162,12 @@ class Predictor:
             channel_order: required for colour arrays and tensors.
             batch_size: images per forward pass. Padding to a common size can change scores in the
                 last digits.
-            on_error: "skip": among several images, a missing or unreadable file is logged and its
-                result is None.
+            on_error: "skip": among several images, one that cannot be read or predicted is logged
+                and its result is None.
 
         Returns:
-            One :class:`Prediction` for one image, a list of them for several.
+            One :class:`Prediction` for one image, a list of them for several. Boxes and sizes are
+            in pixels of the upright image.
 
         Raises:
             FileNotFoundError, ValueError: an image or the prompt is invalid.
@@ -329,9 +342,7 @@ class Predictor:
     def _make_input(self, image: np.ndarray, text_fields: dict[str, Any]) -> dict[str, Any]:
         """The model's input dict of an RGB image (H, W, 3)."""
         height, width = image.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            image = image[:, :, ::-1]
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(in_channel_order(image, self.cfg.INPUT.FORMAT))
         self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {fields.IMAGE: tensor, fields.HEIGHT: height, fields.WIDTH: width, **text_fields}
@@ -371,29 +382,40 @@ class Predictor:
         Returns:
             The result of one image, or a list of results with None for skipped images.
         """
-        if isinstance(images, IMAGE_SOURCES):
-            x = self._make_input(load_image(images, channel_order), make_fields(1)[0])
-            return make_result(x, self._forward([x])[0])
         if batch_size < 1 or on_error not in ("raise", "skip"):
             raise ValueError(
                 f"batch_size is {batch_size} and on_error {on_error!r}; "
                 "batch_size must be at least 1, on_error 'raise' or 'skip'"
             )
-        sources = list(images)
+        is_one = isinstance(images, IMAGE_SOURCES)
+        sources = [images] if isinstance(images, IMAGE_SOURCES) else list(images)
         text_fields = make_fields(len(sources))
-        results: list[R | None] = [None] * len(sources)
-        loaded = _load_images(sources, channel_order, skip_bad_files=on_error == "skip")
-        while batch := list(islice(loaded, batch_size)):
+
+        def predict(batch: dict[int, np.ndarray]) -> list[R]:
             tensors: dict[int, dict[str, Any]] = {}
             inputs = []
-            for index, image in batch:
+            for index, image in batch.items():
                 # Inputs with one tensor are encoded once.
                 if id(image) not in tensors:
                     tensors[id(image)] = self._make_input(image, {})
                 inputs.append(tensors[id(image)] | text_fields[index])
-            for (index, _), x, output in zip(batch, inputs, self._forward(inputs), strict=True):
-                results[index] = make_result(x, output)
-        return results
+            outputs = self._forward(inputs)
+            return [make_result(x, output) for x, output in zip(inputs, outputs, strict=True)]
+
+        skip = on_error == "skip" and not is_one
+        results: list[R | None] = [None] * len(sources)
+        loaded = _load_images(sources, channel_order, skip=skip)
+        while batch := dict(islice(loaded, batch_size)):
+            predicted, errors = predict_each(predict, batch, lambda _: PROBE)
+            for index, error in errors.items():
+                name = _name(sources, index)
+                reason = f"{name} cannot be predicted ({type(error).__name__}: {error})"
+                if not skip:
+                    raise ValueError(reason) from error
+                logger.warning("image %d of %d skipped: %s", index + 1, len(sources), reason)
+            for index, result in predicted.items():
+                results[index] = result
+        return cast(R, results[0]) if is_one else results
 
     def _forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with torch.no_grad(), inference_precision(self.cfg):
@@ -429,7 +451,7 @@ def _prepare_config(
 
 
 def _load_images(
-    sources: Sequence[ImageSource], channel_order: ChannelOrder | None, *, skip_bad_files: bool
+    sources: Sequence[ImageSource], channel_order: ChannelOrder | None, *, skip: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, RGB image) of each readable source; of a repeated one, the same array."""
     image: np.ndarray | None = None
@@ -438,9 +460,16 @@ def _load_images(
             if image is None or source is not sources[index - 1]:
                 image = None
                 image = load_image(source, channel_order)
-            yield index, image
         except (FileNotFoundError, ValueError) as error:
-            # Only files are skipped: an invalid array is an error of the caller.
-            if not (skip_bad_files and isinstance(source, (str, Path))):
+            # The order of the channels is an error of the caller, for all images.
+            if not skip or isinstance(error, ChannelOrderError):
                 raise
             logger.warning("image %d of %d skipped: %s", index + 1, len(sources), error)
+        else:
+            yield index, image
+
+
+def _name(sources: Sequence[ImageSource], index: int) -> str:
+    source = sources[index]
+    is_file = isinstance(source, (str, Path))
+    return f"image {str(source)!r}" if is_file else f"image {index + 1} of {len(sources)}"

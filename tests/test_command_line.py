@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import glob
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -37,3 +39,30 @@ def test_too_small_argument_is_rejected_with_its_option() -> None:
     check_minimums(args, {"threads": 1})
     with pytest.raises(ValueError, match="--batch-size is 0; it must be at least 1"):
         check_minimums(args, {"threads": 1, "batch_size": 1})
+
+
+def test_patterns_select_the_files_that_glob_selects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    for name in ("a.png", "one/b.png", "one/two/c.jpg", "one/.d.png", ".hidden/e.png"):
+        Path(name).touch()
+    for pattern in ("*", "*.png", "**/*.png", "one/**", "one/*/*.jpg", "one/.*", "../*/o*/?.png"):
+        for prefix in ("", f"{tmp_path}/"):
+            files = {os.path.abspath(p) for p in glob.glob(prefix + pattern, recursive=True)}
+            selected = {os.path.abspath(p) for p in expand_image_paths([prefix + pattern])}
+            assert selected == {path for path in files if os.path.isfile(path)}, prefix + pattern
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    # Root may list everything.
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}' cannot be listed: Permission denied"):
+        expand_image_paths([str(tmp_path)])

@@ -221,6 +221,71 @@ def test_a_bad_file_among_several_is_logged_and_skipped_on_request(predictor, tm
     assert "damaged.png" in skipped[0] and "gone.png" in skipped[1]
 
 
+class FailsForStrips(ColourFinder):
+    def find(self, x):
+        if min(x["image"].shape[1:]) == 1:
+            raise RuntimeError("kernel size is too large")
+        return super().find(x)
+
+
+@pytest.fixture
+def strip_fails(monkeypatch):
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "ColourFinder", FailsForStrips)
+    return Predictor(make_config(), device="cpu")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_an_image_that_the_model_fails_for_is_logged_and_skipped_on_request(
+    strip_fails, tmp_path, caplog, batch_size
+):
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (1, 4000)).save(strip)
+    array, good = np.zeros((4000, 1, 3), np.uint8), sample_image()
+    images = [good, strip, good, array]
+    with caplog.at_level(logging.WARNING, logger="glipv2_d2.predictor"):
+        predictions = strip_fails.predict(
+            images, classes=["red"], channel_order="RGB", batch_size=batch_size, on_error="skip"
+        )
+    assert [p and p.labels for p in predictions] == [["red"], None, ["red"], None]
+    skipped = [record.getMessage() for record in caplog.records]
+    assert "strip.png' cannot be predicted (RuntimeError: kernel size" in skipped[0]
+    assert "image 4 of 4 cannot be predicted" in skipped[1]
+
+
+def test_an_image_that_the_model_fails_for_is_named_by_default(strip_fails, tmp_path):
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (1, 4000)).save(strip)
+    for images in (strip, [Image.fromarray(sample_image()), strip]):
+        with pytest.raises(ValueError, match="strip.png.*kernel size is too large"):
+            strip_fails.predict(images, classes=["red"], batch_size=2)
+
+
+def test_an_error_of_the_prompt_is_never_skipped(predictor, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(sample_image()).save(path)
+    with pytest.raises(KeyError, match="mouse"):
+        predictor.predict([path] * 2, classes=["mouse"], on_error="skip")
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 9, 3), np.uint8), Image.new("F", (9, 9))])
+def test_any_unusable_image_is_skipped_on_request(predictor, bad):
+    images = [sample_image(), bad]
+    found = predictor.predict(images, classes=["red"], channel_order="RGB", on_error="skip")
+    assert [p and p.labels for p in found] == [["red"], None]
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_boxes_and_size_are_those_of_the_upright_image(predictor, tmp_path, as_file):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.rot90(sample_image()))
+    stored.save(tmp_path / "turned.png", exif=exif)
+    source = tmp_path / "turned.png"
+    prediction = predictor.predict(source if as_file else Image.open(source), classes=["red"])
+    assert boxes_of(prediction) == [RED_BOX]
+    assert prediction.image_size == prediction.instances.image_size == (40, 60)
+
+
 def test_a_bad_file_raises_an_error_by_default(predictor, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.png"):
         predictor.predict([tmp_path / "gone.png"], classes=["red"])

@@ -200,3 +200,25 @@ def test_labels_are_drawn_where_they_are_placed(placed):
     for x0, y0, x1, y1 in labels.round().astype(int).tolist():
         assert (drawn[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] < 255).any(axis=2).mean() > 0.7
         assert (drawn[y0 - 3, x0:x1] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(1, 400_000), (400_000, 1), (4000, 1), (1, 1)])
+def test_a_strip_is_drawn_within_the_limits_of_a_jpeg_file(size):
+    drawn = draw_prediction(np.zeros((*size, 3), np.uint8), make_prediction(["cat"], [0], size))
+    assert min(drawn.shape[:2]) >= 1 and max(drawn.shape[:2]) < 65_536
+
+
+def test_a_huge_image_is_shrunk_with_its_boxes_and_masks(monkeypatch):
+    monkeypatch.setattr(visualization, "_MAX_PIXELS", 700 * 1000)
+    prediction = make_prediction(["cat"], [0], (2800, 4000))
+    prediction.instances.pred_boxes.tensor[:] = torch.tensor([400.0, 800, 1200, 2000])
+    plain = draw_prediction(np.full((2800, 4000, 3), 255, np.uint8), prediction)
+    assert plain.shape == (700, 1000, 3)
+    # The left edge of the box, at x = 400 of 4000.
+    assert (plain[350, 96:104] < 250).any() and (plain[350, 120:280] == 255).all()
+    masks = torch.zeros(1, 2800, 4000, dtype=torch.bool)
+    masks[:, 1200:1600, 600:1000] = True
+    prediction.instances.pred_masks = masks
+    drawn = draw_prediction(np.full((2800, 4000, 3), 255, np.uint8), prediction)
+    assert (drawn[350, 200] < 255).any() and (drawn[350, 280] == 255).all()
+    assert prediction.image_size == (2800, 4000)

@@ -13,7 +13,7 @@ threshold per name from a few images in COCO's format, in which every object of 
 labelled; for Predictor.predict(thresholds=...) and tools/demo.py --thresholds.
 
 Each command prints a table; --json and --markdown write it to files. The exit code is 0 if every
-image was read, 1 if some were skipped, 2 if the command failed.
+image was read and predicted, 1 if some were skipped, 2 if the command failed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ from glipv2_d2.class_name_checks import (
 )
 from glipv2_d2.command_line import (
     check_minimums,
+    check_output_file,
+    escape_unprintable_output,
     expand_image_paths,
     parse_class_names,
     read_class_names,
+    report_failure,
 )
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.evaluation.calibration import MIN_POSITIVES
@@ -125,6 +128,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_calibration(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
     """The report, and an error message for each skipped image."""
+    check_output_file(args.output, "--output")
     annotations_of_image, class_names = load_labelled_images(args.annotations, args.images)
     predictor = Predictor(args.config_file, opts=args.opts)
     with tqdm(total=len(annotations_of_image), unit=" images") as bar:
@@ -169,6 +173,8 @@ def run_check(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
 def run(args: argparse.Namespace) -> list[str]:
     """An error message for each skipped image."""
     check_minimums(args, {"batch_size": 1})
+    check_output_file(args.json, "--json")
+    check_output_file(args.markdown, "--markdown")
     report, skipped = (run_calibration if args.command == "calibrate" else run_check)(args)
     if args.json is not None:
         atomic_write(args.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False))
@@ -181,12 +187,12 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    escape_unprintable_output()
     setup_logger(name="glipv2_d2")
     try:
         skipped = run(args)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return report_failure(error)
     for reason in skipped:
         print(f"skipped: {reason}")
     return 1 if skipped else 0

@@ -11,8 +11,11 @@ the colour of its boxes.
 The result file is a COCO result list whose rows also have file_name and category_name; image_id is
 the index of the input and category_id the index of the class name, both from 0. Models with masks
 add a segmentation (RLE). With --question and --describe the file has one row per image, with the
-text and its detections. The exit code is 0 if every image was read, 1 if some were skipped, 2 if
-the command failed.
+text and its detections.
+
+Images are turned upright by their EXIF orientation, as boxes are. The exit code is 0 if every image
+was read, predicted and written, 1 if some were not (each is listed with the reason, the others are
+finished), 2 if the command failed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,16 @@ from rich.console import Console
 from rich.text import Text
 
 from glipv2_d2.batch_prediction import FilePredictions, FilePrompts, predict_files, write_json
-from glipv2_d2.command_line import expand_image_paths, parse_class_names, read_class_names
+from glipv2_d2.command_line import (
+    check_output_file,
+    check_output_folder,
+    escape_unprintable_output,
+    expand_image_paths,
+    parse_class_names,
+    printable,
+    read_class_names,
+    report_failure,
+)
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.predictor import Predictor
@@ -119,6 +131,8 @@ def run(args: argparse.Namespace, console: Console) -> FilePredictions:
     )
     threshold = ScoreThresholds.from_source(args.thresholds) if args.thresholds else args.threshold
     paths = expand_image_paths(args.input)
+    check_output_folder(args.output, "--output")
+    check_output_file(args.json, "--json")
     results = predict_files(
         Predictor(args.config_file, opts=args.opts),
         paths,
@@ -137,11 +151,11 @@ def print_summary(results: FilePredictions, args: argparse.Namespace, console: C
     """Print which files were written and which images were skipped."""
     threshold = args.thresholds or f"{args.threshold:g}"
     lines = [
-        f"{len(results.annotated_images)} annotated images in {args.output}, "
+        f"{len(results.annotated_images)} annotated images in {printable(args.output)}, "
         f"{results.num_detections} detections of at least {threshold}"
     ]
     if args.json is not None:
-        lines.append(f"detections written to {args.json}")
+        lines.append(f"detections written to {printable(args.json)}")
     lines += [f"skipped: {reason}" for reason in results.skipped]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -149,13 +163,13 @@ def print_summary(results: FilePredictions, args: argparse.Namespace, console: C
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    escape_unprintable_output()
     setup_logger(name="glipv2_d2")
     console = Console()
     try:
         results = run(args, console)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return report_failure(error)
     print_summary(results, args, console)
     return 1 if results.skipped else 0
 

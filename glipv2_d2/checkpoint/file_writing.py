@@ -43,11 +43,14 @@ def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: str | Path, text: str) -> None:
-    """Write ``text`` in UTF-8 with :func:`atomic_open`, and create the folder if necessary."""
+    """Write ``text`` in UTF-8 with :func:`atomic_open`, and create the folder if necessary.
+
+    Bytes of a file name that are not UTF-8 are written as JSON escapes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def state_to_save(model: nn.Module) -> dict[str, Tensor]:

@@ -102,6 +102,30 @@ def test_unreadable_images_are_skipped_and_set_the_exit_code(images, capsys):
     assert printed.count("skipped: ") == 2 and "in 3 " in printed
 
 
+@pytest.mark.parametrize("command", ["absent", "order"])
+def test_an_image_that_the_model_fails_for_is_skipped(
+    command, images, tmp_path, capsys, monkeypatch
+):
+    def fail_for_dark(self, images, **options):
+        if any(image.max() == 0 for image in images):
+            raise RuntimeError("no edges")
+        return class_scores(self, images, **options)
+
+    class_scores = KnownScoresPredictor.class_scores
+    monkeypatch.setattr(KnownScoresPredictor, "class_scores", fail_for_dark)
+    report = tmp_path / "report.json"
+    names = ("--classes", "cat, dog", "--batch-size", 4, "--json", report)
+    assert run(command, "--input", images, *names) == 1
+    assert "0.png' cannot be predicted (RuntimeError: no edges)" in capsys.readouterr().out
+    assert json.loads(report.read_text())["num_images"] == 3
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_an_unusable_output_is_reported_before_any_prediction(images, capsys, option):
+    assert run("absent", "--input", images, "--classes", "cat", option, images) == 2
+    assert f"{option} {str(images)!r} is a folder" in capsys.readouterr().err
+
+
 def test_spread_is_zero_for_order_independent_scores(images, tmp_path):
     report = tmp_path / "order.json"
     names = ("--classes", "cat, dog, horse", "--orders", 4, "--json", report)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,38 @@ def test_every_kind_of_data_is_drawn(
     assert drawing.suffix == ".jpg"
     with Image.open(drawing) as page:
         assert page.width >= MIN_WIDTH
+
+
+def draw(dataset: str, output: Path, *arguments: object) -> int:
+    config = output.with_name("config.yaml")
+    config.write_text(f"DATASETS:\n  TRAIN: ('{dataset}',)\n")
+    options = ["--config-file", str(config), "--source", "annotation", "--output", str(output)]
+    return visualize_data.main([*options, *map(str, arguments)])
+
+
+def test_unreadable_images_are_logged_and_the_others_drawn(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (images / "1.png").write_bytes(b"%PDF-1.7")
+    (images / "2.png").unlink()
+    with caplog.at_level(logging.WARNING, logger="glipv2_d2.data_visualization"):
+        assert draw("drawn_coco", tmp_path / "drawings") == 0
+    assert len(list((tmp_path / "drawings").iterdir())) == 2
+    assert "1.png' is not a readable image (a PDF document)" in caplog.text
+    assert "2.png' does not exist" in caplog.text
+
+
+def test_a_drawing_that_cannot_be_written_is_named_and_the_others_drawn(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "drawings" / "0001_1.jpg").mkdir(parents=True)
+    assert draw("drawn_coco", tmp_path / "drawings") == 1
+    assert sum(path.is_file() for path in (tmp_path / "drawings").iterdir()) == 3
+    assert "0001_1.jpg' cannot be drawn or written" in capsys.readouterr().out
+
+
+def test_an_output_folder_that_is_a_file_fails_the_command(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw("drawn_coco", images / "0.png") == 2
+    assert "it is a file" in capsys.readouterr().err

@@ -22,12 +22,14 @@ from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.readers.image_text import Pair
 from glipv2_d2.data.sanitize import fit_caption
 from glipv2_d2.engine.finetune.tuning import load_model
+from glipv2_d2.item_errors import predict_each
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.text import Span
 from glipv2_d2.text.noun_phrases import load_tagger, noun_phrases
 
 # Reasons why a pair has no record.
 BAD_IMAGE = "images could not be read"
+NOT_PREDICTED = "images could not be predicted"
 BAD_CAPTION = "captions were not valid text"
 NO_PHRASE = "captions had no noun phrase within the token limit"
 NO_BOX = "captions had no box over the threshold"
@@ -118,19 +120,28 @@ class PseudoLabeler(Configurable):
             num_workers=self.num_workers,
         )
         for batch in batches:
-            detections = iter(self._predict([x for x in batch if isinstance(x, MappedPair)]))
-            for item in batch:
-                if isinstance(item, MappedPair):
-                    yield grounded_record(item, next(detections), self.threshold)
+            mapped = {i: item for i, item in enumerate(batch) if isinstance(item, MappedPair)}
+            detections, errors = predict_each(self._predict, mapped, _probe)
+            for i, item in enumerate(batch):
+                if i in detections:
+                    yield grounded_record(mapped[i], detections[i], self.threshold)
+                elif i in errors:
+                    detail = f"{type(errors[i]).__name__}: {errors[i]}"
+                    yield LeftOutPair(*mapped[i].pair, NOT_PREDICTED, detail)
                 else:
                     yield item
 
-    def _predict(self, mapped: Sequence[MappedPair]) -> list[Instances]:
-        if not mapped:
-            return []
+    def _predict(self, mapped: dict[int, MappedPair]) -> list[Instances]:
         with torch.no_grad():
-            outputs = self.model([x.model_input for x in mapped])
+            outputs = self.model([x.model_input for x in mapped.values()])
         return [output[fields.INSTANCES].to("cpu") for output in outputs]
+
+
+def _probe(mapped: MappedPair) -> MappedPair:
+    """The same caption with a small black image."""
+    image = torch.zeros_like(mapped.model_input[fields.IMAGE][:, :1, :1]).expand(-1, 64, 64)
+    size = {fields.HEIGHT: 64, fields.WIDTH: 64}
+    return mapped._replace(model_input={**mapped.model_input, fields.IMAGE: image, **size})
 
 
 class _PairDataset(Dataset[MappedPair | LeftOutPair]):
@@ -173,7 +184,7 @@ def grounded_record(
     """Build the record of a pair from boxes inside the image with a score above a threshold.
 
     Args:
-        instances: ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` and
+        instances: ``pred_boxes`` (XYXY, pixels of the upright image), ``scores`` and
             ``pred_classes``, which index the phrases of the caption.
     """
     x, caption = mapped.model_input, mapped.pair.caption
