@@ -10,6 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
+# An image with a higher ratio of its sides is a strip; no dataset of GLIP has any.
+STRIP_RATIO = 10
+
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's, also for strips: each side keeps at least one pixel."""
@@ -26,9 +29,9 @@ class TruncatedResizeShortestEdge(T.Augmentation):
     """Detectron2's ``ResizeShortestEdge`` with GLIP's arithmetic (glip_reference.md 1).
 
     The long side is truncated where Detectron2 rounds it. If it would exceed the maximum, the
-    short side is reduced first. Sizes differ from Detectron2's by a pixel or two. Unlike GLIP's,
-    the long side never exceeds the maximum: rounding the short side may add a pixel there, and in a
-    strip thousands.
+    short side is reduced first. Sizes differ from Detectron2's by a pixel or two. Rounding the
+    short side may make the long one exceed the maximum: by a few pixels in an image, which keeps
+    GLIP's size, and by thousands in a strip, which is cut to the maximum.
     """
 
     def __init__(
@@ -84,7 +87,9 @@ class TruncatedResizeShortestEdge(T.Augmentation):
         size = max(size, 1)
         if size == short and long <= max_size:
             return height, width
-        new_long = min(int(size * long / short), max_size)
+        new_long = int(size * long / short)
+        if long > STRIP_RATIO * short:
+            new_long = min(new_long, max_size)
         return (size, new_long) if height <= width else (new_long, size)
 
 
