@@ -63,7 +63,7 @@ def sanitize_dataset(
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
         elif record.get(fields.ANSWERS) == {}:
             faults.add(EMPTY_ANSWERS, describe_record(record))
-        elif fields.QUESTION in record and not _question_fits(record[fields.QUESTION], tokenizer):
+        elif fields.QUESTION in record and not question_fits(record[fields.QUESTION], tokenizer):
             faults.add(QUESTIONS_TOO_LONG, describe_record(record))
         else:
             sanitized.append(_sanitize_record(record, class_names, tokenizer, faults))
@@ -71,7 +71,7 @@ def sanitize_dataset(
     return sanitized
 
 
-def _question_fits(question: Any, tokenizer: Tokenizer) -> bool:
+def question_fits(question: Any, tokenizer: Tokenizer) -> bool:
     """Whether a question fits the token limit with one token for its answer.
 
     True for values of other types, which :func:`check_text_task` reports.

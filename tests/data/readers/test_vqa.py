@@ -160,7 +160,10 @@ def test_question_about_an_unlisted_image_raises(read: Callable[..., Any]) -> No
         ({"questions": ["what?"]}, "number 0.*'question_id'"),
         ({"questions": [{"question_id": [1], "image_id": 2, "question": "?"}]}, r"0.*\[1\]"),
         ({"questions": [{"question_id": 1, "image_id": None, "question": "?"}]}, "0.*None"),
-        ({"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]}, "a string are"),
+        (
+            {"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]},
+            "'2', which is",
+        ),
     ],
 )
 def test_invalid_file_raises(content: Any, message: str, read: Callable[..., Any]) -> None:
