@@ -3,8 +3,8 @@
 MDETR published Flickr30k Entities, the mixed dataset (COCO captions, Visual Genome and GQA,
 together "GoldG" with Flickr) and referring expressions in it. An entry of ``images`` is one
 image-sentence pair; ``tokens_positive`` of an annotation are the character spans of its phrase in
-``caption``. In files for evaluation, ``tokens_positive_eval`` of an image lists the phrases to
-ground. Sizes of images are text in Flickr30k's files.
+``caption``, a box of several phrases has the spans of all of them. ``tokens_positive_eval`` of an
+image lists the phrases to ground in evaluation. Sizes of images are text in Flickr30k's files.
 """
 
 from __future__ import annotations
@@ -199,19 +199,22 @@ def parse_spans(value: Any, where: str) -> list[list[int]]:
 
 
 def _set_phrases(record: Record, value: Any, where: str, faults: Faults) -> None:
-    """Set the phrases of a record and the phrase index of its boxes; drop boxes of others."""
+    """Set the phrases of a record, and one annotation per phrase of a box.
+
+    MDETR joins boxes that coincide: ``tokens_positive`` of such a box has the spans of all its
+    phrases. A box belongs to each phrase whose spans it has; boxes of no phrase are dropped.
+    """
     if not isinstance(value, list):
         raise ValueError(f"{where}: 'tokens_positive_eval' is {value!r:.80}; it should be a list")
     phrases = [_spans(parse_spans(phrase, where)) for phrase in value]
-    index_of = {phrase: i for i, phrase in enumerate(phrases)}
     record[fields.PHRASES] = [list(phrase) for phrase in phrases]
     annotations = []
     for annotation in record["annotations"]:
-        label = index_of.get(_spans(annotation["tokens_positive"]))
-        if label is None:
+        spans = set(_spans(annotation["tokens_positive"]))
+        labels = [i for i, phrase in enumerate(phrases) if phrase and spans.issuperset(phrase)]
+        if not labels:
             faults.add(BOX_OF_OTHER_PHRASE, record["file_name"])
-        else:
-            annotations.append({**annotation, "category_id": label})
+        annotations += [{**annotation, "category_id": label} for label in labels]
     record["annotations"] = annotations
 
 
