@@ -219,7 +219,7 @@ def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: 
         human_answers.append(sys.intern(str(answer)))
     if not human_answers:
         raise ValueError(f"{place} has an empty list of answers; for a test set, omit the file")
-    types = (fields.ANSWER_TYPE, fields.QUESTION_TYPE)
+    types = (fields.MOST_COMMON_ANSWER, fields.ANSWER_TYPE, fields.QUESTION_TYPE)
     return {
         fields.HUMAN_ANSWERS: human_answers,
         fields.ANSWERS: soft_scores(human_answers),

@@ -79,7 +79,7 @@ def test_truncated_shard_gives_its_complete_samples(
     ("name", "content", "message"),
     [
         ("a.csv", "1.jpg,a dog", "unknown suffix '.csv'"),
-        ("a.json", '[{"image": "1.jpg"}]', "not a valid JSON file"),
+        ("a.json", '[{"image": "1.jpg"}]', "not in COCO's format"),
         ("a.json", "{", "not a valid JSON file"),
         ("a.jsonl", "", "has no image-caption pair"),
     ],

@@ -75,7 +75,7 @@ def test_answers_are_matched_to_their_questions(read: Callable[..., Any]) -> Non
     assert (first["image_id"], first["question_id"]) == (458752, 458752000)
     assert first["question"] == "What is this?"
     assert first["human_answers"] == PEOPLE
-    assert first["answers"] == {"net": 1.0, "netting": 1 / 3, "mesh": 1 / 3}
+    assert first["answers"] == {"net": 1.0, "netting": 0.3, "mesh": 0.3}
     assert (first["answer_type"], first["question_type"]) == ("other", "what is this")
     assert second["answers"] == {"no": 1.0}
     assert "annotations" not in first
