@@ -45,7 +45,7 @@ def register_goldg(root: str) -> None:
             register_grounding(
                 f"flickr30k_{protocol}_{split}",
                 os.path.join(annotations, f"final_flickr_{protocol}GT_{split}.json"),
-                os.path.join(root, "flickr30k", "flickr30k_images", split),
+                flickr30k_images(root, split),
                 evaluator_type="flickr30k",
             )
     sources = {
@@ -54,6 +54,13 @@ def register_goldg(root: str) -> None:
     }
     for name in ("mixed_train", "mixed_train_no_coco"):
         register_grounding(name, os.path.join(annotations, f"final_{name}.json"), sources)
+
+
+def flickr30k_images(root: str, split: str) -> str:
+    """The folder of Flickr30k's images: one per split as in GLIP's layout, or one for all."""
+    folder = os.path.join(root, "flickr30k", "flickr30k_images")
+    per_split = os.path.join(folder, split)
+    return per_split if os.path.isdir(per_split) else folder
 
 
 def register_grounding(
