@@ -1,7 +1,9 @@
 """PhraseCut: phrases, with the boxes and polygons of every region that a phrase refers to.
 
 Files ``refer_{train,val,test,miniv}.json`` of the dataset's own release, with Visual Genome's
-images and ``image_data.json``; or MDETR's ``finetune_phrasecut_*.json``, which GLIP uses.
+images and ``image_data.json``; or MDETR's ``finetune_phrasecut_*.json``, which GLIP uses. MDETR
+joined the polygons of an instance to one; they cannot be separated, so its masks have an area
+between distant parts.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test", "miniv")
+
 EMPTY_PHRASE = "phrases were empty and were dropped"
 
 
 def register_phrasecut(root: str) -> None:
-    """Register ``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_{train,val,test}``."""
+    """Register ``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_<split>``."""
     image_data = os.path.join(root, "visual_genome", "image_data.json")
-    for split in ("train", "val", "test", "miniv"):
+    for split in SPLITS:
         name = f"phrasecut_{split}"
         json_file = os.path.join(root, "phrasecut", f"refer_{split}.json")
         register(
@@ -40,7 +44,7 @@ def register_phrasecut(root: str) -> None:
             evaluator_type="phrasecut",
         )
     image_root = os.path.join(root, "gqa", "images")
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         name = f"phrasecut_mdetr_{split}"
         json_file = os.path.join(root, "mdetr_annotations", f"finetune_phrasecut_{split}.json")
         register(
