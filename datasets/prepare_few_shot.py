@@ -14,15 +14,16 @@ import json
 from pathlib import Path
 
 from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.data.coco_truth import read_truth
 from glipv2_d2.engine.finetune.few_shot import SEEDS, SHOTS, few_shot_subset
 
 
 def main() -> None:
     args = parse_args()
-    coco = json.loads(args.json.read_text(encoding="utf8"))
+    coco = read_truth(str(args.json)).to_coco()
     held_out = {image["id"] for image in coco["images"][: args.skip_first]}
     coco["images"] = [image for image in coco["images"] if image["id"] not in held_out]
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] not in held_out]
+    coco["annotations"] = [a for a in coco.get("annotations", ()) if a["image_id"] not in held_out]
     for shots in args.shots:
         for seed in args.seeds:
             subset = few_shot_subset(coco, shots=shots, seed=seed)

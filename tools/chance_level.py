@@ -19,19 +19,17 @@ that, and so on.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pycocotools.coco import COCO
 from tabulate import tabulate
 from tqdm import tqdm
 
 from glipv2_d2.data.build import load_dataset
+from glipv2_d2.data.coco_truth import coco_api, read_truth
 from glipv2_d2.evaluation.permutation_baseline import (
     permuted_captions_baseline,
     permuted_classes_baseline,
@@ -63,8 +61,7 @@ def caption_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def detection_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO(str(args.annotations))
+    ground_truth = coco_api(read_truth(str(args.annotations)).to_coco())
     detections = json.loads(args.results.read_text(encoding="utf-8"))
     category_ids = set(ground_truth.getCatIds())
     if len(category_ids) < 2:

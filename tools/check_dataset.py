@@ -17,6 +17,7 @@ import difflib
 import functools
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,13 @@ def run(args: argparse.Namespace) -> list[DatasetReport]:
     progress = functools.partial(tqdm, leave=False)
     reports = []
     for name in dataset_names(cfg, args.dataset):
-        report = check_dataset(name, limits, open_images=not args.no_images, progress=progress)
+        report = check_dataset(
+            name,
+            limits,
+            open_images=not args.no_images,
+            progress=progress,
+            max_image_size=cfg.INPUT.MAX_SIZE_TRAIN,
+        )
         print(to_table(report), end="\n\n")
         reports.append(report)
     if args.json is not None:
@@ -93,6 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         reports = run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return NOT_CHECKED
+    # Python's own exit status for any other error is that of defects.
+    except Exception:
+        traceback.print_exc()
         return NOT_CHECKED
     num_defects = sum(report.num_defects for report in reports)
     print(f"{num_defects} defects in {len(reports)} datasets")

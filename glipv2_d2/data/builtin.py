@@ -2,19 +2,19 @@
 
 Their files are below the directory in the environment variable DETECTRON2_DATASETS (default:
 ``datasets``); ``datasets/README.md`` describes how to prepare them. Detectron2 itself registers
-COCO and LVIS.
+COCO.
 """
 
 from __future__ import annotations
 
 import os
 
-from glipv2_d2.data.readers.coco import register_coco
+from glipv2_d2.data.readers.coco import register_coco, register_coco_builtin
 from glipv2_d2.data.readers.coco_captions import register_coco_captions
 from glipv2_d2.data.readers.flickr30k import register_flickr30k_entities
 from glipv2_d2.data.readers.gqa import register_gqa
 from glipv2_d2.data.readers.grounding import register_goldg, register_phrase_boxes
-from glipv2_d2.data.readers.lvis import register_lvis_minival
+from glipv2_d2.data.readers.lvis import register_lvis
 from glipv2_d2.data.readers.objects365 import register_objects365
 from glipv2_d2.data.readers.odinw import register_odinw
 from glipv2_d2.data.readers.openimages import register_openimages
@@ -29,7 +29,8 @@ DRAWN_SPLITS = ("train", "val", "base", "novel")
 def register_builtin(root: str) -> None:
     """Register all built-in datasets below ``root``."""
     register_drawn(root)
-    register_lvis_minival(root)
+    register_coco_builtin()
+    register_lvis(root)
     register_objects365(root)
     register_openimages(root)
     register_visual_genome(root)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from glipv2_d2.data.coco_truth import MASK_LOSSES, REPAIRS
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, record_tasks
 from glipv2_d2.data.registration import Record
-from glipv2_d2.data.sanitize import CLIP_TOLERANCE, spans_within, to_xyxy
+from glipv2_d2.data.sanitize import CLIP_TOLERANCE, question_fits, spans_within, to_xyxy
 from glipv2_d2.data.text_tasks import describe_record, task_faults
 from glipv2_d2.images import read_image
 from glipv2_d2.structures import QueryKind, fields
@@ -30,6 +32,8 @@ from glipv2_d2.text.tokenizer import Tokenizer
 DEFECTS = {
     "does-not-load": "the dataset cannot be loaded",
     "left-out-by-reader": "file entries that the reader dropped",
+    "broken-record": "records with fields of another type, or without a field: training fails",
+    "trains-on-nothing": "datasets without a single box, question or caption to train on",
     "no-prompt": "images without class names and without a caption: there is no prompt for them",
     "no-annotations": "images without a list of annotations: training rejects them",
     "repeated-id": "records that share their image_id (or question_id) with another one: their "
@@ -41,6 +45,8 @@ DEFECTS = {
     "unknown-class": "boxes with a class index out of range: training rejects them",
     "box-outside": "boxes that extend beyond their image: training clips them",
     "box-without-area": "boxes without area inside their image: training drops them",
+    "box-in-fractions": "boxes within the first pixel of their image, as if in fractions of its "
+    "size: training reads pixels",
     "repeated-box": "boxes that an image has twice with the same class",
     "empty-caption": "empty captions: training drops them",
     "span-outside": "boxes with a span outside of their caption: training drops them",
@@ -56,9 +62,15 @@ DEFECTS = {
     "box-without-phrase": "boxes of a caption without a phrase: training drops them",
     "image-does-not-open": "images that are missing or broken: training skips them",
     "image-size": "images of another size than recorded: training skips them",
+    "image-of-one-pixel": "images so narrow that they are resized to one pixel in a row or column",
 }
 # Properties that are worth knowing but not wrong.
 NOTES = {
+    "repaired-by-reader": "file entries in another form, which the reader understood",
+    "mask-left-out": "masks, or parts of them, that are unusable: their boxes are kept",
+    "crowd": "boxes marked by iscrowd or ignore: training drops them, evaluation ignores them",
+    "no-answers": "questions with empty answers only: training drops them",
+    "long-question": "questions longer than a prompt: training drops them",
     "needs-chunks": "lists of class names that need several prompts at inference; training samples "
     "them",
     "long-caption": "captions longer than a prompt: the rest is dropped",
@@ -82,6 +94,7 @@ class DatasetReport:
     Attributes:
         num_captions: captions to ground and captions to generate.
         num_classes: 0 for captions and questions.
+        num_targets: boxes without crowds, questions and captions to generate.
         num_prompts: prompts that the class names need at inference.
         faults: counts by the keys of :data:`DEFECTS` and :data:`NOTES`.
     """
@@ -92,6 +105,7 @@ class DatasetReport:
     num_captions: int = 0
     num_questions: int = 0
     num_classes: int = 0
+    num_targets: int = 0
     num_prompts: int = 0
     faults: Faults = field(default_factory=Faults)
 
@@ -110,18 +124,24 @@ class PromptLimits:
 
 
 def check_dataset(
-    name: str, limits: PromptLimits, *, open_images: bool, progress: Progress = no_progress
+    name: str,
+    limits: PromptLimits,
+    *,
+    open_images: bool,
+    progress: Progress = no_progress,
+    max_image_size: int = sys.maxsize,
 ) -> DatasetReport:
     """Load a registered dataset and check all of its records.
 
     Args:
         open_images: also decode every image file.
         progress: wraps long iterations, with tqdm's arguments.
+        max_image_size: the maximum of the long side of a resized image, in pixels.
     """
     report = DatasetReport(name)
     try:
         with _collected_warnings(report.faults):
-            records = DatasetCatalog.get(name)
+            records = list(DatasetCatalog.get(name))
     # A reader, also a third-party one, may raise any exception; each is a defect.
     except Exception as error:
         report.faults.add("does-not-load", f"{type(error).__name__}: {error}")
@@ -134,18 +154,54 @@ def check_dataset(
     check_ids(records, report.faults)
     own_lists: set[tuple[str, ...]] = set()
     for record in progress(records, desc=f"{name}, annotations"):
-        report.num_boxes += len(record.get("annotations") or ())
-        report.num_captions += fields.CAPTION in record
-        report.num_captions += len(record.get(fields.TARGET_CAPTIONS) or ())
-        report.num_questions += fields.QUESTION in record
-        own = record.get(fields.CLASSES)
-        if own is not None and tuple(own) not in own_lists:
-            own_lists.add(tuple(own))
-            check_class_names(own, limits, report.faults)
-        check_record(record, names if own is None else own, limits.tokenizer, report.faults)
+        # Records of other readers may have fields of any type.
+        try:
+            _count_targets(record, report)
+            own = record.get(fields.CLASSES)
+            if own is not None and tuple(own) not in own_lists:
+                own_lists.add(tuple(own))
+                check_class_names(own, limits, report.faults)
+            check_record(record, names if own is None else own, limits.tokenizer, report.faults)
+            size = record.get(fields.HEIGHT), record.get(fields.WIDTH)
+            if None not in size:
+                _check_narrowness(record, size, max_image_size, report.faults)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            where = record.get(fields.FILE_NAME) if isinstance(record, dict) else f"{record!r:.80}"
+            report.faults.add("broken-record", f"{where} ({type(error).__name__}: {error})")
+    if not report.num_targets:
+        report.faults.add("trains-on-nothing", f"{report.num_images} images")
     if open_images:
-        check_images(records, report.faults, progress=progress, label=f"{name}, images")
+        check_images(
+            [record for record in records if isinstance(record, dict)],
+            report.faults,
+            progress=progress,
+            label=f"{name}, images",
+            max_image_size=max_image_size,
+        )
     return report
+
+
+def _count_targets(record: Record, report: DatasetReport) -> None:
+    annotations = record.get("annotations") or ()
+    num_captions = len(record.get(fields.TARGET_CAPTIONS) or ())
+    report.num_boxes += len(annotations)
+    report.num_captions += (fields.CAPTION in record) + num_captions
+    report.num_questions += fields.QUESTION in record
+    num_crowds = sum(bool(a.get("iscrowd", 0)) for a in annotations)
+    report.faults.add("crowd", record.get(fields.FILE_NAME), num_crowds)
+    # A test set has no answers; an empty dict of them is dropped.
+    is_question = fields.QUESTION in record and record.get(fields.ANSWERS) != {}
+    report.num_targets += len(annotations) - num_crowds + num_captions + is_question
+
+
+def _check_narrowness(
+    record: Record, size: tuple[Any, ...], max_image_size: int, faults: Faults
+) -> None:
+    """Check that the short side of an image keeps more than a pixel if its long side is resized."""
+    short, long = sorted(size)
+    # Rounded to the nearest pixel.
+    if short * max_image_size < 1.5 * long:
+        faults.add("image-of-one-pixel", f"{record.get(fields.FILE_NAME)} is {size}")
 
 
 @contextlib.contextmanager
@@ -160,7 +216,12 @@ def _collected_warnings(faults: Faults) -> Iterator[None]:
                 return
             for kind, count in warned.counts.items():
                 places = ", ".join(warned.examples[kind])
-                faults.add("left-out-by-reader", f"{kind}: {places}", count)
+                finding = "left-out-by-reader"
+                if kind in MASK_LOSSES:
+                    finding = "mask-left-out"
+                elif kind in REPAIRS:
+                    finding = "repaired-by-reader"
+                faults.add(finding, f"{kind}: {places}", count)
 
     logger = logging.getLogger("glipv2_d2.data.readers")
     collector = Collector(logging.WARNING)
@@ -207,10 +268,13 @@ def check_class_names(names: Sequence[str], limits: PromptLimits, faults: Faults
 
 def check_ids(records: Sequence[Record], faults: Faults) -> None:
     """Check that ids are unique: ``image_id`` of images, ``question_id`` of questions."""
-    keys = [fields.QUESTION_ID if fields.QUESTION in record else "image_id" for record in records]
-    counts = Counter(
-        record[key] for key, record in zip(keys, records, strict=True) if key in record
-    )
+    counts: Counter[Any] = Counter()
+    for record in records:
+        if isinstance(record, dict):
+            value = record.get(fields.QUESTION_ID if fields.QUESTION in record else fields.IMAGE_ID)
+            # Records of other readers may have ids of any type.
+            counts[value if isinstance(value, int | str) else repr(value)] += 1
+    counts.pop(repr(None), None)
     for image_id, count in counts.items():
         faults.add("repeated-id", image_id, count - 1)
 
@@ -224,8 +288,7 @@ def check_record(
         names: class names that its class indices refer to; empty for captions.
     """
     where = record.get(fields.FILE_NAME)
-    for fault in task_faults(record):
-        faults.add(fault, describe_record(record))
+    _check_text_fields(record, tokenizer, faults)
     tasks = record_tasks(record)
     if not tasks & LOCALIZATION_TASKS:
         return
@@ -247,6 +310,15 @@ def check_record(
                 faults.add("unknown-class", f"{where} (class {annotation['category_id']})")
 
 
+def _check_text_fields(record: Record, tokenizer: Tokenizer, faults: Faults) -> None:
+    for fault in task_faults(record):
+        faults.add(fault, describe_record(record))
+    if record.get(fields.ANSWERS) == {}:
+        faults.add("no-answers", describe_record(record))
+    if fields.QUESTION in record and not question_fits(record[fields.QUESTION], tokenizer):
+        faults.add("long-question", describe_record(record))
+
+
 def _check_boxes(annotations: Sequence[dict[str, Any]], record: Record, faults: Faults) -> None:
     width, height = record[fields.WIDTH], record[fields.HEIGHT]
     seen = set()
@@ -259,6 +331,8 @@ def _check_boxes(annotations: Sequence[dict[str, Any]], record: Record, faults: 
             faults.add("box-without-area", where)
         elif np.abs(clipped - box).max() > CLIP_TOLERANCE:
             faults.add("box-outside", where)
+        if (box >= 0).all() and box.max() <= 1 < min(width, height):
+            faults.add("box-in-fractions", where)
         label = annotation.get("category_id"), str(annotation.get("tokens_positive"))
         key = (*box.tolist(), *label)
         faults.add("repeated-box", where, int(key in seen))
@@ -301,10 +375,21 @@ def _is_within_word(text: str, position: int) -> bool:
 
 
 def check_images(
-    records: Sequence[Record], faults: Faults, *, progress: Progress, label: str
+    records: Sequence[Record],
+    faults: Faults,
+    *,
+    progress: Progress,
+    label: str,
+    max_image_size: int,
 ) -> None:
     """Decode every image file once and compare its size with the recorded one."""
-    record_of = {record[fields.FILE_NAME]: record for record in records}
+    record_of: dict[str, Record] = {}
+    for record in records:
+        file_name = record.get(fields.FILE_NAME)
+        if isinstance(file_name, str):
+            record_of[file_name] = record
+        else:
+            faults.add("image-does-not-open", f"a record has the file_name {file_name!r:.80}")
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = pool.map(_size_or_fault, record_of)
         for (path, record), outcome in zip(
@@ -314,7 +399,9 @@ def check_images(
                 faults.add("image-does-not-open", outcome)
                 continue
             recorded = record.get(fields.HEIGHT), record.get(fields.WIDTH)
-            if None not in recorded and recorded != outcome:
+            if None in recorded:
+                _check_narrowness(record, outcome, max_image_size, faults)
+            elif recorded != outcome:
                 faults.add("image-size", f"{path} is {outcome}, recorded {recorded}")
 
 

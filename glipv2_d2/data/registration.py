@@ -33,6 +33,16 @@ def register(
     MetadataCatalog.get(name).set(source_files=tuple(source_files), **metadata)
 
 
+def replace_loader(name: str, load: Callable[[], list[Record]]) -> None:
+    """Load a dataset that Detectron2 registered with another function; its metadata are kept.
+
+    A dataset that another project registered in its place is left as it is.
+    """
+    if DatasetCatalog[name].__module__.startswith("detectron2."):
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, load)
+
+
 def missing_paths(name: str) -> list[str]:
     """The annotation files and image directories of a registered dataset that do not exist."""
     metadata = MetadataCatalog.get(name)

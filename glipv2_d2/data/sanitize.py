@@ -63,7 +63,7 @@ def sanitize_dataset(
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
         elif record.get(fields.ANSWERS) == {}:
             faults.add(EMPTY_ANSWERS, describe_record(record))
-        elif fields.QUESTION in record and not _question_fits(record[fields.QUESTION], tokenizer):
+        elif fields.QUESTION in record and not question_fits(record[fields.QUESTION], tokenizer):
             faults.add(QUESTIONS_TOO_LONG, describe_record(record))
         else:
             sanitized.append(_sanitize_record(record, class_names, tokenizer, faults))
@@ -71,7 +71,7 @@ def sanitize_dataset(
     return sanitized
 
 
-def _question_fits(question: Any, tokenizer: Tokenizer) -> bool:
+def question_fits(question: Any, tokenizer: Tokenizer) -> bool:
     """Whether a question fits the token limit with one token for its answer.
 
     True for values of other types, which :func:`check_text_task` reports.
@@ -153,7 +153,7 @@ def _sanitize_caption(
     file_name, length = record.get(fields.FILE_NAME), len(record[fields.CAPTION])
     within = [a for a in record["annotations"] if spans_within(a, length)]
     faults.add(SPANS_OUTSIDE_CAPTION, file_name, len(record["annotations"]) - len(within))
-    record = {**record, "annotations": within}
+    record = _with_boxes_of_all_phrases({**record, "annotations": within})
     phrases, labels = caption_labels(record)
     for label in labels:
         if label is not None and not 0 <= label < len(phrases):
@@ -173,6 +173,24 @@ def _sanitize_caption(
             annotations.append({**annotation, "category_id": label})
     faults.add(PHRASES_TOO_LONG, file_name, len(phrases) - len(in_prompt))
     return {**record, fields.PHRASES: phrases, "annotations": annotations}
+
+
+def _with_boxes_of_all_phrases(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with each box once, with the spans of all its phrases, as GLIP trains on them.
+
+    Records for evaluation have a box once per phrase; an anchor is assigned to one box only, so the
+    words of its other phrases would be negatives. Without spans the record is left as it is.
+    """
+    annotations = record["annotations"]
+    if fields.PHRASES not in record or not all(a.get("tokens_positive") for a in annotations):
+        return record
+    by_box: dict[tuple[float, ...], dict[str, Any]] = {}
+    for annotation in annotations:
+        box = by_box.setdefault(tuple(annotation["bbox"]), {**annotation, "tokens_positive": []})
+        new = [s for s in annotation["tokens_positive"] if s not in box["tokens_positive"]]
+        box["tokens_positive"] += new
+    rest = {key: value for key, value in record.items() if key != fields.PHRASES}
+    return {**rest, "annotations": list(by_box.values())}
 
 
 def spans_within(annotation: dict[str, Any], length: int) -> bool:

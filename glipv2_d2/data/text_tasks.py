@@ -14,10 +14,15 @@ from glipv2_d2.data.registration import Record
 from glipv2_d2.structures import fields
 from glipv2_d2.text.answers import canonical_answer
 
-# An answer given by at least this many people scores 1, as in the VQA challenge.
-NUM_AGREEING_PEOPLE = 3
+# The score of an answer that 0, 1, 2 ... of ten people gave, as in the VQA challenge; more: 1.
+SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
-EVALUATION_KEYS = (fields.HUMAN_ANSWERS, fields.ANSWER_TYPE, fields.QUESTION_TYPE)
+EVALUATION_KEYS = (
+    fields.HUMAN_ANSWERS,
+    fields.MOST_COMMON_ANSWER,
+    fields.ANSWER_TYPE,
+    fields.QUESTION_TYPE,
+)
 """Keys that only evaluators use; they take them from the dataset, so inputs do not have them."""
 
 
@@ -112,15 +117,17 @@ def _swap(text: str) -> str:
 
 
 def soft_scores(human_answers: Sequence[str]) -> dict[str, float]:
-    """The soft score of each answer: min(1, people who gave it / 3).
+    """The soft score of each answer: 0.3, 0.6, 0.9 and 1 for one, two, three and more people.
 
-    Answers are counted in their canonical spelling. With fewer than three answers, the count is
-    divided by their number (our choice: a dataset with one answer per question has hard targets).
+    These are FIBER's targets (write_vqa.py). Answers are counted in their canonical spelling. With
+    fewer than four answers, the score is the share of people (our choice: a dataset with one answer
+    per question has hard targets).
 
     >>> soft_scores(["Two", "2", "a few", "2.", "3"])
-    {'2': 1.0, 'few': 0.3333333333333333, '3': 0.3333333333333333}
+    {'2': 0.9, 'few': 0.3, '3': 0.3}
     """
     counts = Counter(canonical_answer(answer) for answer in human_answers)
     del counts[""]
-    full_score = min(NUM_AGREEING_PEOPLE, len(human_answers))
-    return {answer: min(1.0, count / full_score) for answer, count in counts.items()}
+    if len(human_answers) < len(SCORES) - 1:
+        return {answer: count / len(human_answers) for answer, count in counts.items()}
+    return {answer: SCORES[min(count, len(SCORES) - 1)] for answer, count in counts.items()}

@@ -57,8 +57,6 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def _coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    metadata = MetadataCatalog.get(dataset_name)
-    has_file = metadata.get("json_file") is not None
     # COCO's limit of 100 detections per image and class applies.
     evaluator = AveragePrecisionEvaluator(
         dataset_name,
@@ -66,9 +64,7 @@ def _coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
         output_dir=output_folder,
         fast_cocoeval=load_fast_cocoeval() if cfg.TEST.FAST_EVAL else None,
     )
-    if not has_file:
-        # Detectron2 wrote the ground truth into the staging folder, which is temporary.
-        del metadata.json_file
+    metadata = MetadataCatalog.get(dataset_name)
     return ClassMappingEvaluator(evaluator, metadata.get("thing_classes") or ())
 
 

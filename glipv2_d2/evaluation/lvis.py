@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from unittest import mock
 import numpy as np
 from detectron2.evaluation import LVISEvaluator
 
+from glipv2_d2.data.readers.lvis import read_lvis_truth
 from glipv2_d2.evaluation.coco import AREAS
 
 FIXED_AP_LIMIT = 10_000
@@ -36,7 +38,11 @@ class LimitedLVISEvaluator(LVISEvaluator):
             args, kwargs: see Detectron2's LVISEvaluator.
             fast_lvis: a package that replaces lvis, from :func:`load_fast_lvis`.
         """
-        super().__init__(*args, **kwargs)
+        import lvis
+
+        # Detectron2 has no argument for the ground truth, only the package's class.
+        with mock.patch.object(lvis, "LVIS", load_truth):
+            super().__init__(*args, **kwargs)
         self._fast_lvis = fast_lvis
 
     def _eval_predictions(self, predictions: list[dict[str, Any]]) -> None:
@@ -119,6 +125,21 @@ def load_fast_lvis() -> Any:
             "False"
         ) from error
     return hotcoco
+
+
+def load_truth(json_file: str) -> Any:
+    """The truth of a file in LVIS's format, as the package's class of ground truth.
+
+    Raises:
+        FileNotFoundError, ValueError: the annotation file cannot be used.
+    """
+    from lvis.lvis import LVIS
+
+    truth = LVIS.__new__(LVIS)
+    truth.logger = logging.getLogger(__name__)
+    truth.dataset = {"annotations": [], **read_lvis_truth(json_file).to_coco()}
+    truth._create_index()
+    return truth
 
 
 @contextlib.contextmanager

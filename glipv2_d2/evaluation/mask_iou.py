@@ -22,12 +22,15 @@ PRECISION_AT = (0.5, 0.7, 0.9)
 def union_of_segmentations(
     segmentations: Sequence[Any], image_size: tuple[int, int]
 ) -> np.ndarray | None:
-    """(H, W) bool, the union of the masks; None if an object has no mask.
+    """(H, W) bool, the union of the masks; None if no object has one.
+
+    An object without a mask, such as one whose polygons have two points, adds no pixel.
 
     Args:
         segmentations: per object polygons or an RLE in COCO's format, or None.
     """
-    if not segmentations or any(segmentation is None for segmentation in segmentations):
+    segmentations = [s for s in segmentations if s is not None]
+    if not segmentations:
         return None
     union = np.zeros(image_size, dtype=bool)
     for segmentation in segmentations:

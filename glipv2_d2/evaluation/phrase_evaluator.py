@@ -132,7 +132,8 @@ class PhraseEvaluator(DatasetEvaluator):
                 f"the phrases of image {x.get(fields.FILE_NAME)!r} are not those of its record in "
                 f"dataset {self.dataset_name!r}: use the 'caption' and 'phrases' of the record"
             )
-        return record
+        # A file without sizes gets them from the images.
+        return {**{key: x[key] for key in (fields.HEIGHT, fields.WIDTH) if key in x}, **record}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Task -> metrics in the main process, an empty dict in the others."""

@@ -1,9 +1,10 @@
 """Accuracy of answers, as defined by the VQA challenge.
 
 Each question has ten human answers. The accuracy is the mean over the ten subsets of nine human
-answers of min(1, matches / 3): one matching human answer gives 0.3, two 0.6, three 0.9, four 1. The
-predicted answer is normalised (:func:`~glipv2_d2.text.answers.normalize_answer`). Punctuation is
-stripped from human answers only if they differ, as in the challenge's script.
+answers of min(1, matches / 3): one matching human answer gives 0.3, two 0.6, three 0.9, four 1. If
+the human answers differ, they and the predicted answer are normalised
+(:func:`~glipv2_d2.text.answers.normalize_answer`); if they are all the same, nothing is, as in the
+challenge's script (GT-Vision-Lab/VQA at a013f00, vqaEval.py).
 
 With a single reference answer (GQA, easy-VQA), the accuracy is that of an exact match after
 normalising both.
@@ -22,7 +23,7 @@ from tabulate import tabulate
 
 from glipv2_d2.evaluation.text_evaluator import PERCENT, TextEvaluator
 from glipv2_d2.structures import fields
-from glipv2_d2.text.answers import normalize_answer, strip_punctuation
+from glipv2_d2.text.answers import normalize_answer
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     >>> [round(vqa_accuracy("Two.", ["2"] * n + ["3"] * (10 - n)), 2) for n in range(5)]
     [0.0, 0.3, 0.6, 0.9, 1.0]
     """
-    predicted = normalize_answer(answer)
     if len(human_answers) == 1:
-        return float(predicted == normalize_answer(human_answers[0]))
+        return float(normalize_answer(answer) == normalize_answer(human_answers[0]))
     if len(set(human_answers)) > 1:
-        human_answers = [strip_punctuation(human) for human in human_answers]
-    matches = [human == predicted for human in human_answers]
+        answer = normalize_answer(answer)
+        human_answers = [normalize_answer(human) for human in human_answers]
+    else:
+        answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    matches = [human == answer for human in human_answers]
     total = sum(matches)
     leave_one_out = (min(1.0, (total - match) / MIN_MATCHES) for match in matches)
     return sum(leave_one_out) / len(matches)

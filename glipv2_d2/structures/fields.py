@@ -35,7 +35,8 @@ metadata's class names, or the phrases of a caption; with a ``prompt`` it is one
 An input with ``question`` or ``target_captions`` requests text. If its record has no
 ``annotations`` it requests nothing else: our mapper adds no ``prompt``, ``classes`` or
 ``instances``. Records of questions also have keys for evaluators: ``human_answers``, one answer per
-person as written, ``answer_type`` and ``question_type`` if known.
+person as written, and if known ``multiple_choice_answer``, the most common one, ``answer_type`` and
+``question_type``.
 
 Outputs are ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of height x width),
 ``scores`` (0..1) and ``pred_classes`` (index in the caller's list), with ``MODEL.MASK_ON`` also
@@ -67,6 +68,7 @@ QUESTION_ID = "question_id"
 QUESTION_TYPE = "question_type"
 ANSWERS = "answers"
 HUMAN_ANSWERS = "human_answers"
+MOST_COMMON_ANSWER = "multiple_choice_answer"
 ANSWER_TYPE = "answer_type"
 TARGET_CAPTIONS = "target_captions"
 MORE = "more"

@@ -1,6 +1,6 @@
 """Normalization and lists of answers to questions.
 
-Answers are normalized as the VQA challenge's evaluation script does (GT-Vision-Lab/VQA at c4e6a0e,
+Answers are normalized as the VQA challenge's evaluation script does (GT-Vision-Lab/VQA at a013f00,
 vqaEval.py), including its oddities, because the script decides which answers are correct.
 """
 

@@ -40,6 +40,11 @@ def test_answer_is_counted_once_per_question_as_its_majority_answer() -> None:
     assert build_vocabulary(RECORDS, 1) == ["2", "yes", "a", "no"]
 
 
+def test_the_most_common_answer_of_the_file_is_counted() -> None:
+    record = {**question("yes", "yes", "no"), "multiple_choice_answer": "The No."}
+    assert build_vocabulary([record], 1) == ["no"]
+
+
 def test_vocabulary_does_not_depend_on_record_order() -> None:
     assert build_vocabulary(RECORDS[::-1], 1) == build_vocabulary(RECORDS, 1)
 

@@ -22,15 +22,16 @@ CAPTIONS = {"file_name": "1.jpg", "target_captions": ["a cat", "a dog"]}
 
 
 @given(st.lists(st.sampled_from(("yes", "no", "maybe")), min_size=1, max_size=10))
-def test_soft_score_is_a_third_per_person(people: list[str]) -> None:
+def test_soft_scores_are_those_of_fiber(people: list[str]) -> None:
     scores = soft_scores(people)
     for answer, count in Counter(people).items():
-        assert scores[answer] == min(1.0, count / min(3, len(people)))
+        of_ten = {1: 0.3, 2: 0.6, 3: 0.9}.get(count, 1.0)
+        assert scores[answer] == (of_ten if len(people) >= 4 else count / len(people))
     assert scores.keys() == set(people)
 
 
 def test_spellings_of_an_answer_are_counted_together() -> None:
-    assert soft_scores(["Two dogs", "2 dogs", "the two dogs.", "3"]) == {"2 dogs": 1.0, "3": 1 / 3}
+    assert soft_scores(["Two dogs", "2 dogs", "the two dogs.", "3"]) == {"2 dogs": 0.9, "3": 0.3}
 
 
 def test_empty_answers_get_no_score() -> None:

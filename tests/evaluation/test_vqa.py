@@ -39,6 +39,8 @@ def test_accuracy_is_the_mean_over_leave_one_out_subsets(
     answer: str, human_answers: list[str]
 ) -> None:
     num = len(human_answers)
+    if len(set(human_answers)) > 1:
+        human_answers = ["2" if human == "two" else human for human in human_answers]
     subsets = list(itertools.combinations(range(num), num - 1))
     expected = [min(1.0, sum(human_answers[i] == answer for i in chosen) / 3) for chosen in subsets]
     assert vqa_accuracy(answer, human_answers) == pytest.approx(sum(expected) / len(subsets))
@@ -47,15 +49,17 @@ def test_accuracy_is_the_mean_over_leave_one_out_subsets(
 @pytest.mark.parametrize(
     ("answer", "human_answers", "accuracy"),
     [
-        # The predicted answer is normalised ...
-        ("The Two.", ["2"] * 10, 1.0),
-        ("dont know", ["don't know"] * 10, 1.0),
-        # ... human answers lose their punctuation if they differ ...
+        # Answers are normalised if the human ones differ ...
         ("t shirt", ["t-shirt"] * 9 + ["shirt"], 1.0),
-        # ... but not if they agree, as in the challenge's script.
-        ("t-shirt", ["t-shirt"] * 10, 0.0),
-        # Number words in human answers are kept: VQAv2 has none.
-        ("two", ["two"] * 9 + ["2"], 0.3),
+        ("cat", ["a cat"] * 9 + ["dog"], 1.0),
+        ("2", ["two"] * 9 + ["3"], 1.0),
+        ("The Two.", ["2"] * 9 + ["3"], 1.0),
+        # ... and compared as they are if all ten are the same.
+        ("the dog", ["the dog"] * 10, 1.0),
+        ("dog", ["the dog"] * 10, 0.0),
+        ("dont know", ["don't know"] * 10, 0.0),
+        ("t-shirt", ["t-shirt"] * 10, 1.0),
+        (" yes\n", ["yes"] * 10, 1.0),
     ],
 )
 def test_normalisation_of_answers(answer: str, human_answers: list[str], accuracy: float) -> None:
@@ -81,7 +85,7 @@ def record(question_id: Any, human_answers: list[str] | None, **types: str) -> d
 
 RECORDS = [
     record(30, HUMAN_ANSWERS, answer_type="yes/no", question_type="is it"),
-    record(10, ["2"] * 10, answer_type="number", question_type="how many"),
+    record(10, ["2"] * 9 + ["3"], answer_type="number", question_type="how many"),
     record(20, HUMAN_ANSWERS, answer_type="yes/no", question_type="is there"),
 ]
 ANSWERS = {10: "two", 20: "no", 30: "yes"}

@@ -65,7 +65,7 @@ def joined(tmp_path: Path) -> Path:
 def test_joined_questions_have_boxes_and_answers(joined: Path) -> None:
     grounded, plain = read_grounded_text(str(joined), "images", "vqa")
     assert grounded["question"] == "what is on the mat?" and grounded["question_id"] == 10
-    assert grounded["answers"] == {"dog": 1.0, "cat": 1.0}
+    assert grounded["answers"] == {"dog": 1.0, "cat": 0.9}
     assert [a["tokens_positive"] for a in grounded["annotations"]] == [[[20, 23]], [[11, 18]]]
     assert plain.keys() == {"image_id", "file_name", "question", "question_id", "answers"}
 

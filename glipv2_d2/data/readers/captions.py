@@ -29,6 +29,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.json_files import json_lines
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
 
@@ -68,18 +69,15 @@ def read_captions(json_file: str, image_root: str, dataset_name: str) -> list[Re
     """Grounding records of JSON lines, without boxes below the score threshold."""
     faults = Faults()
     records: list[Record] = []
-    with open(json_file, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                pair = json.loads(line)
-                record = caption_record(pair, os.path.join(image_root, pair["image"]))
-            # The line is truncated, or has other fields.
-            except (ValueError, KeyError, TypeError) as error:
-                faults.add(UNUSABLE_LINE, f"{json_file}:{number} ({_short(error)})")
-                continue
-            _append(records, record, faults)
+    for number, line in json_lines(json_file):
+        try:
+            pair = json.loads(line)
+            record = caption_record(pair, os.path.join(image_root, pair["image"]))
+        # The line is truncated, or has other fields.
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            faults.add(UNUSABLE_LINE, f"{json_file}:{number} ({_short(error)})")
+            continue
+        _append(records, record, faults)
     faults.warn(logger, dataset_name)
     return records
 

@@ -8,13 +8,14 @@ sentid}]}]}``; its split "restval" is used for training.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Sequence
 
+from glipv2_d2.data.annotation_file import read_annotation_file
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.readers.coco import image_faults, image_record, open_coco
+from glipv2_d2.data.json_files import load_json
+from glipv2_d2.data.readers.coco import image_record
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.data.text_tasks import is_nonempty_string
 from glipv2_d2.structures import fields
@@ -66,26 +67,21 @@ def read_coco_captions(json_file: str, image_root: str, dataset_name: str) -> li
         ValueError: the file is not in COCO's format, none of its annotations is a caption of its
             images, or only some images have captions.
     """
-    coco = open_coco(json_file)
-    faults = image_faults(coco)
+    file = read_annotation_file(json_file)
+    annotations_of = file.annotations_of()
     records = []
-    for image_id in sorted(coco.imgs):
-        image = coco.imgs[image_id]
+    for image_id, image in file.images.items():
         record = image_record(image, image_root)
-        del record["annotations"]
         own = [image["caption"]] if "caption" in image else []
-        texts = [a["caption"] for a in coco.imgToAnns.get(image_id, ()) if "caption" in a]
-        record[fields.TARGET_CAPTIONS] = _nonempty_captions([*own, *texts], record, faults)
+        texts = [a["caption"] for a in annotations_of[image_id] if "caption" in a]
+        record[fields.TARGET_CAPTIONS] = _nonempty_captions([*own, *texts], record, file.faults)
         records.append(record)
-    faults.warn(logger, dataset_name)
-    annotations = coco.dataset.get("annotations", ())
-    if annotations and not any(record[fields.TARGET_CAPTIONS] for record in records):
-        ids = sorted({type(image_id).__name__ for image_id in coco.imgs})
+    file.faults.warn(logger, dataset_name)
+    if file.num_listed and not any(record[fields.TARGET_CAPTIONS] for record in records):
         raise ValueError(
-            f"{json_file!r}: none of its {len(annotations)} annotations is the 'caption' of one of "
-            f"its images, whose ids are {' and '.join(ids) or 'missing'}; the first is "
-            f"{annotations[0]!r:.200}: give it a 'caption' and the 'image_id' of an image, or omit "
-            "all annotations, as in a test set"
+            f"{json_file!r}: none of its {file.num_listed} annotations is the 'caption' of "
+            "one of its images: give each a nonempty 'caption' and the 'image_id' of an image, or "
+            f"omit all annotations, as in a test set. {file.faults}"
         )
     _check_all_have_captions(records, json_file)
     return records
@@ -103,14 +99,13 @@ def read_karpathy(json_file: str, coco_root: str, split: str) -> list[Record]:
     """
     faults = Faults()
     records = []
-    with open(json_file, encoding="utf-8") as file:
-        try:
-            images = json.load(file)["images"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{json_file!r} is not in the format of Karpathy's splits ({type(error).__name__}: "
-                f"{error}): it should be a JSON object with a list 'images'"
-            ) from error
+    try:
+        images = list(load_json(json_file)["images"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{json_file!r} is not in the format of Karpathy's splits ({type(error).__name__}: "
+            f"{error}): it should be a JSON object with a list 'images'"
+        ) from error
     for number, image in enumerate(images):
         try:
             if image["split"] not in KARPATHY_SPLITS[split]:

@@ -3,8 +3,7 @@
     [/EN#283585/people Two young guys] with [/EN#283587/bodyparts shaggy hair] ...
 
 is a line of ``Sentences/<image>.txt``; ``Annotations/<image>.xml`` has boxes whose ``name`` is the
-number after ``EN#``. Boxes count pixels from 1 and include the last one, as in the dataset's own
-scripts (from memory).
+number after ``EN#``. Coordinates are kept as they are in the file, as MDETR does.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from xml.etree import ElementTree
 from detectron2.structures import BoxMode
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.readers.grounding import flickr30k_images
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.text import Span
@@ -54,7 +54,7 @@ def register_flickr30k_entities(root: str) -> None:
     entities = os.path.join(directory, "flickr30k_entities")
     for split in ("train", "val", "test"):
         split_file = os.path.join(entities, f"{split}.txt")
-        image_root = os.path.join(directory, "flickr30k_images", split)
+        image_root = flickr30k_images(root, split)
         name = f"flickr30k_entities_{split}"
         register(
             name,
@@ -149,5 +149,5 @@ def read_boxes(xml_file: Path) -> tuple[tuple[int, int], dict[str, list[list[flo
             continue
         x1, y1, x2, y2 = (float(box.findtext(k, "")) for k in ("xmin", "ymin", "xmax", "ymax"))
         for name in element.iter("name"):
-            boxes_of[name.text or ""].append([x1 - 1, y1 - 1, x2, y2])
+            boxes_of[name.text or ""].append([x1, y1, x2, y2])
     return (height, width), dict(boxes_of)

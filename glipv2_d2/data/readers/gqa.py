@@ -7,10 +7,10 @@ types: {semantic, structural, detailed}}}``; the images are Visual Genome's in o
 from __future__ import annotations
 
 import functools
-import json
 import os
 from typing import Any
 
+from glipv2_d2.data.json_files import load_json
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.data.text_tasks import check_text_task, soft_scores
 from glipv2_d2.structures import fields
@@ -43,16 +43,14 @@ def read_gqa(questions_file: str, image_root: str) -> list[Record]:
     Raises:
         ValueError: the file is not in this format, or a question is empty.
     """
-    with open(questions_file, encoding="utf-8") as file:
-        try:
-            entries = json.load(file).items()
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise ValueError(
-                f"{questions_file!r} is not in GQA's format ({type(error).__name__}: {error}): it "
-                "should be a JSON object of questions by their ids"
-            ) from error
+    entries = load_json(questions_file)
+    if not isinstance(entries, dict):
+        raise ValueError(
+            f"{questions_file!r} is not in GQA's format: it should be a JSON object of questions "
+            f"by their ids, not {entries!r:.80}"
+        )
     records = []
-    for question_id, entry in entries:
+    for question_id, entry in entries.items():
         try:
             records.append(_record(question_id, entry, image_root))
         except (KeyError, TypeError, AttributeError) as error:

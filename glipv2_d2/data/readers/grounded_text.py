@@ -19,6 +19,7 @@ import os
 from typing import Any
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.json_files import json_lines
 from glipv2_d2.data.readers.captions import UNUSABLE_LINE, caption_record
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
@@ -38,19 +39,16 @@ def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> li
     """One record per line; without a box above the score threshold, it has a text task only."""
     faults = Faults()
     records: list[Record] = []
-    with open(json_file, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-                record = _record(content, os.path.join(image_root, content["image"]))
-            # The line is truncated, or has other fields.
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                where = f"{json_file}:{number} ({type(error).__name__}: {error})"
-                faults.add(UNUSABLE_LINE, where)
-                continue
-            records.append({"image_id": len(records), **record})
+    for number, line in json_lines(json_file):
+        try:
+            content = json.loads(line)
+            record = _record(content, os.path.join(image_root, content["image"]))
+        # The line is truncated, or has other fields.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            where = f"{json_file}:{number} ({type(error).__name__}: {error})"
+            faults.add(UNUSABLE_LINE, where)
+            continue
+        records.append({"image_id": len(records), **record})
     faults.warn(logger, dataset_name)
     return records
 

@@ -3,8 +3,8 @@
 MDETR published Flickr30k Entities, the mixed dataset (COCO captions, Visual Genome and GQA,
 together "GoldG" with Flickr) and referring expressions in it. An entry of ``images`` is one
 image-sentence pair; ``tokens_positive`` of an annotation are the character spans of its phrase in
-``caption``. In files for evaluation, ``tokens_positive_eval`` of an image lists the phrases to
-ground.
+``caption``, a box of several phrases has the spans of all of them. ``tokens_positive_eval`` of an
+image lists the phrases to ground in evaluation. Sizes of images are text in Flickr30k's files.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from glipv2_d2.data.annotation_file import read_annotation_file
+from glipv2_d2.data.coco_fields import parse_id, parse_size
+from glipv2_d2.data.coco_truth import sound_annotation
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.readers.coco import (
-    UNUSABLE_BOX,
-    convert_annotation,
-    image_faults,
-    image_record,
-    open_coco,
-)
+from glipv2_d2.data.readers.coco import box_and_mask, image_record
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.data.sanitize import caption_labels
 from glipv2_d2.structures import fields
@@ -48,7 +45,7 @@ def register_goldg(root: str) -> None:
             register_grounding(
                 f"flickr30k_{protocol}_{split}",
                 os.path.join(annotations, f"final_flickr_{protocol}GT_{split}.json"),
-                os.path.join(root, "flickr30k", "flickr30k_images", split),
+                flickr30k_images(root, split),
                 evaluator_type="flickr30k",
             )
     sources = {
@@ -57,6 +54,13 @@ def register_goldg(root: str) -> None:
     }
     for name in ("mixed_train", "mixed_train_no_coco"):
         register_grounding(name, os.path.join(annotations, f"final_{name}.json"), sources)
+
+
+def flickr30k_images(root: str, split: str) -> str:
+    """The folder of Flickr30k's images: one per split as in GLIP's layout, or one for all."""
+    folder = os.path.join(root, "flickr30k", "flickr30k_images")
+    per_split = os.path.join(folder, split)
+    return per_split if os.path.isdir(per_split) else folder
 
 
 def register_grounding(
@@ -147,43 +151,77 @@ def read_grounding(
     Raises:
         ValueError: the file is not in COCO's format.
     """
-    coco = open_coco(json_file)
-    faults = image_faults(coco)
+    file = read_annotation_file(json_file)
+    annotations_of = file.annotations_of()
     records = []
-    for image_id in sorted(coco.imgs):
-        image = coco.imgs[image_id]
+    for image_id, image in file.images.items():
         folder = image_roots.get(image.get("data_source", ANY_SOURCE), image_roots.get(ANY_SOURCE))
         if folder is None:
-            faults.add(NO_FOLDER, f"{image['file_name']} ({image.get('data_source')!r})")
+            where = f"{image.get('file_name')} ({image.get('data_source')!r})"
+            file.faults.add(NO_FOLDER, where)
             continue
         record = image_record(image, folder)
-        record[fields.CAPTION] = image["caption"]
+        record[fields.CAPTION] = _caption(image, json_file)
         record |= {key: image[key] for key in ("original_img_id", "sentence_id") if key in image}
-        for annotation in coco.imgToAnns.get(image_id, ()):
-            converted = convert_annotation(annotation)
-            if converted is None:
-                faults.add(UNUSABLE_BOX, record["file_name"])
-                continue
-            converted["tokens_positive"] = annotation.get("tokens_positive") or []
-            record["annotations"].append(converted)
+        record["annotations"] = []
+        for annotation in annotations_of[image_id]:
+            sound = sound_annotation(annotation, parse_size(image), file)
+            if sound is not None:
+                spans = parse_spans(annotation.get("tokens_positive") or [], file.place(annotation))
+                record["annotations"].append({**box_and_mask(sound), "tokens_positive": spans})
         if "tokens_positive_eval" in image:
-            _set_phrases(record, image["tokens_positive_eval"], faults)
+            where = f"image {image_id!r} ({image['file_name']!r}) in {json_file!r}"
+            _set_phrases(record, image["tokens_positive_eval"], where, file.faults)
         records.append(record)
-    faults.warn(logger, dataset_name)
+    file.faults.warn(logger, dataset_name)
     return records
 
 
-def _set_phrases(record: Record, phrases: list[list[list[int]]], faults: Faults) -> None:
-    """Set the phrases of a record and the phrase index of its boxes; drop boxes of others."""
-    index_of = {_spans(phrase): i for i, phrase in enumerate(phrases)}
-    record[fields.PHRASES] = [list(_spans(phrase)) for phrase in phrases]
+def _caption(image: Mapping[str, Any], json_file: str) -> str:
+    caption = image.get("caption")
+    if not isinstance(caption, str):
+        raise ValueError(
+            f"image {image['id']!r} ({image.get('file_name')!r}) in {json_file!r} has the "
+            f"'caption' {caption!r:.80}; it should be text"
+        )
+    return caption
+
+
+def parse_spans(value: Any, where: str) -> list[list[int]]:
+    """Character spans [[begin, end], ...].
+
+    Raises:
+        ValueError: the value is not a list of pairs of whole numbers.
+    """
+    is_list = isinstance(value, list) and all(
+        isinstance(span, list | tuple) and len(span) == 2 for span in value
+    )
+    spans = [[parse_id(number) for number in span] for span in value] if is_list else [[None]]
+    if not all(isinstance(number, int) for span in spans for number in span):
+        raise ValueError(
+            f"{where} has the spans {value!r:.80}; they should be [[begin, end], ...] in "
+            "characters of the caption"
+        )
+    return spans  # type: ignore[return-value]
+
+
+def _set_phrases(record: Record, value: Any, where: str, faults: Faults) -> None:
+    """Set the phrases of a record, and one annotation per phrase of a box.
+
+    MDETR joins boxes that coincide: ``tokens_positive`` of such a box has the spans of all its
+    phrases. A box belongs to each phrase whose spans it has; boxes of no phrase are dropped.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: 'tokens_positive_eval' is {value!r:.80}; it should be a list")
+    phrases = [_spans(parse_spans(phrase, where)) for phrase in value]
+    record[fields.PHRASES] = [list(phrase) for phrase in phrases]
     annotations = []
     for annotation in record["annotations"]:
-        label = index_of.get(_spans(annotation["tokens_positive"]))
-        if label is None:
+        spans = set(_spans(annotation["tokens_positive"]))
+        labels = [i for i, phrase in enumerate(phrases) if phrase and spans.issuperset(phrase)]
+        if not labels:
             faults.add(BOX_OF_OTHER_PHRASE, record["file_name"])
-        else:
-            annotations.append({**annotation, "category_id": label})
+        annotations += [{**annotation, "category_id": label} for label in labels]
     record["annotations"] = annotations
 
 

@@ -15,7 +15,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from glipv2_d2.data.annotation_file import read_annotation_file
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.json_files import json_lines
 from glipv2_d2.data.readers.captions import (
     IMAGE_SUFFIXES,
     UNUSABLE_LINE,
@@ -70,34 +72,25 @@ def contains_images(source: str) -> bool:
 
 
 def _read_coco(source: str, faults: Faults) -> Iterator[Pair]:
-    with open(source, encoding="utf-8") as file:
+    file = read_annotation_file(source)
+    for kind, count in file.faults.counts.items():
+        faults.add(kind, "; ".join(file.faults.examples[kind]), count)
+    for annotation in file.annotations:
         try:
-            content = json.load(file)
-            images = {image["id"]: image["file_name"] for image in content["images"]}
-            annotations = list(content["annotations"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"captions {source!r}: not in COCO's format, which has lists of images and "
-                f"annotations ({type(error).__name__}: {error})"
-            ) from error
-    for number, annotation in enumerate(annotations):
-        try:
-            yield _pair(images[annotation["image_id"]], annotation["caption"])
-        except (ValueError, KeyError, TypeError) as error:
-            faults.add(UNUSABLE_ANNOTATION, f"number {number} ({type(error).__name__}: {error})")
+            image = file.images[annotation["image_id"]].get("file_name")
+            yield _pair(image, annotation.get("caption"))
+        except TypeError as error:
+            faults.add(UNUSABLE_ANNOTATION, f"{file.place(annotation)} ({error})")
 
 
 def _read_lines(source: str, faults: Faults) -> Iterator[Pair]:
-    with open(source, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-                yield _pair(content["image"], content["caption"])
-            # The line is truncated, or has other fields.
-            except (ValueError, KeyError, TypeError) as error:
-                faults.add(UNUSABLE_LINE, f"{source}:{number} ({type(error).__name__}: {error})")
+    for number, line in json_lines(source):
+        try:
+            content = json.loads(line)
+            yield _pair(content["image"], content["caption"])
+        # The line is truncated, or has other fields.
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            faults.add(UNUSABLE_LINE, f"{source}:{number} ({type(error).__name__}: {error})")
 
 
 def _read_shards(source: str, faults: Faults) -> Iterator[Pair]:

@@ -4,7 +4,7 @@ Folders, files, class names and prompts are in ``assets/odinw.json``, taken from
 microsoft/GLIP. These class names replace those of the annotation files, as GLIP's
 OVERRIDE_CATEGORY does (glip_reference.md 18); an entry without a name ("ChessPieces") gets the
 name of its supercategory (our choice). Of the two sizes of plantdoc, the benchmark of 35 has
-416x416.
+416x416. GLIP's configs of the benchmark of 13 name the classes of two datasets differently.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from glipv2_d2.data.readers.coco import read_coco
 from glipv2_d2.data.registration import register
 from glipv2_d2.text.prompts import Decoration
 
+# configs/odinw_13/*.yaml of microsoft/GLIP, where they differ from configs/odinw_35.
+CLASSES_OF_13 = {
+    "CottontailRabbits": ["Cottontail-Rabbit"],
+    "NorthAmericaMushrooms_North_American_Mushrooms.v1-416x416.coco": ["CoW", "chanterelle"],
+}
+
 FEW_SHOTS = (1, 3, 5, 10)
 FEW_SHOT_SEEDS = (3, 30, 300)
 
@@ -31,7 +37,7 @@ def odinw_datasets() -> dict[str, dict[str, Any]]:
 
 
 def benchmark_names(benchmark: str) -> list[str]:
-    """The registered names of a benchmark's evaluation datasets.
+    """The registered names of a benchmark's evaluation datasets, with its own class names.
 
     >>> len(benchmark_names("odinw_13")), len(benchmark_names("odinw_35"))
     (13, 35)
@@ -40,7 +46,7 @@ def benchmark_names(benchmark: str) -> list[str]:
         ValueError: the benchmark is unknown.
     """
     names = [
-        f"odinw_{key}_{entry['evaluated_on']}"
+        f"{_prefix(key, benchmark)}_{key}_{entry['evaluated_on']}"
         for key, entry in odinw_datasets().items()
         if benchmark in entry["benchmarks"]
     ]
@@ -49,18 +55,25 @@ def benchmark_names(benchmark: str) -> list[str]:
     return names
 
 
+def _prefix(key: str, benchmark: str) -> str:
+    return "odinw_13" if benchmark == "odinw_13" and key in CLASSES_OF_13 else "odinw"
+
+
 def register_odinw(root: str) -> None:
     """Register every dataset below ``root``/odinw.
 
     Names are ``odinw_<set>_<split>`` with the splits ``train``, ``val``, ``test``, for some
     ``minival``, and ``train_<shots>_<seed>``. If GLIP has a prompt for the dataset,
-    ``<split>_prompted`` uses it.
+    ``<split>_prompted`` uses it. ``odinw_13_<set>_<split>`` are the two datasets whose classes have
+    other names in the benchmark of 13.
     """
     directory = os.path.join(root, "odinw")
     for key, entry in odinw_datasets().items():
         for split, json_file in _annotation_files(entry["splits"]).items():
             path = os.path.join(directory, json_file)
             register_split(f"odinw_{key}_{split}", path, entry["classes"])
+            if key in CLASSES_OF_13:
+                register_split(f"odinw_13_{key}_{split}", path, CLASSES_OF_13[key])
             if "prompt" in entry:
                 decorations = [Decoration(*parts) for parts in entry["prompt"]]
                 register_split(

@@ -1,4 +1,4 @@
-"""OpenImages' boxes: CSV files with relative coordinates.
+"""OpenImages' boxes, versions 4 to 7: CSV files with relative coordinates.
 
 The files have no image sizes. These are read from the image files once and cached in
 ``image_sizes_<split>.csv`` beside the annotations.
@@ -31,6 +31,12 @@ NO_IMAGE = "images were missing or broken and were dropped"
 UNKNOWN_LABEL = "boxes had a label without a class name and were dropped"
 UNUSABLE_ROW = "rows had a coordinate that is not a number and were dropped"
 
+# Of the files of version 4 and 5, 6, and 7.
+PREFIXES = ("", "oidv6-", "oidv7-")
+BOX_COLUMNS = {"ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"}
+# The first field of a header row, which version 7's class descriptions have.
+LABEL_COLUMN = "LabelName"
+
 # Reading image headers is bound by the disk, not by the CPU.
 NUM_THREADS = 16
 
@@ -38,9 +44,9 @@ NUM_THREADS = 16
 def register_openimages(root: str) -> None:
     """Register ``openimages_{train,validation,test}`` below ``root``/openimages."""
     directory = os.path.join(root, "openimages")
-    descriptions = os.path.join(directory, "class-descriptions-boxable.csv")
+    descriptions = _published(directory, "class-descriptions-boxable.csv")
     for split in ("train", "validation", "test"):
-        boxes = os.path.join(directory, f"{split}-annotations-bbox.csv")
+        boxes = _published(directory, f"{split}-annotations-bbox.csv")
         image_root = os.path.join(directory, split)
         name = f"openimages_{split}"
         register(
@@ -49,6 +55,12 @@ def register_openimages(root: str) -> None:
             source_files=(boxes, descriptions, image_root),
             evaluator_type="coco",
         )
+
+
+def _published(directory: str, name: str) -> str:
+    """The path of a file that later versions publish with a prefix; without one if none exists."""
+    paths = [os.path.join(directory, prefix + name) for prefix in PREFIXES]
+    return next(filter(os.path.isfile, paths), paths[0])
 
 
 def read_openimages(
@@ -62,8 +74,14 @@ def read_openimages(
     MetadataCatalog.get(dataset_name).set(thing_classes=names)
     faults = Faults()
     rows_of = defaultdict(list)
-    with open(boxes_file, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+    with open(boxes_file, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := BOX_COLUMNS.difference(reader.fieldnames or ()):
+            raise ValueError(
+                f"{boxes_file!r} has no columns {sorted(missing)}: it should be OpenImages' file "
+                "of boxes, with a header row"
+            )
+        for row in reader:
             if row["LabelName"] in index_of:
                 rows_of[row["ImageID"]].append(row)
             else:
@@ -86,7 +104,7 @@ def read_openimages(
         for row in rows:
             try:
                 record["annotations"].append(_annotation(row, index_of, height, width))
-            except ValueError:
+            except (ValueError, TypeError):
                 faults.add(UNUSABLE_ROW, image_id)
         records.append(record)
     faults.warn(logger, dataset_name)
@@ -102,14 +120,23 @@ def _annotation(
         "bbox": [x1, y1, x2, y2],
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": index_of[row["LabelName"]],
-        "iscrowd": int(row["IsGroupOf"] == "1"),
+        "iscrowd": int(row.get("IsGroupOf") == "1"),
     }
 
 
 def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]]:
-    """The class index of each label ("/m/011k07"), and the class names; the file has no header."""
-    with open(descriptions_file, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    """The class index of each label ("/m/011k07"), and the class names.
+
+    Raises:
+        ValueError: a row has no label or no name.
+    """
+    with open(descriptions_file, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row and row[0] != LABEL_COLUMN]
+    for row in rows:
+        if len(row) < 2:
+            raise ValueError(
+                f"{descriptions_file!r} has the row {row}; it should be label and name"
+            )
     return {row[0]: i for i, row in enumerate(rows)}, [row[1] for row in rows]
 
 

@@ -1,21 +1,24 @@
 """PhraseCut: phrases, with the boxes and polygons of every region that a phrase refers to.
 
 Files ``refer_{train,val,test,miniv}.json`` of the dataset's own release, with Visual Genome's
-images and ``image_data.json``; or MDETR's ``finetune_phrasecut_*.json``, which GLIP uses.
+images and ``image_data.json``; or MDETR's ``finetune_phrasecut_*.json``, which GLIP uses. MDETR
+joined the polygons of an instance to one; they cannot be separated, so its masks have an area
+between distant parts.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from typing import Any
 
 from detectron2.structures import BoxMode
 
+from glipv2_d2.data.coco_fields import Size, parse_segmentation, parse_size
+from glipv2_d2.data.coco_truth import UNUSABLE_MASK
 from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.readers.coco import convert_segmentation
+from glipv2_d2.data.json_files import load_json
 from glipv2_d2.data.readers.grounding import read_referring
 from glipv2_d2.data.readers.visual_genome import UNKNOWN_IMAGE, read_image_data
 from glipv2_d2.data.registration import Record, register
@@ -23,13 +26,15 @@ from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test", "miniv")
+
 EMPTY_PHRASE = "phrases were empty and were dropped"
 
 
 def register_phrasecut(root: str) -> None:
-    """Register ``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_{train,val,test}``."""
+    """Register ``phrasecut_{train,val,test,miniv}`` and ``phrasecut_mdetr_<split>``."""
     image_data = os.path.join(root, "visual_genome", "image_data.json")
-    for split in ("train", "val", "test", "miniv"):
+    for split in SPLITS:
         name = f"phrasecut_{split}"
         json_file = os.path.join(root, "phrasecut", f"refer_{split}.json")
         register(
@@ -39,7 +44,7 @@ def register_phrasecut(root: str) -> None:
             evaluator_type="phrasecut",
         )
     image_root = os.path.join(root, "gqa", "images")
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         name = f"phrasecut_mdetr_{split}"
         json_file = os.path.join(root, "mdetr_annotations", f"finetune_phrasecut_{split}.json")
         register(
@@ -58,8 +63,7 @@ def read_phrasecut(json_file: str, image_data: str, dataset_name: str) -> list[R
     ``image_id`` is the file's ``task_id``, because an image has many phrases.
     """
     images = read_image_data(image_data, with_coco=True)
-    with open(json_file, encoding="utf-8") as file:
-        tasks = json.load(file)
+    tasks = load_json(json_file)
     faults = Faults()
     records = []
     for task in tasks:
@@ -76,20 +80,21 @@ def read_phrasecut(json_file: str, image_data: str, dataset_name: str) -> list[R
                     "image_id": task["task_id"],
                     fields.CAPTION: phrase,
                     fields.PHRASES: [[(0, len(phrase))]],
-                    "annotations": _annotations(task),
+                    "annotations": _annotations(task, parse_size(image), faults),
                 }
             )
     faults.warn(logger, dataset_name)
     return records
 
 
-def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
+def _annotations(task: dict[str, Any], size: Size | None, faults: Faults) -> list[dict[str, Any]]:
     annotations = []
     for box, polygons in zip(task["instance_boxes"], task["Polygons"], strict=True):
         annotation = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-        # [[x, y], ...] -> [x, y, ...]
-        flat = [[number for point in polygon for number in point] for polygon in polygons]
-        if segmentation := convert_segmentation(flat):
+        segmentation, _ = parse_segmentation(polygons, size)
+        if segmentation is None:
+            faults.add(UNUSABLE_MASK, task["task_id"])
+        else:
             annotation["segmentation"] = segmentation
         annotations.append(annotation)
     return annotations

@@ -7,7 +7,6 @@ two folders of their URLs, ``VG_100K`` and ``VG_100K_2``.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections import Counter
@@ -20,6 +19,7 @@ from detectron2.structures import BoxMode
 from torchvision.ops import generalized_box_iou
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.json_files import load_json
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
 
@@ -63,8 +63,7 @@ def read_image_data(image_data: str, *, with_coco: bool) -> dict[int, Record]:
         with_coco: include the images that are also in COCO, about half of all.
     """
     directory = os.path.dirname(image_data)
-    with open(image_data, encoding="utf-8") as file:
-        entries = json.load(file)
+    entries = load_json(image_data)
     return {
         entry["image_id"]: {
             # https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg
@@ -87,8 +86,7 @@ def read_objects(
     The name of an object is the first of its ``names``, in lower case.
     """
     images = read_image_data(image_data, with_coco=with_coco)
-    with open(objects_file, encoding="utf-8") as file:
-        entries = json.load(file)
+    entries = load_json(objects_file)
     counts = Counter(_name(o) for entry in entries for o in entry["objects"])
     names = [name for name, count in counts.most_common() if name and count >= MIN_OCCURRENCES]
     MetadataCatalog.get(dataset_name).set(thing_classes=names)
@@ -121,8 +119,7 @@ def read_regions(
 ) -> list[Record]:
     """Grounding records whose captions join the phrases of several regions, with their boxes."""
     images = read_image_data(image_data, with_coco=with_coco)
-    with open(regions_file, encoding="utf-8") as file:
-        entries = json.load(file)
+    entries = load_json(regions_file)
     faults = Faults()
     records = []
     for entry in entries:

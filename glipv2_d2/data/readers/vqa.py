@@ -8,14 +8,15 @@ answers: [{answer, answer_confidence, answer_id}]}]}``. A test set has no answer
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from glipv2_d2.data.readers.coco import image_record, open_coco
+from glipv2_d2.data.annotation_file import read_annotation_file
+from glipv2_d2.data.json_files import load_json
+from glipv2_d2.data.readers.coco import image_record
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.data.text_tasks import check_text_task, soft_scores
 from glipv2_d2.structures import fields
@@ -71,13 +72,15 @@ def register_questions(
     """
 
     def load() -> list[Record]:
-        images = {
-            image["id"]: image_record(image, image_root)
-            for image in open_coco(json_file).dataset["images"]
-        }
-        records = read_questions(
-            questions_file, answers_file, lambda image_id: _without_boxes(images[image_id])
-        )
+        file = read_annotation_file(json_file)
+
+        def image_of(image_id: Any) -> Record:
+            image = file.find_image(image_id)
+            if image is None:
+                raise KeyError(image_id)
+            return image_record(image, image_root)
+
+        records = read_questions(questions_file, answers_file, image_of)
         for record in records:
             if question_type is not None:
                 record.setdefault(fields.QUESTION_TYPE, question_type(record[fields.QUESTION]))
@@ -85,10 +88,6 @@ def register_questions(
 
     files = [f for f in (json_file, image_root, questions_file, answers_file) if f is not None]
     register(name, load, source_files=files, evaluator_type="vqa")
-
-
-def _without_boxes(record: Record) -> Record:
-    return {key: value for key, value in record.items() if key != "annotations"}
 
 
 def read_questions(
@@ -119,8 +118,7 @@ def read_questions(
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"{questions_file!r}: question {question['question_id']!r} is about the image "
-                f"{question['image_id']!r}, which is not in the list of images (a number and a "
-                "string are different ids)"
+                f"{question['image_id']!r}, which is not in the list of images"
             ) from error
         record = {
             **image,
@@ -137,21 +135,21 @@ def read_questions(
 
 def _read_list(path: str, key: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """Load a list of entries; each must have all ``keys`` and a unique ``question_id``."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            entries = json.load(file)[key]
-            missing = [(i, k) for i, entry in enumerate(entries) for k in keys if k not in entry]
-            invalid = [
-                (i, k, entry[k])
-                for i, entry in enumerate(entries)
-                for k in keys
-                if k in entry and not _is_valid(k, entry[k])
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path!r} is not in VQAv2's format ({type(error).__name__}: {error}): it should "
-                f"be a JSON object with a list {key!r}"
-            ) from error
+    content = load_json(path)
+    try:
+        entries = list(content[key])
+        missing = [(i, k) for i, entry in enumerate(entries) for k in keys if k not in entry]
+        invalid = [
+            (i, k, entry[k])
+            for i, entry in enumerate(entries)
+            for k in keys
+            if k in entry and not _is_valid(k, entry[k])
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path!r} is not in VQAv2's format ({type(error).__name__}: {error}): it should "
+            f"be a JSON object with a list {key!r}"
+        ) from error
     if missing:
         number, missing_key = missing[0]
         raise ValueError(f"{path!r}: number {number} of {key!r} has no {missing_key!r}")
@@ -221,7 +219,7 @@ def _answer_keys(question: dict[str, Any], entry: dict[str, Any], answers_file: 
         human_answers.append(sys.intern(str(answer)))
     if not human_answers:
         raise ValueError(f"{place} has an empty list of answers; for a test set, omit the file")
-    types = (fields.ANSWER_TYPE, fields.QUESTION_TYPE)
+    types = (fields.MOST_COMMON_ANSWER, fields.ANSWER_TYPE, fields.QUESTION_TYPE)
     return {
         fields.HUMAN_ANSWERS: human_answers,
         fields.ANSWERS: soft_scores(human_answers),

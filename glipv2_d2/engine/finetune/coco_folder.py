@@ -5,11 +5,16 @@ A *split* is an annotation file and the folder of its images.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from glipv2_d2.data.coco_truth import CocoTruth, read_truth
+from glipv2_d2.data.readers.coco import file_name_of
+
+logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 """Split -> accepted names, in order of preference; also with a year, as in "train2017"."""
@@ -24,7 +29,7 @@ class Split:
     Attributes:
         annotations: the annotation file.
         images: the folder to which the file names of images are relative.
-        coco: contents of the annotation file, without group categories.
+        coco: sound contents of the annotation file, without group categories.
     """
 
     annotations: Path
@@ -72,8 +77,15 @@ def open_coco_folder(root: str | Path) -> CocoFolder:
             raise FileNotFoundError(
                 f"'{root}' has no annotations of the split {kind!r}; searched for\n{searched}"
             )
-    splits = {kind: _load(root, kind, path) for kind, path in found.items() if path is not None}
-    splits = _without_group_categories(splits)
+    truths = {kind: _load(path) for kind, path in found.items() if path is not None}
+    splits = {
+        kind: Split(
+            Path(truth.path),
+            _image_folder(root, kind, truth),
+            _with_groups_of_others(truth, truths.values()).to_coco(),
+        )
+        for kind, truth in truths.items()
+    }
     expected = _categories(splits["train"])
     for split in splits.values():
         if _categories(split) != expected:
@@ -110,28 +122,28 @@ def _find(root: Path, split: str) -> Path | None:
     return None
 
 
-def _load(root: Path, split: str, annotations: Path) -> Split:
-    try:
-        coco = json.loads(annotations.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{annotations}' is not valid JSON: {error}") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in lists):
-        raise ValueError(f"'{annotations}' is not in COCO format: it needs the lists {lists}")
-    if not coco["images"]:
+def _load(annotations: Path) -> CocoTruth:
+    truth = read_truth(str(annotations))
+    truth.faults.warn(logger, str(annotations))
+    if not truth.images:
         raise ValueError(f"'{annotations}' lists no image")
-    return Split(annotations, _image_folder(root, split, annotations, coco), coco)
+    if not truth.categories or not truth.has_annotations:
+        raise ValueError(
+            f"'{annotations}' is not in COCO format: it needs the lists annotations and categories"
+        )
+    return truth
 
 
-def _image_folder(root: Path, split: str, annotations: Path, coco: dict[str, Any]) -> Path:
+def _image_folder(root: Path, split: str, truth: CocoTruth) -> Path:
     """The first candidate folder that contains the first image of the annotation file."""
+    annotations = Path(truth.path)
     stem = annotations.stem.removeprefix("instances_")
     names = dict.fromkeys((stem, *SPLIT_NAMES[split]))
     folders = [annotations.parent, annotations.parent / "images"]
     folders += [root / "images" / name for name in names]
     folders += [root / name for name in names]
     folders += [root / "images", root]
-    first = coco["images"][0]["file_name"]
+    first = file_name_of(next(iter(truth.images.values())), truth.path)
     for folder in folders:
         if (folder / first).is_file():
             return folder
@@ -141,20 +153,12 @@ def _image_folder(root: Path, split: str, annotations: Path, coco: dict[str, Any
     )
 
 
-def _without_group_categories(splits: dict[str, Split]) -> dict[str, Split]:
-    """Remove unused categories that are the supercategory of others, as Roboflow writes them."""
-    categories = [c for split in splits.values() for c in split.coco["categories"]]
-    groups = {c.get("supercategory") for c in categories}
-    used = {a["category_id"] for split in splits.values() for a in split.coco["annotations"]}
-
-    def is_group(category: dict[str, Any]) -> bool:
-        return category["id"] not in used and category["name"] in groups
-
-    def clean(split: Split) -> Split:
-        kept = [c for c in split.coco["categories"] if not is_group(c)]
-        return Split(split.annotations, split.images, {**split.coco, "categories": kept})
-
-    return {name: clean(split) for name, split in splits.items()}
+def _with_groups_of_others(truth: CocoTruth, others: Iterable[CocoTruth]) -> CocoTruth:
+    """The truth with the groups that are a class of another split, which has boxes of them."""
+    classes = {category["id"] for other in others for category in other.categories}
+    kept = [group for group in truth.groups if group["id"] in classes]
+    categories = sorted([*truth.categories, *kept], key=lambda category: category["id"])
+    return replace(truth, categories=categories)
 
 
 def _categories(split: Split) -> dict[Any, str]:

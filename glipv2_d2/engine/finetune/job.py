@@ -160,8 +160,11 @@ def _store_splits(
     for kind, split in splits.items():
         if split is not None:
             path = output / f"{name}_{kind}.json"
+            coco = train if kind == "train" else split.coco
+            # Without their groups, no class is taken for a group when the file is read again.
+            classes = [{"id": c["id"], "name": c["name"]} for c in coco["categories"]]
             with atomic_open(path) as file:
-                file.write(json.dumps(train if kind == "train" else split.coco).encode())
+                file.write(json.dumps({**coco, "categories": classes}).encode())
             entries.append({"name": path.stem, "json": str(path), "images": str(split.images)})
     return entries
 

@@ -18,6 +18,11 @@ PLATEAU_SCHEDULE = "WarmupPlateauLR"
 """The value of ``SOLVER.LR_SCHEDULER_NAME`` that reduces the learning rate on plateaus."""
 
 
+# As in GLIP: a smaller relative gain is none, and the rate falls no further.
+PLATEAU_THRESHOLD = 1e-4
+PLATEAU_MIN_LR = 1e-6
+
+
 class EarlyStop(BaseException):
     """Ends a training whose metric no longer improves.
 
@@ -29,8 +34,8 @@ class BestMetricHook(HookBase):
     """Saves the best weights by one metric, and optionally reduces the rate or stops early.
 
     Higher values are better; nan is never the best. Register it after the evaluation hook and
-    before the checkpointer. The plateau and early-stopping rules follow those of the released
-    code's few-shot training, except for ties and the threshold (glip_reference.md 17).
+    before the checkpointer. The rules are those of the released code's few-shot training
+    (glip_reference.md 17): a value that equals the best is the best again.
     """
 
     def __init__(
@@ -46,9 +51,9 @@ class BestMetricHook(HookBase):
         Args:
             metric: its name in Detectron2's event storage, e.g. "bbox/AP".
             period: iterations between two evaluations.
-            save_best: called after each evaluation with a new best value.
+            save_best: called after each evaluation whose value is not below the best.
             plateau: reduces the learning rate; None: the rate does not depend on the metric.
-            early_stop_patience: stop after this many evaluations in a row without a new best
+            early_stop_patience: stop after this many evaluations in a row below the best
                 value; 0: never.
         """
         self.metric = metric
@@ -70,7 +75,7 @@ class BestMetricHook(HookBase):
             self.plateau.step(value if value == value else float("-inf"))
         if 0 < self.early_stop_patience <= self.num_since_best:
             raise EarlyStop(
-                f"{self.metric} has not improved in {self.num_since_best} evaluations: stopped at "
+                f"{self.metric} is below its best in {self.num_since_best} evaluations: stopped at "
                 f"iteration {self.trainer.iter}"
             )
 
@@ -80,7 +85,8 @@ class BestMetricHook(HookBase):
 
     def _update_best(self) -> float:
         value = self._latest_value()
-        if value > (float("-inf") if self.best is None else self.best):
+        # False for nan.
+        if value >= (float("-inf") if self.best is None else self.best):
             self.best, self.num_since_best = value, 0
             logger.info("%s %.3f is the best so far", self.metric, value)
             self.save_best()
@@ -128,7 +134,8 @@ def build_plateau_scheduler(
         mode="max",
         factor=cfg.SOLVER.GAMMA,
         patience=cfg.SOLVER.PLATEAU_PATIENCE,
-        threshold=0.0,
+        threshold=PLATEAU_THRESHOLD,
+        min_lr=PLATEAU_MIN_LR,
     )
 
 

@@ -39,7 +39,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from glipv2_d2.data.readers.coco import open_coco
+from glipv2_d2.data.coco_truth import coco_api, read_truth
 from glipv2_d2.evaluation.random_baseline import shift_categories
 from glipv2_d2.predictor import Predictor
 from glipv2_mini.data.questions import question_type
@@ -159,7 +159,7 @@ def load_photos(directory: Path) -> COCO:
         raise FileNotFoundError(
             f"{path} does not exist: run projects/GLIPv2Mini/datasets/prepare_photos.py"
         )
-    return open_coco(str(path))
+    return coco_api(read_truth(str(path)).to_coco())
 
 
 def predict_photos(

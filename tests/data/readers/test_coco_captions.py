@@ -52,12 +52,12 @@ def test_a_test_set_has_no_captions(coco: dict[str, Any], write_json: Write) -> 
     assert [record["target_captions"] for record in records] == [[], []]
 
 
-@pytest.mark.parametrize("wrong", [{"text": "A cat."}, {"image_id": "9", "caption": "A cat."}])
+@pytest.mark.parametrize("wrong", [{"text": "A cat."}, {"image_id": 8, "caption": "A cat."}])
 def test_annotations_without_a_caption_of_an_image_raise(
     wrong: dict[str, Any], coco: dict[str, Any], write_json: Write
 ) -> None:
     coco["annotations"] = [{"image_id": 9, "id": 1, **wrong}]
-    with pytest.raises(ValueError, match="none of its 1 annotations.*int.*'A cat.'"):
+    with pytest.raises(ValueError, match="none of its 1 annotations"):
         read_coco_captions(write_json("a.json", coco), "images", "set")
 
 

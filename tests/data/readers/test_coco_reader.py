@@ -11,7 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 
-from glipv2_d2.data.readers.coco import convert_segmentation, read_coco
+from glipv2_d2.data.coco_fields import parse_segmentation
+from glipv2_d2.data.readers.coco import read_coco
 from glipv2_d2.data.readers.objects365 import path_in_patch
 
 Write = Callable[[str, Any], str]
@@ -61,7 +62,7 @@ def test_unusable_annotation_is_dropped_and_logged(
         [record] = read_coco(path, "images", dataset_name)
     assert len(record["annotations"]) == 1
     assert "1 annotations had" in caplog.text
-    assert "images/a.jpg" in caplog.text
+    assert f"annotation 1 of image 5 ('a.jpg') in {path!r}" in caplog.text
 
 
 def test_ignored_annotation_is_a_crowd(write_json: Write, dataset_name: str) -> None:
@@ -79,11 +80,11 @@ def test_box_with_an_invalid_polygon_is_kept_without_mask(
 
 
 def test_polygons_of_three_points_are_kept() -> None:
-    assert convert_segmentation([POLYGON, POLYGON[:4]]) == [POLYGON]
+    assert parse_segmentation([POLYGON, POLYGON[:4]], (40, 30)) == ([POLYGON], 1)
 
 
 def test_an_uncompressed_rle_is_compressed() -> None:
-    rle = convert_segmentation({"size": [2, 3], "counts": [1, 3, 2]})
+    rle, _ = parse_segmentation({"size": [2, 3], "counts": [1, 3, 2]}, (2, 3))
     assert coco_mask.decode(rle).T.reshape(-1).tolist() == [0, 1, 1, 1, 0, 0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from glipv2_d2.data.readers.flickr30k import read_entities
+from glipv2_d2.data.readers.grounding import flickr30k_images
 
 XML = """<annotation><filename>1000.jpg</filename>
 <size><width>30</width><height>40</height><depth>3</depth></size>
@@ -42,12 +43,20 @@ def test_phrase_types_come_from_the_markup(split_file: str) -> None:
     assert [r["phrase_types"] for r in records] == [[("people",)], [("people", "other")]]
 
 
-def test_boxes_count_from_one_and_include_their_last_pixel(split_file: str) -> None:
+def test_boxes_are_those_of_the_file(split_file: str) -> None:
     record = read_entities(split_file, "images", "set")[0]
     assert (record["height"], record["width"]) == (40, 30)
-    assert [a["bbox"] for a in record["annotations"]] == [[0, 1, 10, 20]]
+    assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 10, 20]]
 
 
 def test_image_without_files_is_logged(split_file: str, caplog: pytest.LogCaptureFixture) -> None:
     read_entities(split_file, "images", "set")
     assert "2000" in caplog.text
+
+
+def test_flickr30k_has_one_folder_of_images_or_one_per_split(tmp_path: Path) -> None:
+    folder = tmp_path / "flickr30k" / "flickr30k_images"
+    folder.mkdir(parents=True)
+    assert flickr30k_images(str(tmp_path), "val") == str(folder)
+    (folder / "val").mkdir()
+    assert flickr30k_images(str(tmp_path), "val") == str(folder / "val")

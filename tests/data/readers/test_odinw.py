@@ -10,7 +10,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.readers.coco import read_coco
-from glipv2_d2.data.readers.odinw import benchmark_names, odinw_datasets, register_split
+from glipv2_d2.data.readers.odinw import (
+    CLASSES_OF_13,
+    benchmark_names,
+    odinw_datasets,
+    register_split,
+)
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.build import build_evaluator
 from glipv2_d2.text.prompts import check_names
@@ -23,6 +28,15 @@ def test_all_datasets_of_a_benchmark_are_registered(benchmark: str, count: int) 
     names = benchmark_names(benchmark)
     assert len(set(names)) == count
     assert set(names) <= set(DatasetCatalog.list())
+
+
+def test_odinw_13_has_its_own_class_names() -> None:
+    rabbits, mushrooms = CLASSES_OF_13
+    names = benchmark_names("odinw_13")
+    assert f"odinw_13_{rabbits}_val" in names and f"odinw_13_{mushrooms}_val" in names
+    assert f"odinw_{rabbits}_val" in benchmark_names("odinw_35")
+    assert CLASSES_OF_13[rabbits] == ["Cottontail-Rabbit"]
+    assert all(len(SETS[key]["classes"]) == len(CLASSES_OF_13[key]) for key in CLASSES_OF_13)
 
 
 def test_unknown_benchmark_raises() -> None:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
 from PIL import Image
 
-from glipv2_d2.data.readers.openimages import read_openimages
+from glipv2_d2.data.readers.openimages import (
+    read_descriptions,
+    read_openimages,
+    register_openimages,
+)
 
 COLUMNS = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
@@ -61,3 +66,55 @@ def test_sizes_are_read_once(folder: Path, dataset_name: str) -> None:
     first = read(folder, dataset_name)
     (folder / "train" / "aa.jpg").unlink()
     assert read(folder, dataset_name) == first
+
+
+COLUMNS_OF_6 = (
+    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,"
+    "IsDepiction,IsInside,XClick1X,XClick2X,XClick3X,XClick4X,XClick1Y,XClick2Y,XClick3Y,XClick4Y"
+)
+ROW_OF_6 = "000002b66c9c498e,xclick,/m/01g317,1,0.25,0.5,0.2,0.6,0,1,0,0,0,.1,.1,.1,.1,.1,.1,.1,.1"
+
+
+def test_openimages_of_version_7_have_a_header_and_another_name(
+    tmp_path: Path, dataset_name: str
+) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "train" / "000002b66c9c498e.jpg")
+    boxes = tmp_path / "oidv6-train-annotations-bbox.csv"
+    boxes.write_text(f"{COLUMNS_OF_6}\n{ROW_OF_6}\n")
+    names = tmp_path / "oidv7-class-descriptions-boxable.csv"
+    names.write_text("LabelName,DisplayName\n/m/011k07,Tortoise\n/m/01g317,Person\n")
+    [record] = read_openimages(str(boxes), str(names), str(tmp_path / "train"), dataset_name)
+    assert MetadataCatalog.get(dataset_name).thing_classes == ["Tortoise", "Person"]
+    assert record["annotations"] == [
+        {"bbox": [10, 4, 20, 12], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "iscrowd": 0}
+    ]
+
+
+def test_openimages_of_every_version_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    monkeypatch.setattr(
+        "glipv2_d2.data.readers.openimages.register",
+        lambda name, _, source_files, **__: found.update({name: source_files}),
+    )
+    folder = tmp_path / "openimages"
+    folder.mkdir()
+    (folder / "oidv6-train-annotations-bbox.csv").touch()
+    (folder / "oidv7-class-descriptions-boxable.csv").touch()
+    register_openimages(str(tmp_path))
+    names = [Path(path).name for path in found["openimages_train"]]
+    assert names[:2] == ["oidv6-train-annotations-bbox.csv", "oidv7-class-descriptions-boxable.csv"]
+    names = [Path(path).name for path in found["openimages_validation"]]
+    assert names[0] == "validation-annotations-bbox.csv"
+
+
+def test_other_csv_files_are_refused_by_name(tmp_path: Path, dataset_name: str) -> None:
+    (tmp_path / "boxes.csv").write_text("image,x\n1,2\n")
+    (tmp_path / "names.csv").write_text("/m/1,Tree\n")
+    with pytest.raises(ValueError, match=r"boxes\.csv.*LabelName"):
+        read_openimages(str(tmp_path / "boxes.csv"), str(tmp_path / "names.csv"), "", dataset_name)
+    (tmp_path / "names.csv").write_text("/m/1\n")
+    with pytest.raises(ValueError, match=r"names\.csv"):
+        read_descriptions(str(tmp_path / "names.csv"))

@@ -75,7 +75,7 @@ def test_answers_are_matched_to_their_questions(read: Callable[..., Any]) -> Non
     assert (first["image_id"], first["question_id"]) == (458752, 458752000)
     assert first["question"] == "What is this?"
     assert first["human_answers"] == PEOPLE
-    assert first["answers"] == {"net": 1.0, "netting": 1 / 3, "mesh": 1 / 3}
+    assert first["answers"] == {"net": 1.0, "netting": 0.3, "mesh": 0.3}
     assert (first["answer_type"], first["question_type"]) == ("other", "what is this")
     assert second["answers"] == {"no": 1.0}
     assert "annotations" not in first
@@ -160,7 +160,10 @@ def test_question_about_an_unlisted_image_raises(read: Callable[..., Any]) -> No
         ({"questions": ["what?"]}, "number 0.*'question_id'"),
         ({"questions": [{"question_id": [1], "image_id": 2, "question": "?"}]}, r"0.*\[1\]"),
         ({"questions": [{"question_id": 1, "image_id": None, "question": "?"}]}, "0.*None"),
-        ({"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]}, "a string are"),
+        (
+            {"questions": [{"question_id": 1, "image_id": "2", "question": "a?"}]},
+            "'2', which is",
+        ),
     ],
 )
 def test_invalid_file_raises(content: Any, message: str, read: Callable[..., Any]) -> None:
