@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.engine.finetune.few_shot import SEEDS, SHOTS, few_shot_subset
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             subset = few_shot_subset(coco, shots=shots, seed=seed)
             path = args.json.with_name(f"{args.json.stem}_{shots}shot_{seed}.json")
             with atomic_open(path) as file:
-                file.write(json.dumps(subset).encode())
+                file.write(dump_json(subset).encode())
             print(f"{path}: {len(subset['images'])} images")
 
 

@@ -26,7 +26,7 @@ from xml.etree import ElementTree as ET
 
 from PIL import Image
 
-from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.images import open_image
 
 PACKAGE = "deepforest==2.1.0"

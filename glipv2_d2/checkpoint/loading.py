@@ -12,10 +12,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint.file_reading import Layout, detect_layout, read_checkpoint, require_file
-from glipv2_d2.checkpoint.file_writing import atomic_open, state_to_save
+from glipv2_d2.checkpoint.file_writing import state_to_save
 from glipv2_d2.checkpoint.glip_names import from_glip, is_recomputed, strip_wrapper
 from glipv2_d2.checkpoint.load_report import LoadReport, compare, list_names
 from glipv2_d2.checkpoint.swin_names import from_swin, in_imagenet_file
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.layers.checkpoint_prefixes import (
     excluded_prefixes,
     loss_only_prefixes,

@@ -18,9 +18,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from glipv2_d2.checkpoint import GLIPv2Checkpointer, atomic_open, read_checkpoint
+from glipv2_d2.checkpoint import GLIPv2Checkpointer, read_checkpoint
 from glipv2_d2.checkpoint.load_report import compare
 from glipv2_d2.engine.finetune.policies import apply_policy
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes
 
 DELTA_FILE = "delta.pth"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import random
 import weakref
@@ -23,7 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
-from glipv2_d2.checkpoint.file_writing import atomic_open
 from glipv2_d2.data.build import build_test_loader, build_train_loader
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
@@ -49,6 +47,7 @@ from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.engine.train.train_step import build_accumulating_trainer, images_per_micro_batch
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +187,7 @@ class Trainer(DefaultTrainer):
             names = list(cfg.DATASETS.TEST)
             per_dataset = {names[0]: results} if len(names) == 1 else results
             with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
-                file.write(json.dumps(per_dataset, indent=1).encode())
+                file.write(dump_json(per_dataset, indent=1).encode())
         return results
 
     @classmethod

@@ -10,7 +10,6 @@ Each question has one answer.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.file_writing import atomic_open
+from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.images import open_image
 
 SHAPES = {"circle", "rectangle", "triangle"}
@@ -110,7 +109,7 @@ def question_type(answer: str) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_open(path) as file:
-        file.write(json.dumps(content).encode())
+        file.write(dump_json(content).encode())
 
 
 if __name__ == "__main__":
