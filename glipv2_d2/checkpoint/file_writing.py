@@ -29,12 +29,20 @@ def save_state(
     Args:
         dtype: dtype of the stored floating-point tensors; default: unchanged. Loading casts to
             the dtype of the model, so float16 halves the size of released weights.
+
+    Raises:
+        ValueError: a tensor has numbers that are not finite or too large for ``dtype``.
     """
     stored: dict[str, Any] = {
         # Copy, because saving a view saves its whole storage.
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
         for name, value in state_dict.items()
     }
+    if bad := [n for n, v in stored.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ValueError(
+            f"'{path}' is not written: nan or numbers too large for {stored[bad[0]].dtype} in "
+            f"{', '.join(bad[:10])}"
+        )
     with atomic_open(path) as file:
         torch.save({"model": stored}, file)
 
