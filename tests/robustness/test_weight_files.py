@@ -205,7 +205,7 @@ def test_a_name_that_is_no_text_is_an_error(tmp_path: Path, name: Any, message: 
 
 
 @fast
-@given(name=st.text(min_size=1, max_size=2000).filter(lambda name: name not in WEIGHTS))
+@given(name=st.text(min_size=1, max_size=200).filter(lambda name: name not in WEIGHTS))
 def test_an_unknown_name_is_an_error_of_limited_length(name: str) -> None:
     with pytest.raises(ValueError, match="does not match the model") as caught:
         load_weights(model_of(), {**WEIGHTS, name: torch.zeros(1)}, source="odd.pth")
