@@ -18,7 +18,7 @@ class MetricsWriter(JSONWriter):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        attributes = vars(self)
+        attributes = self.__dict__
         attributes["_file_handle"] = _ValidLines(attributes["_file_handle"])
 
 

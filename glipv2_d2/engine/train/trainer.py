@@ -246,7 +246,7 @@ class Trainer(DefaultTrainer):
         try:
             super().load_state_dict(state_dict)
             self.data_loader.seed = int(state_dict["seed"])
-            self.iter = int(self.iter)
+            self.iter = int(state_dict["iteration"])
         # What a state has in place of what is expected may be anything.
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ValueError(
