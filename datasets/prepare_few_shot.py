@@ -10,12 +10,11 @@ Each class is in at least the given number of images, sampled by GLIP's rule and
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.data.coco_truth import read_truth
 from glipv2_d2.engine.finetune.few_shot import SEEDS, SHOTS, few_shot_subset
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
             subset = few_shot_subset(coco, shots=shots, seed=seed)
             path = args.json.with_name(f"{args.json.stem}_{shots}shot_{seed}.json")
             with atomic_open(path) as file:
-                file.write(json.dumps(subset).encode())
+                file.write(dump_json(subset).encode())
             print(f"{path}: {len(subset['images'])} images")
 
 

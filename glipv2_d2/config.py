@@ -38,7 +38,7 @@ def get_config(name: str) -> CfgNode:
     cfg = get_cfg()
     add_glipv2_config(cfg)
     add_project_configs(cfg)
-    cfg.merge_from_file(str(_config_directory() / NAMED_CONFIGS[name]))
+    cfg.merge_from_file(str(_config_directory() / NAMED_CONFIGS[name]), allow_unsafe=False)
     return cfg
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,12 +24,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.file_writing import atomic_open
 from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.data.check_report import to_json, to_table
 from glipv2_d2.data.checks import DatasetReport, PromptLimits, check_dataset
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.text.tokenizer import Tokenizer
 
 FOUND_DEFECTS = 1
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> list[DatasetReport]:
         reports.append(report)
     if args.json is not None:
         with atomic_open(args.json) as file:
-            file.write(json.dumps([to_json(r) for r in reports], indent=1).encode())
+            file.write(dump_json([to_json(r) for r in reports], indent=1).encode())
     return reports
 
 

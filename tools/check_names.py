@@ -19,7 +19,6 @@ image was read and predicted, 1 if some were skipped, 2 if the command failed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from glipv2_d2.batch_prediction import ImageBatches
-from glipv2_d2.checkpoint.file_writing import atomic_write
 from glipv2_d2.class_name_checks import (
     calibrate_thresholds,
     check_absent_names,
@@ -48,6 +46,7 @@ from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.evaluation.calibration import MIN_POSITIVES
 from glipv2_d2.evaluation.class_reports import ClassReport
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.predictor import Predictor
 
 
@@ -177,7 +176,7 @@ def run(args: argparse.Namespace) -> list[str]:
     check_output_file(args.markdown, "--markdown")
     report, skipped = (run_calibration if args.command == "calibrate" else run_check)(args)
     if args.json is not None:
-        atomic_write(args.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        atomic_write(args.json, dump_json(report.to_json(), indent=1, ensure_ascii=False))
         print(f"report written to {args.json}")
     if args.markdown is not None:
         atomic_write(args.markdown, report.text("github"))

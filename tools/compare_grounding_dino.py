@@ -14,7 +14,6 @@ as Grounding DINO does.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -28,11 +27,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.command_line import check_minimums
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.precision import PRECISIONS
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.profiling.grounding_dino import GroundingDino, median_and_spread, time_in_turns
 from glipv2_d2.profiling.synthetic_inputs import benchmark_class_names, random_inputs
 
@@ -132,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_result(result, Console())
     if args.json is not None:
         with atomic_open(args.json) as file:
-            file.write(json.dumps(result, indent=1).encode())
+            file.write(dump_json(result, indent=1).encode())
         print(f"result in {args.json}")
     return 0
 

@@ -16,6 +16,7 @@ output folder then has delta.pth, the changed weights:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -25,10 +26,11 @@ from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2.engine.finetune.few_shot import SEEDS, SHOTS
-from glipv2_d2.engine.finetune.job import FinetuneArguments, prepare
+from glipv2_d2.engine.finetune.job import FinetuneArguments, FinetuneJob, prepare
 from glipv2_d2.engine.finetune.policies import policy_names
 from glipv2_d2.engine.finetune.tuning import DELTA_FILE
 from glipv2_d2.engine.host_memory import keep_freed_memory
+from glipv2_d2.engine.train.output_lock import output_lock
 
 # The tokenizer runs inside loader processes that are forked after its first use.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,11 +75,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        job = prepare(FinetuneArguments(**vars(args)))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as stack:
+        try:
+            # Before the first file is written.
+            stack.enter_context(output_lock(args.output))
+            job = prepare(FinetuneArguments(**vars(args)))
+        except (FileNotFoundError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        run(job, args)
+    return 0
+
+
+def run(job: FinetuneJob, args: argparse.Namespace) -> None:
+    """Train, evaluate, and write the report."""
     default_setup(job.cfg, args)
     # Detectron2 sets up its own loggers only.
     setup_logger(job.cfg.OUTPUT_DIR, name="glipv2_d2")
@@ -85,7 +96,6 @@ def main(argv: list[str] | None = None) -> int:
     report.write(args.output)
     print(report.text())
     print(f"report.md, report.json and {DELTA_FILE} are in {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ mask token. Questions without detections are kept, without boxes.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.file_writing import atomic_write
 from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
@@ -35,6 +33,7 @@ from glipv2_d2.data.question_grounding import (
     read_pseudo_labels,
 )
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.file_writing import atomic_write, dump_json
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         lines = list(grounded_questions(tqdm(records, desc="Questions"), labels))
         num_grounded = sum(bool(line["boxes"]) for line in lines)
         message = f"{len(lines)} questions, {num_grounded} of them with boxes, are in {args.output}"
-    atomic_write(args.output, "".join(f"{json.dumps(line)}\n" for line in lines))
+    atomic_write(args.output, "".join(f"{dump_json(line)}\n" for line in lines))
     print(message)
 
 

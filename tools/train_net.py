@@ -25,19 +25,18 @@ from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.distributed import launch
+from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.trainer import Trainer
 
 # The tokenizer runs inside loader processes that are forked after its first use.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Build the config, and set up logging and random seeds."""
-    cfg = load_config(args.config_file, args.opts)
+def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set up logging and random seeds."""
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers only.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
-    return cfg
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
@@ -50,12 +49,16 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg = setup(args)
+    cfg = load_config(args.config_file, args.opts)
     if args.eval_only:
+        setup(cfg, args)
         return evaluate(cfg, args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    # Before the first file is written.
+    with output_lock(cfg.OUTPUT_DIR):
+        setup(cfg, args)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Load and save checkpoints; convert the state-dict names of GLIP and Swin files."""
 
 from glipv2_d2.checkpoint.file_reading import Layout, detect_layout, read_checkpoint
-from glipv2_d2.checkpoint.file_writing import atomic_open, save_state, save_weights
+from glipv2_d2.checkpoint.file_writing import save_state, save_weights
 from glipv2_d2.checkpoint.glip_names import from_glip, to_glip
 from glipv2_d2.checkpoint.loading import GLIPv2Checkpointer, load_weights
 from glipv2_d2.checkpoint.swin_names import from_swin
@@ -9,7 +9,6 @@ from glipv2_d2.checkpoint.swin_names import from_swin
 __all__ = [
     "GLIPv2Checkpointer",
     "Layout",
-    "atomic_open",
     "detect_layout",
     "from_glip",
     "from_swin",

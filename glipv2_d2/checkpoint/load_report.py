@@ -6,7 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+from glipv2_d2.weight_files import quote
+
+# Of names in a message; GLIP-L has fewer modules.
+_MAX_LINES = 2000
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,17 @@ class Mismatch:
         missing: names in the model that the file lacks.
         unknown: names in the file that the model lacks.
         shapes: name -> (shape in the file, shape in the model).
+        dtypes: name -> (dtype in the file, dtype in the model), where one does not stand for the
+            other: floating point for floating point, integers for integers.
     """
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    dtypes: dict[str, tuple[torch.dtype, torch.dtype]]
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unknown or self.shapes)
+        return bool(self.missing or self.unknown or self.shapes or self.dtypes)
 
     def message(self, source: str) -> str:
         """An error message with all names, and how to fix the error.
@@ -62,12 +71,16 @@ class Mismatch:
             source: description of the file.
         """
         parts = [f"{source} does not match the model:"]
-        if self.shapes:
-            parts.append(f"different shapes ({len(self.shapes)}):")
-            parts += [
-                f"  {name}: {in_file} in the file, {in_model} in the model"
-                for name, (in_file, in_model) in sorted(self.shapes.items())
-            ]
+        for title, differing in (
+            ("different shapes", self.shapes),
+            ("different kinds of numbers", self.dtypes),
+        ):
+            if differing:
+                parts.append(f"{title} ({len(differing)}):")
+                parts += [
+                    f"  {quote(name)}: {in_file} in the file, {in_model} in the model"
+                    for name, (in_file, in_model) in sorted(differing.items())
+                ]
         for title, names in (
             ("missing in the file", self.missing),
             ("in the file, but not in the model", self.unknown),
@@ -103,7 +116,16 @@ def compare(
             for name, value in state_dict.items()
             if name in model_state and value.shape != model_state[name].shape
         },
+        dtypes={
+            name: (value.dtype, model_state[name].dtype)
+            for name, value in state_dict.items()
+            if name in model_state and _kind(value.dtype) != _kind(model_state[name].dtype)
+        },
     )
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def list_names(names: Iterable[str]) -> list[str]:
@@ -118,6 +140,9 @@ def list_names(names: Iterable[str]) -> list[str]:
         leaves_per_module[module].append(leaf)
     lines = []
     for module, leaves in leaves_per_module.items():
+        module, leaves = quote(module), [quote(leaf) for leaf in leaves]
         joined = leaves[0] if len(leaves) == 1 else "{" + ", ".join(sorted(leaves)) + "}"
         lines.append(f"  {module}.{joined}" if module else f"  {joined}")
-    return sorted(lines)
+    lines.sort()
+    others = len(lines) - _MAX_LINES
+    return lines if others <= 0 else [*lines[:_MAX_LINES], f"  and {others:,} others"]

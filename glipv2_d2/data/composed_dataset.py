@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from glipv2_d2.data.composition import (
     compose_scene,
     drawn_background,
 )
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.structures.text import Span
 
 JPEG_QUALITY = 90
@@ -288,6 +288,4 @@ def _vqa_answer(answer: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, renamed into place when complete."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content), encoding="utf8")
-    os.replace(partial, path)
+    atomic_write(path, dump_json(content))

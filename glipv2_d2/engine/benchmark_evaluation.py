@@ -21,7 +21,6 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
 
-from glipv2_d2.checkpoint.file_writing import atomic_write
 from glipv2_d2.data.build import build_test_loader
 from glipv2_d2.data.prompt_overrides import Overrides, load_prompt_overrides, override_prompts
 from glipv2_d2.data.registration import missing_paths
@@ -35,9 +34,9 @@ from glipv2_d2.evaluation.benchmark_table import (
     Results,
     to_json,
     to_text,
-    without_nan,
 )
 from glipv2_d2.evaluation.benchmarks import Benchmark, first_available
+from glipv2_d2.file_writing import atomic_write, dump_json, without_nan
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ def _write_report(run: EvaluationRun, reports: Sequence[Report]) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    atomic_write(path, json.dumps(content, indent=1))
+    atomic_write(path, dump_json(content, indent=1))
 
 
 def availability_table(benchmarks: Sequence[Benchmark]) -> str:

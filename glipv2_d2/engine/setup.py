@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from yaml.constructor import ConstructorError
 
 # Registers the modules that configs refer to by name.
 import glipv2_d2.modeling  # noqa: F401
 from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.projects import add_project_configs
+from glipv2_d2.trust import unsafe_files_allowed, unsafe_remedy
 
 logger = logging.getLogger(__name__)
+
+_MAX_SHOWN = 80
 
 
 def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
@@ -39,7 +44,8 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a key does not exist, or a value has the wrong type.
+        ValueError: a key does not exist, a value has the wrong type, or the file or one of its
+            bases (``_BASE_``) has a tag that could execute code.
     """
     cfg = get_cfg()
     add_glipv2_config(cfg)
@@ -59,16 +65,44 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path!r} does not exist")
     try:
-        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
-        keys = _flat_keys(loaded)
-    # AttributeError: the file is a list or a string.
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        loaded = _ConfigFile.load_yaml_with_base(path)
+        keys = _walk(loaded, "")
+        _check_keys(cfg, keys, source=f"config file {path!r}")
+    # AttributeError, TypeError: the file is a list, a string or empty. AssertionError: a section in
+    # place of a value of the base.
+    except (yaml.YAMLError, AttributeError, TypeError, AssertionError, UnicodeError) as error:
+        if isinstance(error, ConstructorError) and "for the tag" in str(error.problem):
+            raise ValueError(
+                f"config file {path!r} has a tag that is no plain value, and loading it could "
+                f"execute code: {error}. Write the value itself. {unsafe_remedy()}"
+            ) from error
         raise ValueError(f"config file {path!r} is not a YAML mapping of keys: {error}") from error
-    _check_keys(cfg, keys, source=f"config file {path!r}")
+    except RecursionError as error:
+        raise ValueError(
+            f"config file {path!r} is nested too deeply, or is a base of itself (_BASE_)"
+        ) from error
     try:
-        cfg.merge_from_file(path)
-    except ValueError as error:
+        cfg.merge_from_other_cfg(CfgNode(loaded))
+    # AssertionError: a value in place of a section.
+    except (ValueError, AssertionError) as error:
         raise ValueError(f"config file {path!r}: {error}") from error
+
+
+class _ConfigFile(CfgNode):
+    """Loads YAML files of plain values, where Detectron2 by default executes code from them.
+
+    The files of the installed detectron2 are excepted: some have Python expressions.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Detectron2's, which calls it for each file of ``_BASE_``."""
+        allow_unsafe = unsafe_files_allowed() or _is_of_detectron2(filename)
+        return super().load_yaml_with_base(filename, allow_unsafe)
+
+
+def _is_of_detectron2(filename: str) -> bool:
+    return Path(filename).resolve().is_relative_to(Path(detectron2.__file__).resolve().parent)
 
 
 def _merge_opts(cfg: CfgNode, opts: list[Any]) -> None:
@@ -78,21 +112,19 @@ def _merge_opts(cfg: CfgNode, opts: list[Any]) -> None:
     cfg.merge_from_list(opts)
 
 
-def _check_keys(cfg: CfgNode, keys: Sequence[str], *, source: str) -> None:
-    known = _flat_keys(cfg)
+def _check_keys(cfg: CfgNode, keys: Iterable[str], *, source: str) -> None:
+    known = set(_walk(cfg, ""))
     for key in keys:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=3)
+            # Comparing takes time, and no key is as long.
+            shown = key[:_MAX_SHOWN]
+            close = difflib.get_close_matches(shown, sorted(known), n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{source}: config key {key!r} does not exist{hint}")
-
-
-def _flat_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted key ``A.B.C`` of every value."""
-    return list(_walk(node, prefix))
+            raise ValueError(f"{source}: config key {shown!r} does not exist{hint}")
 
 
 def _walk(node: dict[str, Any], prefix: str) -> Iterator[str]:
+    """The dotted key ``A.B.C`` of every value, one by one: aliases can repeat them without end."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _walk(value, f"{prefix}{key}.")

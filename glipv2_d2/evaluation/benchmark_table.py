@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,15 +121,3 @@ def _numbers(benchmark: Benchmark, outcome: Outcome) -> str:
 def _value(outcome: Outcome, metric: str) -> float | None:
     task, name = metric.split("/", 1)
     return (outcome.results or {}).get(task, {}).get(name)
-
-
-def without_nan(results: Mapping[str, Mapping[str, float]]) -> Results:
-    """The results of an evaluator with None in place of nan, which JSON does not have.
-
-    >>> without_nan({"bbox": {"AP": 12.5, "APl": float("nan")}})
-    {'bbox': {'AP': 12.5, 'APl': None}}
-    """
-    return {
-        task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        for task, metrics in results.items()
-    }

@@ -7,7 +7,6 @@ that cannot be computed is left out of the results, and the reason is logged.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from tabulate import tabulate
 
 from glipv2_d2.evaluation.caption_tokenizer import tokenize
 from glipv2_d2.evaluation.text_evaluator import PERCENT, TextEvaluator
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -183,4 +183,4 @@ class CaptionEvaluator(TextEvaluator):
             ],
         }
         path = self.output_folder / SCORES_FILE
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        atomic_write(path, dump_json(content, indent=1))

@@ -5,7 +5,6 @@ G: ground-truth boxes of a phrase. K: detections of a phrase.
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from glipv2_d2.evaluation.records import records_by_id
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class PhraseEvaluator(DatasetEvaluator):
             key=lambda row: (position[row["image_id"]], row["label"]),
         )
         self._warn_if_incomplete(rows)
-        self.path.write_text(json.dumps(rows), encoding="utf-8")
+        atomic_write(self.path, dump_json(rows))
         return self.summarize(rows)
 
     def _warn_if_incomplete(self, rows: Sequence[Row]) -> None:

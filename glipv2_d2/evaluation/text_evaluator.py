@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from glipv2_d2.evaluation.records import records_by_id
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -99,4 +99,4 @@ class TextEvaluator(DatasetEvaluator):
         id_key, text_key = MetadataCatalog.get(self.dataset_name).get("result_keys", default)
         results = [{id_key: key, text_key: text} for key, text in texts.items()]
         path = self.output_folder / self.results_file
-        path.write_text(json.dumps(results), encoding="utf-8")
+        atomic_write(path, dump_json(results))

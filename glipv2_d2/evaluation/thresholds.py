@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glipv2_d2.file_writing import dump_json
 from glipv2_d2.text.prompts import normalized_name
 
 
@@ -56,7 +57,7 @@ class ScoreThresholds:
     def to_json(self, **about: Any) -> str:
         """File content for :meth:`from_source`; ``about`` is added for human readers."""
         content = {"thresholds": dict(self.per_class), "default": self.default, **about}
-        return json.dumps(content, indent=1, ensure_ascii=False)
+        return dump_json(content, indent=1, ensure_ascii=False)
 
 
 def _read(path: Path) -> ScoreThresholds:

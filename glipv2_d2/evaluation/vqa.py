@@ -12,7 +12,6 @@ normalising both.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from tabulate import tabulate
 
 from glipv2_d2.evaluation.text_evaluator import PERCENT, TextEvaluator
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.structures import fields
 from glipv2_d2.text.answers import normalize_answer
 
@@ -85,7 +85,7 @@ class VQAEvaluator(TextEvaluator):
             "per_question_type": per_question_type,
         }
         path = self.output_folder / ACCURACY_FILE
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        atomic_write(path, dump_json(content, indent=1))
         rows = [("all", overall), *per_answer_type.items(), *per_question_type.items()]
         table = tabulate(rows, ["answers", "accuracy"], tablefmt="pipe", floatfmt=".2f")
         logger.info("Accuracy on %r, %d questions:\n%s", self.dataset_name, len(records), table)

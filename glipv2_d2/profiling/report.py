@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.profiling.stages import Amounts, floor_seconds
 
 # A stage whose floor is a smaller share of its time has no meaningful ratio.
@@ -53,7 +53,7 @@ class BenchmarkReport:
 
     def write(self, path: Path) -> None:
         with atomic_open(path) as file:
-            file.write(json.dumps(asdict(self), indent=1).encode("utf-8"))
+            file.write(dump_json(asdict(self), indent=1).encode())
 
 
 def busy_seconds(amounts: Amounts) -> float:

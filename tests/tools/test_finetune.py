@@ -9,6 +9,7 @@ import finetune
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.locked_folder import locked_by_another_process
 from helpers.stand_in import MeanColour, configure
 from helpers.tiny_coco import NAMES, write_coco
 
@@ -88,3 +89,13 @@ def test_the_default_model_is_part_of_the_repository() -> None:
     args = finetune.parse_args(["--data", "folder"])
     assert Path(args.config_file).is_file()
     assert Path(args.weights).is_file()
+
+
+def test_a_second_training_in_the_folder_is_refused_before_it_writes(
+    folder: Path, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    with locked_by_another_process(output):
+        assert run(folder, base, output) == 1
+    assert "error: another training (process" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == [".training.lock"]

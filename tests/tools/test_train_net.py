@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.locked_folder import locked_by_another_process
 from helpers.models import tiny_cfg, tiny_model
 from helpers.stand_in import configure
 from helpers.tiny_coco import write_coco
@@ -134,3 +135,15 @@ def test_eval_only_writes_results(config_file: str, tmp_path: Path) -> None:
 def test_mistyped_key_is_rejected_with_a_suggestion(config_file: str) -> None:
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITERS.*SOLVER\.MAX_ITER"):
         run("--config-file", config_file, "SOLVER.MAX_ITERS", "3")
+
+
+def test_a_second_training_in_the_folder_is_refused_before_it_writes(
+    config_file: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    with (
+        locked_by_another_process(output),
+        pytest.raises(ValueError, match=rf"another training .*'{output}'"),
+    ):
+        run("--config-file", config_file)
+    assert [path.name for path in output.iterdir()] == [".training.lock"]

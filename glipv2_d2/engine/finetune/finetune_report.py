@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from glipv2_d2.checkpoint import atomic_open
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 OVERALL = ("AP", "AP50", "AP75")
 CLASS_PREFIX = "AP-"
@@ -93,7 +92,7 @@ class FinetuneReport:
 
     def write(self, folder: Path) -> None:
         """Atomically write report.json and report.md. A nan becomes null in JSON."""
-        content = json.dumps(_without_nan(asdict(self)), indent=1, default=str)
+        content = dump_json(asdict(self), indent=1, default=str)
         for name, text in (("report.json", content), ("report.md", self.text())):
             with atomic_open(folder / name) as file:
                 file.write(text.encode())
@@ -113,11 +112,3 @@ def _change(before: float | None, after: float | None) -> str:
     if before is None or after is None or math.isnan(before) or math.isnan(after):
         return "-"
     return f"{after - before:+.1f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

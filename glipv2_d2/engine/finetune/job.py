@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.engine.finetune.coco_folder import CocoFolder, open_coco_folder
@@ -22,6 +20,7 @@ from glipv2_d2.engine.finetune.recipes import MAX_EPOCHS, recipe
 from glipv2_d2.engine.finetune.tuning import DELTA_FILE, load_model
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.trainer import Trainer
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _store_splits(
             # Without their groups, no class is taken for a group when the file is read again.
             classes = [{"id": c["id"], "name": c["name"]} for c in coco["categories"]]
             with atomic_open(path) as file:
-                file.write(json.dumps({**coco, "categories": classes}).encode())
+                file.write(dump_json({**coco, "categories": classes}).encode())
             entries.append({"name": path.stem, "json": str(path), "images": str(split.images)})
     return entries
 

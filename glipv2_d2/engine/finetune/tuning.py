@@ -18,9 +18,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from glipv2_d2.checkpoint import GLIPv2Checkpointer, atomic_open, read_checkpoint
+from glipv2_d2.checkpoint import GLIPv2Checkpointer, read_checkpoint
 from glipv2_d2.checkpoint.load_report import compare
 from glipv2_d2.engine.finetune.policies import apply_policy
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes
 
 DELTA_FILE = "delta.pth"
@@ -156,10 +157,10 @@ def read_delta(path: str | Path) -> Delta:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a delta.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, key="MODEL.TUNING.DELTA")
     about = content.get("tuning")
-    keys = {"settings", "base", "fingerprint"}
-    if not isinstance(about, dict) or about.keys() != keys:
+    types = {"settings": dict, "base": str, "fingerprint": str}
+    if not isinstance(about, dict) or {k: type(v) for k, v in about.items()} != types:
         raise ValueError(
             f"'{path}' is not a delta of a fine-tuned model; set MODEL.TUNING.DELTA to the "
             f"{DELTA_FILE} of a training with MODEL.TUNING.NAME, and MODEL.WEIGHTS to full weights"
@@ -194,7 +195,12 @@ def _with_settings(cfg: CfgNode, settings: dict[str, Any]) -> CfgNode:
     """The config with the policy and settings of a delta."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.TUNING.merge_from_other_cfg(CfgNode(settings))
+    try:
+        cfg.MODEL.TUNING.merge_from_other_cfg(CfgNode(settings))
+    # yacs checks names with the first, types with the others.
+    except (KeyError, ValueError, AssertionError) as error:
+        source = cfg.MODEL.TUNING.DELTA
+        raise ValueError(f"delta '{source}' has settings that do not exist: {error}") from error
     cfg.freeze()
     return cfg
 

@@ -36,11 +36,11 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint import atomic_open
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.readers.captions import MIN_SCORE
 from glipv2_d2.data.readers.image_text import Pair, contains_images, read_pairs
 from glipv2_d2.engine.pseudo_label.pseudo_labeler import GroundedRecord, LeftOutPair, PseudoLabeler
+from glipv2_d2.file_writing import atomic_open, dump_json
 
 Advance = Callable[[int], Any]
 """Called with the number of pairs that were labelled since the last call."""
@@ -180,7 +180,7 @@ def label_shard(labeler: PseudoLabeler, shard: Shard, advance: Advance) -> None:
         "left_out": [asdict(pair) for pair in left_out],
     }
     with atomic_open(shard.account_path) as file:
-        file.write(json.dumps(account).encode())
+        file.write(dump_json(account).encode())
     with atomic_open(shard.path) as file:
         _WRITERS[shard.path.suffix](file, records, shard.path.stem)
 
@@ -189,7 +189,7 @@ def label_shard(labeler: PseudoLabeler, shard: Shard, advance: Advance) -> None:
 
 
 def _write_lines(file: IO[bytes], records: Sequence[GroundedRecord], _stem: str) -> None:
-    file.writelines(json.dumps(record).encode() + b"\n" for record in records)
+    file.writelines(dump_json(record).encode() + b"\n" for record in records)
 
 
 def _write_tar(file: IO[bytes], records: Sequence[GroundedRecord], stem: str) -> None:
@@ -201,7 +201,7 @@ def _write_tar(file: IO[bytes], records: Sequence[GroundedRecord], stem: str) ->
             image_suffix = Path(record["image"].rpartition("@")[0]).suffix
             with PathManager.open(record["image"], "rb") as image:
                 _add_member(tar, key + image_suffix, image.read())
-            _add_member(tar, f"{key}.json", json.dumps(record).encode())
+            _add_member(tar, f"{key}.json", dump_json(record).encode())
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -250,7 +250,7 @@ def _check_settings(task: LabellingTask, pairs: Sequence[Pair]) -> None:
     path = task.output / "settings.json"
     if not path.exists():
         with atomic_open(path) as file:
-            file.write(json.dumps(settings, indent=1).encode())
+            file.write(dump_json(settings, indent=1).encode())
         return
     existing = json.loads(path.read_text())
     changed = [
@@ -284,7 +284,7 @@ def _merge_shards(task: LabellingTask, shards: Sequence[Shard]) -> LabellingRepo
             num_boxes += account["num_boxes"]
             for pair in account["left_out"]:
                 faults.add(pair["reason"], pair["image"])
-                file.write(json.dumps(pair).encode() + b"\n")
+                file.write(dump_json(pair).encode() + b"\n")
     if contains_images(task.captions):
         first, last = shards[0].path, shards[-1].path
         # Shells and webdataset do not expand a range of one number.

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from typing import IO, Any
+
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils.events import JSONWriter
 
 from glipv2_d2.engine.host_memory import peak_resident_bytes
+from glipv2_d2.file_writing import dump_json
+
+
+class MetricsWriter(JSONWriter):
+    """Detectron2's writer of metrics.json, with null in place of nan, which JSON does not have."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        attributes = self.__dict__
+        attributes["_file_handle"] = _ValidLines(attributes["_file_handle"])
+
+
+class _ValidLines:
+    """A text file that replaces nan in the lines of JSON that are written to it."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(dump_json(json.loads(line)) + "\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 class ResourceMetrics(HookBase):

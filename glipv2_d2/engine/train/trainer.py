@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import random
 import weakref
@@ -18,12 +17,12 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
-from glipv2_d2.checkpoint.file_writing import atomic_open
 from glipv2_d2.data.build import build_test_loader, build_train_loader
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
@@ -44,13 +43,18 @@ from glipv2_d2.engine.train.best_checkpoint import (
 )
 from glipv2_d2.engine.train.distributed import average_gradients
 from glipv2_d2.engine.train.ema import EMAHook, build_ema
-from glipv2_d2.engine.train.metrics import ResourceMetrics
+from glipv2_d2.engine.train.metrics import MetricsWriter, ResourceMetrics
+from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.engine.train.train_step import build_accumulating_trainer, images_per_micro_batch
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator
+from glipv2_d2.file_writing import atomic_open, disk_full, dump_json
 
 logger = logging.getLogger(__name__)
+
+FINAL_FILE = "model_final.pth"
+"""The checkpoint of the last iteration, in OUTPUT_DIR; the name is Detectron2's."""
 
 BEST_FILE = "model_best.pth"
 """The weights with the best SOLVER.BEST_METRIC, in OUTPUT_DIR."""
@@ -90,6 +94,9 @@ class Trainer(DefaultTrainer):
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
+        # The checkpoint that is resumed, and whether it is one of a training.
+        self._resumed_file = ""
+        self._has_training_state = False
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -112,6 +119,16 @@ class Trainer(DefaultTrainer):
             hooks = insert_after_evaluation(hooks, self.best_metric_hook)
         return hooks
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, with valid JSON in metrics.json."""
+        output = Path(self.cfg.OUTPUT_DIR)
+        output.mkdir(parents=True, exist_ok=True)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(str(output / "metrics.json")),
+            TensorboardXWriter(str(output)),
+        ]
+
     def _build_best_metric_hook(self) -> BestMetricHook | None:
         solver = self.cfg.SOLVER
         if not solver.BEST_METRIC:
@@ -127,20 +144,61 @@ class Trainer(DefaultTrainer):
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Detectron2's; the data loader also continues at the resumed iteration."""
+        """Detectron2's; the data loader also continues at the resumed iteration.
+
+        Raises:
+            FileNotFoundError: a file does not exist.
+            ValueError: a file does not match the model, or the last checkpoint has no training
+                state, or more iterations than ``SOLVER.MAX_ITER``.
+        """
+        self._resumed_file = ""
+        self._has_training_state = False
         resume_or_load(self.checkpointer, self.cfg, self.tuning, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
+            self._resumed_file = self.checkpointer.get_checkpoint_file()
+            self._check_resumed()
             # The checkpoint stores its last iteration.
             self.start_iter = self.iter + 1
         self.data_loader.start_iteration = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+
+    def _check_resumed(self) -> None:
+        if not self._has_training_state:
+            raise ValueError(
+                f"'{self._resumed_file}' has weights, but no state of a training to resume: start "
+                "without --resume and with MODEL.WEIGHTS set to it"
+            )
+        if self.iter + 1 > self.max_iter:
+            raise ValueError(
+                f"'{self._resumed_file}' was written after {self.iter + 1} iterations, "
+                f"SOLVER.MAX_ITER is {self.max_iter}: raise it to go on, or start without --resume "
+                "in another OUTPUT_DIR"
+            )
 
     def train(self) -> Any:
         """Detectron2's, with early stopping.
 
         With ``SOLVER.BEST_METRIC`` the model ends with its best weights. With a fine-tuning policy
         the delta file is written.
+
+        Raises:
+            ValueError: another training writes to ``OUTPUT_DIR``.
+            OSError: the disk is full; the message names the folder and the last checkpoint.
         """
+        with output_lock(self.cfg.OUTPUT_DIR):
+            try:
+                return self._train()
+            except OSError as error:
+                # Those of checkpoints and results name their file.
+                if disk_full(error) is None or "cannot write" in str(error):
+                    raise
+                kept = self.checkpointer.what_is_kept()
+                raise OSError(
+                    error.errno, f"cannot write to '{self.cfg.OUTPUT_DIR}': {error}. {kept}"
+                ) from error
+
+    def _train(self) -> Any:
         results = None
+        self._write_missing_final_checkpoint()
         try:
             results = super().train()
         except EarlyStop as stop:
@@ -152,6 +210,13 @@ class Trainer(DefaultTrainer):
             path = Path(self.cfg.OUTPUT_DIR) / DELTA_FILE
             save_delta(self.checkpointer.model, self.tuning, path)
         return results
+
+    def _write_missing_final_checkpoint(self) -> None:
+        """For a run that ended in the last iteration before it had written this checkpoint."""
+        is_complete = self.start_iter == self.max_iter > 0
+        if is_complete and self._resumed_file and Path(self._resumed_file).name != FINAL_FILE:
+            # All that is saved is that of the checkpoint that was loaded.
+            self.checkpointer.save(Path(FINAL_FILE).stem, iteration=self.iter)
 
     def run_step(self) -> None:
         """One iteration.
@@ -174,8 +239,22 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "seed": self.data_loader.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.data_loader.seed = state_dict["seed"]
+        """
+        Raises:
+            ValueError: the state is damaged, or that of another config.
+        """
+        try:
+            super().load_state_dict(state_dict)
+            self.data_loader.seed = int(state_dict["seed"])
+            self.iter = int(state_dict["iteration"])
+        # What a state has in place of what is expected may be anything.
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                "the training state of the checkpoint does not fit this config "
+                f"({type(error).__name__}: {error}): resume with the config that it was written "
+                "with, or start without --resume in another OUTPUT_DIR"
+            ) from error
+        self._has_training_state = True
 
     @classmethod
     def test(
@@ -188,7 +267,7 @@ class Trainer(DefaultTrainer):
             names = list(cfg.DATASETS.TEST)
             per_dataset = {names[0]: results} if len(names) == 1 else results
             with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
-                file.write(json.dumps(per_dataset, indent=1).encode())
+                file.write(dump_json(per_dataset, indent=1).encode())
         return results
 
     @classmethod

@@ -11,12 +11,14 @@ import transformers
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from glipv2_d2.config import with_config_keys
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
+from glipv2_d2.weight_files import require_state_dict
 
 # Side of the image that strides are measured with; a multiple of all strides up to 256.
 _PROBE_SIZE = 256
@@ -147,9 +149,11 @@ def build_auto_backbone(*, name: str, pretrained: bool, out_features: Sequence[s
     # AutoBackbone.from_pretrained contacts the hub even for a local directory; the class does not.
     model_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     try:
-        return model_class.from_pretrained(name, config=config)
-    except OSError as error:
+        model = model_class.from_pretrained(name, config=config)
+    except (OSError, SafetensorError) as error:
         raise ValueError(
             f"name {name!r} has no weights: {error}. To start from random weights, set pretrained "
             "to False"
         ) from error
+    require_state_dict(model.state_dict(), name, key="MODEL.AUTO_BACKBONE.NAME")
+    return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import math
@@ -24,8 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glipv2_d2.config import with_config_keys
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
+from glipv2_d2.trust import import_package
+from glipv2_d2.weight_files import read_safetensors, read_torch_file, require_state_dict
 
 _PACKAGE = "package:"
+_WEIGHTS_KEY = "MODEL.TIMM.WEIGHTS"
 # Functions of weight packages that return the path of their file.
 _FILE_ACCESSORS = ("get_model_file_path", "get_model_path")
 
@@ -192,14 +194,21 @@ def _load_weights(weights: str) -> dict[str, Tensor]:
             f"weights {weights!r}: the file {path} does not exist; use a file, 'package:NAME', "
             "'timm' or ''"
         )
-    return load_state_dict(os.fspath(path), weights_only=True)
+    if path.suffix == ".safetensors":
+        read_safetensors(path, key=_WEIGHTS_KEY)
+    else:
+        read_torch_file(path, key=_WEIGHTS_KEY)
+    # timm's selects the entry; the file is read again.
+    state_dict = load_state_dict(os.fspath(path), weights_only=True)
+    require_state_dict(state_dict, path, key=_WEIGHTS_KEY)
+    return state_dict
 
 
 def _package_file(weights: str) -> Path:
     """The file of a weight package, from a function or a static method of one of its classes."""
     name = weights.removeprefix(_PACKAGE)
     try:
-        package = importlib.import_module(name)
+        package = import_package(name)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"weights {weights!r}: the package is not installed; "

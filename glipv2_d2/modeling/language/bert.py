@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 import transformers
 from detectron2.config import CfgNode
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as hf_logging
@@ -20,6 +21,7 @@ from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.causal_bert import encode_causal
 from glipv2_d2.structures import TextFeatures, TokenBatch
 from glipv2_d2.text.model_files import resolve_model, resolve_weights
+from glipv2_d2.weight_files import require_state_dict
 
 INSTALLED_TO_CANONICAL: Mapping[str, str] = {}
 """Parts of parameter names that the installed transformers changed: installed -> published (in
@@ -183,7 +185,7 @@ def build_bert(*, model: str, weights: str) -> BertModel:
             loaded: Any = BertModel.from_pretrained(
                 source, config=config, add_pooling_layer=False, output_loading_info=True
             )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"weights {weights!r} are not BERT weights with the sizes of {model!r}: {error}. "
             f"{_REMEDY}, or leave it empty if the model's checkpoint has the language backbone"
@@ -194,6 +196,7 @@ def build_bert(*, model: str, weights: str) -> BertModel:
             f"weights {weights!r} lack {sorted(report['missing_keys'])}: they are not a BERT with "
             f"the sizes of {model!r}. {_REMEDY}"
         )
+    require_state_dict(bert.state_dict(), source, key="MODEL.LANGUAGE_BACKBONE.WEIGHTS")
     return bert
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Convert easy-VQA (drawn shapes with questions) from its Python package to VQAv2's format.
 
-    pip install easy-vqa
+    pip install --only-binary=:all: easy-vqa
     python projects/GLIPv2Mini/datasets/prepare_easy_vqa.py
 
 Each question has one answer.
@@ -10,6 +10,7 @@ Each question has one answer.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -20,11 +21,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.file_writing import atomic_open
+from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.images import open_image
 
 SHAPES = {"circle", "rectangle", "triangle"}
-SPLITS = ("train", "test")
+VERSION = "1.0"
+# Of the questions, answers and images of each split.
+SHA256 = {
+    "train": "cc9e765a3f4faa73b40b3207e2b68bcb39dcf879a8340c078d2e4ba3ed86b3e5",
+    "test": "cba169dd2c2ca3c222d6701626775a09d965934654ee0235701cf8215f6ad7bc",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,9 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         import easy_vqa
     except ImportError:
         sys.exit("the package easy-vqa is not installed: pip install easy-vqa")
-    for split in SPLITS:
+    for split, expected in SHA256.items():
         texts, answers, image_ids = getattr(easy_vqa, f"get_{split}_questions")()
         paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+        if sha256_of((texts, answers, image_ids), paths) != expected:
+            sys.exit(
+                f"error: the {split} split of the installed easy-vqa is not that of version "
+                f"{VERSION}: pip install --force-reinstall --only-binary=:all: easy-vqa=={VERSION}"
+            )
         write_images(args.output, split, paths)
         write_json(args.output / f"{split}_questions.json", questions_file(texts, image_ids))
         write_json(args.output / f"{split}_answers.json", answers_file(answers, image_ids))
@@ -54,6 +65,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=root / "easy_vqa", help="default: %(default)s"
     )
     return parser.parse_args(argv)
+
+
+def sha256_of(contents: Sequence[Sequence[Any]], paths: dict[int, str]) -> str:
+    digest = hashlib.sha256(json.dumps(contents).encode())
+    for _, path in sorted(paths.items()):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
 
 
 def write_images(root: Path, split: str, paths: dict[int, str]) -> None:
@@ -110,7 +128,7 @@ def question_type(answer: str) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_open(path) as file:
-        file.write(json.dumps(content).encode())
+        file.write(dump_json(content).encode())
 
 
 if __name__ == "__main__":

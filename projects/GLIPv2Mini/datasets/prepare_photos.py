@@ -36,7 +36,7 @@ from typing import Any
 
 from PIL import Image
 
-from glipv2_d2.checkpoint.file_writing import atomic_write
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.images import open_image
 from glipv2_mini.data.debian_packages import find_package, read_package
 from glipv2_mini.data.qt_resources import QtResources
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     write_images(args.output / "images", images)
     coco = build_coco(source, {name: image.size for name, image in images.items()})
-    atomic_write(args.output / "annotations.json", json.dumps(coco))
+    atomic_write(args.output / "annotations.json", dump_json(coco))
     print(
         f"{len(coco['images'])} photos in {args.output / 'images'}, their "
         f"{len(coco['annotations'])} boxes of {len(coco['categories'])} names, questions and "

@@ -40,9 +40,9 @@ import yaml
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from glipv2_d2.checkpoint.file_writing import atomic_open
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.trainer import RESULTS_FILE
+from glipv2_d2.file_writing import atomic_write, dump_json
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN_NET = ROOT / "tools" / "train_net.py"
@@ -82,9 +82,9 @@ def main() -> None:
             run = futures[future]
             values = {place(c): value(future.result(), c) for c in run.columns}
             results[run.key] = {"row": run.row, "seed": run.seed, "values": values}
-            write_text(results_file, json.dumps(results, indent=1))
+            atomic_write(results_file, dump_json(results, indent=1))
     text = markdown(table, all_runs, results)
-    write_text(results_file.with_suffix(".md"), text)
+    atomic_write(results_file.with_suffix(".md"), text)
     print(text)
     print(f"results in {results_file}, the table in {results_file.with_suffix('.md')}")
 
@@ -112,12 +112,6 @@ def read_table(path: Path) -> dict[str, Any]:
     if missing:
         raise SystemExit(f"{path} has no {sorted(missing)}; see run_table.py --help")
     return table
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(path) as file:
-        file.write(text.encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:

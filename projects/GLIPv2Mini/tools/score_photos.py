@@ -11,7 +11,6 @@ evaluation, never for training.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from glipv2_d2.checkpoint.file_writing import atomic_write
+from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.predictor import Predictor
 from glipv2_mini.photo_score import load_photos, photo_metrics, predict_photos
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".1f"))
     if args.output is not None:
         content = {"metrics": [asdict(metric) for metric in metrics], **asdict(predictions)}
-        atomic_write(args.output, json.dumps(content, indent=1))
+        atomic_write(args.output, dump_json(content, indent=1))
     return 0
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
 from glipv2_d2.engine.train.best_checkpoint import BestMetricHook
 from glipv2_d2.engine.train.trainer import Trainer
 
@@ -200,3 +204,156 @@ def test_a_metric_without_evaluations_is_an_error_before_training(cfg: CfgNode) 
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
     with pytest.raises(ValueError, match=r"TEST\.EVAL_PERIOD"):
         Trainer(cfg)
+
+
+# The end of a training
+
+
+class FailOnce:
+    """Makes the writing of a checkpoint fail, as a kill (Interrupted) or a full disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+        save = GLIPv2Checkpointer.save
+
+        def fail(checkpointer: GLIPv2Checkpointer, saved: str, **kwargs: Any) -> None:
+            if saved != name:
+                return save(checkpointer, saved, **kwargs)
+            with monkeypatch.context() as patch:
+
+                def interrupt(*_: Any, **__: Any) -> None:
+                    raise error
+
+                patch.setattr("glipv2_d2.checkpoint.loading.torch.save", interrupt)
+                return save(checkpointer, saved, **kwargs)
+
+        monkeypatch.setattr(GLIPv2Checkpointer, "save", fail)
+
+
+def kept(checkpoint: dict) -> dict:
+    """What two runs must have in common: the weights, their average, and the next iteration."""
+    return {**checkpoint["model"], **checkpoint["model_ema"], "i": checkpoint["iteration"]}
+
+
+@pytest.mark.parametrize(("full_disk", "period"), [(False, 2), (True, 3)])
+def test_a_run_that_ended_while_the_final_checkpoint_was_written_is_completed(
+    cfg: CfgNode, tmp_path: Path, full_disk: bool, period: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg.SOLVER.CHECKPOINT_PERIOD = period
+    cfg.SEED = 3
+    torch.manual_seed(0)
+    train(cfg)
+    expected = final(cfg)
+
+    cfg.OUTPUT_DIR = str(tmp_path / "interrupted")
+    torch.manual_seed(0)
+    error = OSError(errno.ENOSPC, "No space left on device") if full_disk else Interrupted()
+    with monkeypatch.context() as patch:
+        FailOnce(patch, "model_final", error)
+        _, message = ended(lambda: train(cfg))
+    last = "model_0000007.pth" if period == 2 else "model_0000005.pth"
+    if full_disk:
+        assert f"{cfg.OUTPUT_DIR}/model_final.pth': No space left" in message
+        assert f"{cfg.OUTPUT_DIR}/{last}': free space and continue with --resume" in message
+    assert not (Path(cfg.OUTPUT_DIR) / "model_final.pth").exists()
+    train(cfg, resume=True)
+    resumed, before = kept(final(cfg)), kept(expected)
+    assert resumed.keys() == before.keys()
+    assert all(
+        torch.equal(torch.as_tensor(v), torch.as_tensor(before[k])) for k, v in resumed.items()
+    )
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def ended(function: Callable[[], object]) -> tuple[object, str]:
+    """The result and "", or None and the message of an OSError."""
+    try:
+        return function(), ""
+    except OSError as error:
+        return None, str(error)
+
+
+def test_a_final_checkpoint_of_fewer_iterations_is_replaced(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    cfg.SOLVER.MAX_ITER = 2
+    train(cfg)
+    cfg.SOLVER.MAX_ITER = 4
+    with monkeypatch.context() as patch:
+        FailOnce(patch, "model_final", Interrupted())
+        train(cfg, resume=True)
+    assert final(cfg)["iteration"] == 1
+    train(cfg, resume=True)
+    assert final(cfg)["iteration"] == 3
+
+
+def test_a_completed_run_can_be_resumed(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_ITER = 2
+    train(cfg)
+    content = (Path(cfg.OUTPUT_DIR) / "model_final.pth").read_bytes()
+    assert train(cfg, resume=True).values == {}
+    assert (Path(cfg.OUTPUT_DIR) / "model_final.pth").read_bytes() == content
+
+
+def test_fewer_iterations_than_those_of_the_checkpoint_are_an_error(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_ITER = 4
+    train(cfg)
+    cfg.SOLVER.MAX_ITER = 3
+    with pytest.raises(ValueError, match=r"model_final.pth' was written after 4 iterations.* is 3"):
+        train(cfg, resume=True)
+
+
+def test_weights_alone_are_not_resumed(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_ITER = 2
+    train(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    save_weights(Trainer.build_model(cfg), output / "weights.pth")
+    (output / "last_checkpoint").write_text("weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth' has weights, but no state of a training"):
+        train(cfg, resume=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"iteration": "soon"},
+        {"hooks": 5},
+        {"_trainer": {}},
+    ],
+)
+def test_a_damaged_training_state_is_an_error(cfg: CfgNode, damage: dict[str, Any]) -> None:
+    cfg.SOLVER.MAX_ITER = 1
+    train(cfg)
+    checkpoint = final(cfg)
+    checkpoint["trainer"] |= damage
+    torch.save(checkpoint, Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    with pytest.raises(ValueError, match="training state of the checkpoint does not fit"):
+        train(cfg, resume=True)
+
+
+def test_a_full_disk_of_another_file_names_the_folder_and_the_last_checkpoint(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+
+    class Full(HookBase):
+        def after_step(self) -> None:
+            if self.trainer.iter == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = Trainer(cfg)
+    trainer.register_hooks([Full()])
+    with pytest.raises(OSError, match=rf"'{cfg.OUTPUT_DIR}'.*No space left.*model_0000003\.pth"):
+        trainer.train()
+
+
+def test_metrics_are_valid_json_also_without_a_number(cfg: CfgNode) -> None:
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.TEST.EVAL_PERIOD = 1
+    train(cfg)
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    metrics = json.loads(lines[-1], parse_constant=pytest.fail)
+    # The images have no large objects.
+    assert metrics["bbox/APl"] is None
+    results = (Path(cfg.OUTPUT_DIR) / "results.json").read_text()
+    assert json.loads(results, parse_constant=pytest.fail)["engine_coco"]["bbox"]["APl"] is None

@@ -39,6 +39,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         get_test_image_paths=lambda: paths["test"],
     )
     monkeypatch.setitem(sys.modules, "easy_vqa", module)
+    digests = {
+        split: prepare_easy_vqa.sha256_of((*contents, [image_id] * 3), paths[split])
+        for image_id, split in enumerate(paths)
+    }
+    monkeypatch.setattr(prepare_easy_vqa, "SHA256", digests)
 
 
 def test_the_converted_files_are_loaded(
@@ -63,6 +68,21 @@ def test_the_converted_files_are_loaded(
     with Image.open(records[0]["file_name"]) as image:
         assert image.size == (64, 64)
     assert "annotations" not in records[0]
+
+
+def test_changed_images_are_refused(package: None, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "1.png")
+    with pytest.raises(SystemExit, match=r"the test split .* is not that of version 1\.0"):
+        prepare_easy_vqa.main(["--output", str(tmp_path / "easy_vqa")])
+
+
+def test_the_installed_package_has_the_expected_files() -> None:
+    import easy_vqa
+
+    found = prepare_easy_vqa.sha256_of(
+        easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+    )
+    assert found == prepare_easy_vqa.SHA256["test"]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
