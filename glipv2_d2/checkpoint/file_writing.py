@@ -1,4 +1,4 @@
-"""Write weights, and select which weights of a model are saved."""
+"""Write the weights of a model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from glipv2_d2.file_writing import atomic_open
-from glipv2_d2.layers.checkpoint_prefixes import excluded_prefixes
-
-
-def state_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without weights that checkpoints omit (``checkpoint_excluded``)."""
-    excluded = excluded_prefixes(model)
-    return {
-        name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
-    }
 
 
 def save_state(
@@ -48,5 +39,5 @@ def save_state(
 
 
 def save_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write only the weights of ``model``, see :func:`state_to_save` and :func:`save_state`."""
-    save_state(state_to_save(model), path, dtype)
+    """Write only the weights of ``model``, see :func:`save_state`."""
+    save_state(model.state_dict(), path, dtype)

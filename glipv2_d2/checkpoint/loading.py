@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import foreign_files
 from glipv2_d2.checkpoint.file_reading import Layout, detect_layout, read_checkpoint
-from glipv2_d2.checkpoint.file_writing import state_to_save
 from glipv2_d2.checkpoint.glip_names import from_glip, is_recomputed, strip_wrapper
-from glipv2_d2.checkpoint.load_report import LoadReport, compare, list_names
+from glipv2_d2.checkpoint.load_report import LoadReport, Mismatch, compare, list_names
 from glipv2_d2.checkpoint.swin_names import from_swin, in_imagenet_file
 from glipv2_d2.file_writing import atomic_open, disk_full
 from glipv2_d2.layers.checkpoint_prefixes import (
     excluded_prefixes,
+    full_state_dict,
     loss_only_prefixes,
     optional_prefixes,
 )
@@ -87,7 +87,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             with atomic_open(path) as file:
-                torch.save({"model": state_to_save(self.model), **states, **kwargs}, file)
+                torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
             self.tag_last_checkpoint(basename)
         except OSError as error:
             if disk_full(error) is None:
@@ -204,26 +204,9 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
         ValueError: names are missing, unknown or have another shape; the message lists all of
             them. The model is unchanged.
     """
-    layout = detect_layout(state_dict)
-    weights, report = _rename(state_dict, layout)
-    excluded, optional = excluded_prefixes(model), optional_prefixes(model)
-
-    def may_lack(name: str) -> bool:
-        return (
-            is_recomputed(name)
-            or name.startswith((*excluded, *optional))
-            or (layout is Layout.SWIN and not in_imagenet_file(name))
-        )
-
-    model_state = model.state_dict()
-    unused = [n for n in weights if n.startswith(optional) and n not in model_state]
-    weights = {name: value for name, value in weights.items() if name not in unused}
-    report = report.without(unused, "weights of parts that this config does not have")
-    if weights.keys().isdisjoint(model_state):
-        raise ValueError(_nothing_matches(source, list(state_dict)))
-    if mismatch := compare(weights, model_state, unknown=report.unknown, may_lack=may_lack):
-        raise ValueError(mismatch.message(f"{source} ({layout.value} names)"))
-    _require_range(weights, model_state, source)
+    weights, report = _match(model, state_dict, source=source)
+    model_state = full_state_dict(model)
+    optional = optional_prefixes(model)
     model.load_state_dict(weights, strict=False)
     losses = loss_only_prefixes(model)
     untrained = [n for n in model_state if n.startswith(optional) and n not in weights]
@@ -255,6 +238,66 @@ def _require_range(
             and not value.to(dtype).isfinite().all()
         ):
             raise ValueError(f"{source}: {name} ({value.dtype}) has numbers too large for {dtype}")
+
+
+def convert_foreign(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Prepare a state dict that ``model.load_state_dict`` gets, in place.
+
+    Weights with the names of GLIP or of the original Swin release get those of ``model``. Buffers
+    that the model computes itself keep their values if they are missing.
+
+    Raises:
+        ValueError: weights of GLIP or Swin do not fit the model.
+    """
+    layout = detect_layout(state_dict)
+    if layout is not Layout.NATIVE:
+        weights, report = _match(model, state_dict, source="the state dict")
+        logger.info("%s names: %s", layout.value, report)
+        state_dict.clear()
+        state_dict.update(weights)
+    for name, value in full_state_dict(model).items():
+        if is_recomputed(name):
+            state_dict.setdefault(name, value)
+
+
+def _match(
+    model: nn.Module, state_dict: dict[str, Tensor], *, source: str
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Weights under the model's names, and a report; arguments and errors as load_weights."""
+    layout = detect_layout(state_dict)
+    weights, report = _rename(state_dict, layout)
+    excluded, optional = excluded_prefixes(model), optional_prefixes(model)
+
+    def may_lack(name: str) -> bool:
+        return (
+            is_recomputed(name)
+            or name.startswith((*excluded, *optional))
+            or (layout is Layout.SWIN and not in_imagenet_file(name))
+        )
+
+    model_state = full_state_dict(model)
+    unused = [n for n in weights if n.startswith(optional) and n not in model_state]
+    weights = {name: value for name, value in weights.items() if name not in unused}
+    report = report.without(unused, "weights of parts that this config does not have")
+    if weights.keys().isdisjoint(model_state):
+        raise ValueError(_nothing_matches(source, list(state_dict)))
+    if mismatch := compare(weights, model_state, unknown=report.unknown, may_lack=may_lack):
+        message = mismatch.message(f"{source} ({layout.value} names)")
+        raise ValueError(f"{message}{_heuristics_hint(mismatch, weights)}")
+    _require_range(weights, model_state, source)
+    return weights, report
+
+
+def _heuristics_hint(mismatch: Mismatch, weights: dict[str, Tensor]) -> str:
+    """How to load the part of a file that fits, where Detectron2 could."""
+    num_matching = len(weights) - len(mismatch.unknown) - len(mismatch.shapes)
+    if num_matching <= 0 or not mismatch.missing:
+        return ""
+    return (
+        f" To load only the tensors that match by name and shape ({num_matching} have equal names),"
+        " as Detectron2 does with other detectors' files, append ?matching_heuristics=True to "
+        "MODEL.WEIGHTS."
+    )
 
 
 def _rename(state_dict: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], LoadReport]:

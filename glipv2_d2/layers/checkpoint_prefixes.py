@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+_keeps_excluded: ContextVar[bool] = ContextVar("_keeps_excluded", default=False)
 
 
 class CheckpointPrefixes(nn.Module):
     """A module some of whose weights are special to checkpoints.
 
     Attributes are prefixes of parameter names, relative to the module. A module of this class may
-    be any part of a model.
+    be any part of a model. Its hooks apply them wherever a state dict is saved or loaded, also by
+    Detectron2: ``state_dict`` leaves out what checkpoints omit, and ``load_state_dict`` does not
+    report it as missing.
 
     Attributes:
         checkpoint_excluded: frozen weights that are loaded from elsewhere, e.g. an installed
@@ -24,6 +33,53 @@ class CheckpointPrefixes(nn.Module):
     checkpoint_excluded: tuple[str, ...] = ()
     checkpoint_optional: tuple[str, ...] = ()
     checkpoint_loss_only: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_state_dict_post_hook(_leave_out_excluded)
+        self.register_load_state_dict_pre_hook(_prepare_loading)
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Rename weights of another project in a state dict that is being loaded, in place.
+
+        Args:
+            prefix: of this module in the state dict, "" for a model.
+        """
+
+
+def full_state_dict(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """The state dict with the weights that checkpoints omit."""
+    token = _keeps_excluded.set(True)
+    try:
+        return module.state_dict(prefix=prefix)
+    finally:
+        _keeps_excluded.reset(token)
+
+
+def _leave_out_excluded(
+    module: CheckpointPrefixes, state_dict: dict[str, Any], prefix: str, _metadata: Any
+) -> None:
+    """After state_dict(): drop the weights that checkpoints omit."""
+    if module.checkpoint_excluded and not _keeps_excluded.get():
+        excluded = tuple(prefix + name for name in module.checkpoint_excluded)
+        for name in [name for name in state_dict if name.startswith(excluded)]:
+            del state_dict[name]
+
+
+def _prepare_loading(
+    module: CheckpointPrefixes, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Before load_state_dict(): convert names, and keep the values of what a file may lack."""
+    module.convert_state_dict(state_dict, prefix)
+    losses = tuple(prefix + name for name in module.checkpoint_loss_only)
+    names = (*(prefix + name for name in module.checkpoint_excluded), *losses)
+    if not names:
+        return
+    own = full_state_dict(module, prefix)
+    lacking = [name for name in own if name.startswith(names) and name not in state_dict]
+    state_dict.update({name: own[name] for name in lacking})
+    if any(name.startswith(losses) for name in lacking):
+        logger.info("no weights of %s, which only losses use: they keep theirs", ", ".join(losses))
 
 
 def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:

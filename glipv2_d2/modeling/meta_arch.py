@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from glipv2_d2.checkpoint.loading import convert_foreign
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
@@ -155,6 +156,11 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
+
+    def convert_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Rename the weights of a GLIP or ImageNet Swin file, whoever loads it."""
+        if not prefix:
+            convert_foreign(self, state_dict)
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]

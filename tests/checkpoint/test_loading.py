@@ -18,7 +18,7 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, from_glip, load_weights
-from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
+from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes, full_state_dict
 
 ShellOf = Callable[[Mapping[str, Tensor]], nn.Module]
 
@@ -189,7 +189,7 @@ def test_excluded_parts_are_not_saved_and_not_required(tmp_path: Path) -> None:
 
 def test_excluded_parts_are_loaded_if_a_file_has_them() -> None:
     model = WithFrozenEncoder({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    weights = {name: torch.full_like(v, 5.0) for name, v in model.state_dict().items()}
+    weights = {name: torch.full_like(v, 5.0) for name, v in full_state_dict(model).items()}
     load_weights(model, weights, source="full.pth")
     assert torch.equal(model["encoder"].bias, torch.full((2,), 5.0))
 

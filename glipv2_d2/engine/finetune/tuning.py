@@ -22,7 +22,7 @@ from glipv2_d2.checkpoint import GLIPv2Checkpointer, read_checkpoint
 from glipv2_d2.checkpoint.load_report import compare
 from glipv2_d2.engine.finetune.policies import apply_policy
 from glipv2_d2.file_writing import atomic_open
-from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes
+from glipv2_d2.layers.checkpoint_prefixes import full_state_dict, loss_only_prefixes
 
 DELTA_FILE = "delta.pth"
 """File name of the delta, in OUTPUT_DIR of a training with a policy."""
@@ -218,9 +218,8 @@ def _load_tensors(model: nn.Module, delta: Delta, digests: Mapping[str, str], so
 def _inference_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without weights that only losses use."""
     excluded = loss_only_prefixes(model)
-    return {
-        name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
-    }
+    state = full_state_dict(model)
+    return {name: value for name, value in state.items() if not name.startswith(excluded)}
 
 
 def _digest(value: Tensor) -> str:

@@ -245,7 +245,9 @@ def _to_canonical_names(
     prefix += "bert."
     values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     for canonical, installed in backbone._installed_names.items():
-        state_dict[prefix + canonical] = values[prefix + installed]
+        # An excluded encoder is left out.
+        if prefix + installed in values:
+            state_dict[prefix + canonical] = values[prefix + installed]
 
 
 def _from_canonical_names(
