@@ -1,7 +1,7 @@
 """GLIPv2 on Detectron2: detection and grounding from class names or a caption.
 
-Importing the package registers its models and datasets with Detectron2. Other modules are imported
-on first use.
+Importing the package registers its models and datasets with Detectron2, and lets Detectron2's
+solver train its configs. Other modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glipv2_d2 import data as _data  # noqa: F401  registers the datasets
+from glipv2_d2 import gradient_clipping as _gradient_clipping  # noqa: F401  extends the solver
 from glipv2_d2 import modeling as _modeling  # noqa: F401  registers the models
 from glipv2_d2.config import add_glipv2_config, get_config
 

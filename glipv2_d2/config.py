@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, TypeVar
 
@@ -52,10 +53,85 @@ def _config_directory() -> Path:
 def add_glipv2_config(cfg: CfgNode) -> None:
     """Add the keys of this project to ``cfg``, in place.
 
-    Keys of Detectron2 keep their values: after this call, one of Detectron2's YAML files builds
-    what it builds without it. The sizes are those of GLIP-T (glip_reference.md 21); the values of
-    Detectron2's keys that GLIP needs are in ``configs/glip/Base-GLIP.yaml``.
+    Keys that ``cfg`` has keep their values, those of Detectron2 and of other projects: after this
+    call, one of Detectron2's YAML files builds what it builds without it. The sizes are those of
+    GLIP-T (glip_reference.md 21); the values of Detectron2's keys that GLIP needs are in
+    ``configs/glip/Base-GLIP.yaml``.
+
+    Raises:
+        ValueError: ``cfg`` has a value where this project has a group of keys, or the reverse.
     """
+    _add_missing(cfg, _own_keys())
+
+
+def complete_config(cfg: CfgNode) -> CfgNode:
+    """The config with all keys of this project.
+
+    Another project that replaces a group of keys, such as ``MODEL.SWIN``, removes the keys that it
+    does not have; they get their default values in a copy.
+
+    Raises:
+        ValueError: ``cfg`` was built without :func:`add_glipv2_config`.
+    """
+    missing = list(_missing_keys(cfg, _own_keys()))
+    if not missing:
+        return cfg
+    if "LANGUAGE_BACKBONE" not in cfg.MODEL:
+        raise ValueError(
+            f"the config has no key {missing[0]}, nor {len(missing) - 1} others of this project: "
+            "call glipv2_d2.add_glipv2_config(cfg) after get_cfg(), before you merge a file"
+        )
+    completed = cfg.clone()
+    completed.defrost()
+    add_glipv2_config(completed)
+    if cfg.is_frozen():
+        completed.freeze()
+    return completed
+
+
+@functools.cache
+def _own_keys() -> CfgNode:
+    """The keys that Detectron2's config lacks, with their defaults."""
+    cfg = get_cfg()
+    _set_defaults(cfg)
+    return _without(cfg, get_cfg())
+
+
+def _without(node: CfgNode, other: CfgNode) -> CfgNode:
+    """The keys of a node that another node lacks."""
+    kept = CfgNode()
+    for key, value in node.items():
+        if key not in other:
+            kept[key] = value
+        elif isinstance(value, CfgNode) and (inner := _without(value, other[key])):
+            kept[key] = inner
+    return kept
+
+
+def _missing_keys(node: CfgNode, keys: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The dotted names of ``keys`` that a node lacks."""
+    for key, value in keys.items():
+        if isinstance(value, CfgNode):
+            yield from _missing_keys(node.get(key, CfgNode()), value, f"{prefix}{key}.")
+        elif key not in node:
+            yield prefix + key
+
+
+def _add_missing(node: CfgNode, keys: CfgNode, prefix: str = "") -> None:
+    for key, value in keys.items():
+        if key not in node:
+            node[key] = copy.deepcopy(value)
+        elif isinstance(value, CfgNode) != isinstance(node[key], CfgNode):
+            raise ValueError(
+                f"the config key {prefix}{key} is {node[key]!r}, but this project has "
+                f"{'keys below it' if isinstance(value, CfgNode) else 'one value there'}: another "
+                "project uses the name, so the two need configs of their own"
+            )
+        elif isinstance(value, CfgNode):
+            _add_missing(node[key], value, f"{prefix}{key}.")
+
+
+def _set_defaults(cfg: CfgNode) -> None:
     _add_backbone_config(cfg)
     _add_language_config(cfg)
     _add_head_config(cfg)
@@ -309,6 +385,15 @@ def _add_data_config(cfg: CfgNode) -> None:
     # ResizeShortestEdge (Detectron2's, rounds) or TruncatedResizeShortestEdge (GLIP's,
     # glip_reference.md 1).
     cfg.INPUT.RESIZE = "ResizeShortestEdge"
+    # In training, before INPUT.CROP: the range of angles in degrees, e.g. [-10.0, 10.0]; []: none.
+    cfg.INPUT.RANDOM_ROTATION = []
+    # In training, in place of the resize to MIN_SIZE_TRAIN: scale the image, which at scale 1 fits
+    # a square of IMAGE_SIZE pixels, by MIN_SCALE to MAX_SCALE and crop it to that square.
+    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode()
+    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = False
+    cfg.INPUT.LARGE_SCALE_JITTER.IMAGE_SIZE = 1024
+    cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
+    cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
 
     # Maximum number of questions and captions of an image in one training sample, which share its
     # image features; 1: one each. Texts of several datasets are combined if their
@@ -396,12 +481,16 @@ def configurable(init: Callable[Concatenate[C, ...], None]) -> Callable[..., Non
     """Decorate ``__init__`` with Detectron2's ``configurable``, and let errors name config keys.
 
     A class names its arguments in a ValueError. Where ``from_config`` supplied them, the message
-    also gets the keys that set those arguments, from ``config_keys`` of the class.
+    also gets the keys that set those arguments, from ``config_keys`` of the class. The config is
+    completed, see :func:`complete_config`.
     """
     from_arguments = detectron2.config.configurable(init)
 
     @functools.wraps(init)
     def build(self: C, *args: Any, **kwargs: Any) -> None:
+        args = tuple(complete_config(x) if isinstance(x, CfgNode) else x for x in args)
+        if isinstance(kwargs.get("cfg"), CfgNode):
+            kwargs["cfg"] = complete_config(kwargs["cfg"])
         try:
             from_arguments(self, *args, **kwargs)
         except ValueError as error:

@@ -72,6 +72,7 @@ def test_new_groups_of_keys_are_a_decision() -> None:
         "DATALOADER.PROMPT",
         "DATASETS",
         "INPUT",
+        "INPUT.LARGE_SCALE_JITTER",
         "MODEL.ANSWER",
         "MODEL.AUTO_BACKBONE",
         "MODEL.BACKBONE",

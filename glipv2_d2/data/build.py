@@ -15,6 +15,7 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import (
     InferenceSampler,
@@ -24,6 +25,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from glipv2_d2.config import complete_config
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.multi_text_samples import merge_texts_per_image, split_texts
@@ -47,15 +49,28 @@ BALANCES_CLASSES = {
 MAX_TEXTS_PER_BATCH = 16
 
 
-def build_train_loader(cfg: CfgNode) -> TrainLoader:
+def build_train_loader(
+    cfg: CfgNode,
+    *,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    augmentations: Sequence[T.Augmentation] | None = None,
+) -> TrainLoader:
     """Build the endless training loader of all datasets in ``DATASETS.TRAIN``.
 
     Every dataset keeps its own class names.
 
+    Args:
+        mapper: record -> input dict, in place of the :class:`GroundingMapper` of the config.
+        augmentations: of the GroundingMapper, in place of those of the config.
+
     Raises:
-        ValueError: a dataset is not registered or has invalid records, or a key is invalid.
+        ValueError: a dataset is not registered or has invalid records, a key is invalid, or both
+            ``mapper`` and ``augmentations`` are given.
         FileNotFoundError: an annotation file or image directory does not exist.
     """
+    if mapper is not None and augmentations is not None:
+        raise ValueError("mapper and augmentations are both given: pass the latter to the mapper")
+    cfg = complete_config(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: give at least one registered dataset")
     register_custom(cfg.DATASETS.CUSTOM)
@@ -78,19 +93,21 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         raise ValueError(f"DATALOADER.TEXTS_PER_IMAGE is {limit}; it must be at least 1")
     factor_of = _repeat_factors(cfg)
     records_of = merge_texts_per_image(records_of, limit, factor_of)
-    mapper = GroundingMapper(
-        cfg,
-        is_train=True,
-        class_names=class_names,
-        decorations=_decorations(records_of),
-        captions=_captions_to_pack(records_of),
-    )
+    options = {} if augmentations is None else {"augmentations": augmentations}
     return TrainLoader(
         [record for records in records_of.values() for record in records],
-        mapper=mapper,
+        mapper=mapper
+        or GroundingMapper(
+            cfg,
+            is_train=True,
+            class_names=class_names,
+            decorations=_decorations(records_of),
+            captions=_captions_to_pack(records_of),
+            **options,
+        ),
         make_sampler=_sampler_factory(cfg, records_of, factor_of),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        seed=training_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
@@ -106,6 +123,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         ValueError: the dataset is not registered.
         FileNotFoundError: an annotation file or image directory does not exist.
     """
+    cfg = complete_config(cfg)
     register_custom(cfg.DATASETS.CUSTOM)
     records = load_dataset(dataset_name, filter_empty=False)
     mapper = GroundingMapper(
@@ -134,13 +152,23 @@ def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
         ValueError: the dataset is not registered.
         FileNotFoundError: an annotation file or image directory does not exist.
     """
+    check_registered(name)
+    _check_paths(name)
+    records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+    return [{**record, fields.DATASET_NAME: name} for record in records]
+
+
+def check_registered(name: str) -> None:
+    """Raise a ValueError if no dataset has the name."""
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.list())
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it first"
         raise ValueError(f"dataset {name!r} is not registered: {hint}")
-    _check_paths(name)
-    records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
-    return [{**record, fields.DATASET_NAME: name} for record in records]
+
+
+def training_seed(cfg: CfgNode) -> int:
+    """``SEED``, or if it is negative a random seed that all processes share."""
+    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
 
 def _check_paths(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from glipv2_d2.data.text_tasks import (
     check_text_task,
     mirror_text_fields,
 )
+from glipv2_d2.dataset_classes import DatasetClasses
 from glipv2_d2.images import ChannelOrder, read_image
 from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.text.prompts import (
@@ -176,6 +177,7 @@ class GroundingMapper(Configurable):
         tokenizer: Tokenizer,
         class_prompt_sampler: ClassPromptSampler,
         caption_packer: CaptionPacker,
+        default_classes: Callable[[dict[str, Any]], Sequence[str]] | None = None,
     ) -> None:
         """
         Args:
@@ -189,6 +191,7 @@ class GroundingMapper(Configurable):
             tokenizer: limits the tokens of a caption.
             class_prompt_sampler: samples training prompts of class names.
             caption_packer: packs negative captions around a caption.
+            default_classes: returns the class names of a record, in place of ``class_names``.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -200,23 +203,32 @@ class GroundingMapper(Configurable):
         self.tokenizer = tokenizer
         self.class_prompt_sampler = class_prompt_sampler
         self.caption_packer = caption_packer
+        self.default_classes = default_classes
 
     @classmethod
     def from_config(
         cls,
         cfg: CfgNode,
         is_train: bool,
-        class_names: Mapping[str, Sequence[str]],
+        class_names: Mapping[str, Sequence[str]] | None = None,
         decorations: Mapping[str, Sequence[Decoration]] | None = None,
         captions: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, Any]:
+        """Read the config.
+
+        Without ``class_names`` they are those of ``DATASETS.TRAIN`` or ``TEST``, so that the mapper
+        works in any loader. Only this project's loaders pass ``decorations`` and ``captions``.
+        """
+        key = "TRAIN" if is_train else "TEST"
+        default_classes = DatasetClasses(cfg.DATASETS[key], f"DATASETS.{key}")
         tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-            "class_names": class_names,
+            "class_names": class_names or {},
+            "default_classes": default_classes if class_names is None else None,
             "decorations": decorations or {},
             "captions": captions or {},
             "tokenizer": tokenizer,
@@ -317,7 +329,8 @@ class GroundingMapper(Configurable):
         """The dataset's custom prompt texts; empty if the image has class names of its own."""
         dataset_name = record.get(fields.DATASET_NAME, "")
         decorations = self.decorations.get(dataset_name, ())
-        if decorations and record.get(fields.CLASSES) == list(self.class_names[dataset_name]):
+        class_names = list(self.class_names.get(dataset_name, ()))
+        if decorations and record.get(fields.CLASSES) == class_names:
             return decorations
         return ()
 
@@ -325,6 +338,8 @@ class GroundingMapper(Configurable):
         """The class names that the image's class indices refer to."""
         if record.get(fields.CLASSES) is not None:
             return check_names(record[fields.CLASSES], self.class_prompt_sampler.separator)
+        if self.default_classes is not None:
+            return list(self.default_classes(record))
         name = record.get(fields.DATASET_NAME, next(iter(self.class_names), ""))
         names = self.class_names.get(name, ())
         if not names:

@@ -100,24 +100,29 @@ _RESIZES = {
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The augmentations of a config: in training crop, resize and flip, otherwise resize only.
+    """The augmentations of a config: resize only, in training rotate, crop, resize and flip.
 
     Raises:
-        ValueError: ``INPUT.RESIZE`` is unknown.
+        ValueError: ``INPUT.RESIZE`` is unknown, or a value of ``INPUT`` is invalid.
     """
     if cfg.INPUT.RESIZE not in _RESIZES:
         raise ValueError(f"INPUT.RESIZE is {cfg.INPUT.RESIZE!r}; use one of {sorted(_RESIZES)}")
     resize = _RESIZES[cfg.INPUT.RESIZE]
     if not is_train:
         return [resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = []
+    augmentations = _build_rotation(cfg.INPUT.RANDOM_ROTATION)
     if cfg.INPUT.CROP.ENABLED:
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    augmentations.append(
-        resize(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if cfg.INPUT.LARGE_SCALE_JITTER.ENABLED:
+        augmentations += _build_large_scale_jitter(cfg.INPUT.LARGE_SCALE_JITTER)
+    else:
+        augmentations.append(
+            resize(
+                cfg.INPUT.MIN_SIZE_TRAIN,
+                cfg.INPUT.MAX_SIZE_TRAIN,
+                cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+            )
         )
-    )
     if cfg.INPUT.RANDOM_FLIP != "none":
         augmentations.append(
             T.RandomFlip(
@@ -126,3 +131,29 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             )
         )
     return augmentations
+
+
+def _build_rotation(angles: Sequence[float]) -> list[T.Augmentation]:
+    if not angles:
+        return []
+    if len(angles) != 2 or not -180 <= angles[0] <= angles[1] <= 180:
+        raise ValueError(
+            f"INPUT.RANDOM_ROTATION is {angles}; use two angles in degrees such as [-10, 10], "
+            "or [] for none"
+        )
+    return [T.RandomRotation(list(angles), sample_style="range")]
+
+
+def _build_large_scale_jitter(jitter: CfgNode) -> list[T.Augmentation]:
+    """Resize by a wide range of scales, then crop to the size at scale 1 (Detectron2's LSJ)."""
+    size, low, high = jitter.IMAGE_SIZE, jitter.MIN_SCALE, jitter.MAX_SCALE
+    if size < 1 or not 0 < low <= high:
+        raise ValueError(
+            f"INPUT.LARGE_SCALE_JITTER has IMAGE_SIZE {size}, MIN_SCALE {low}, MAX_SCALE {high}: "
+            "the size must be at least 1 pixel, and the scales above 0 and in this order"
+        )
+    return [
+        T.ResizeScale(low, high, target_height=size, target_width=size),
+        # Images are padded in batches.
+        T.FixedSizeCrop((size, size), pad=False),
+    ]

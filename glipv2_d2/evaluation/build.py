@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from glipv2_d2.config import complete_config
 from glipv2_d2.evaluation.captions import CaptionEvaluator
 from glipv2_d2.evaluation.class_mapping import ClassMappingEvaluator
 from glipv2_d2.evaluation.coco import AveragePrecisionEvaluator, load_fast_cocoeval
@@ -19,6 +20,13 @@ from glipv2_d2.evaluation.phrasecut import PhraseCutEvaluator
 from glipv2_d2.evaluation.refcoco import RefCOCOEvaluator
 from glipv2_d2.evaluation.staging import StagedEvaluator
 from glipv2_d2.evaluation.vqa import VQAEvaluator
+
+
+class NoEvaluatorError(ValueError, NotImplementedError):
+    """A dataset has no known ``evaluator_type``.
+
+    A NotImplementedError, by which Detectron2's trainer skips the dataset.
+    """
 
 
 def build_evaluator(
@@ -32,16 +40,27 @@ def build_evaluator(
         output_folder: for result files; default ``OUTPUT_DIR/inference/DATASET``.
 
     Raises:
-        ValueError: no evaluator exists for the dataset, or a package it needs is missing.
+        NoEvaluatorError: no evaluator exists for the dataset.
+        ValueError: a package that it needs is missing.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind not in _EVALUATORS:
-        raise ValueError(
-            f"dataset {dataset_name!r} has the evaluator_type {kind!r} in its metadata; it must be "
-            f"one of {evaluator_types()}: set it where the dataset is registered"
-        )
+    cfg = complete_config(cfg)
+    if reason := no_evaluator(dataset_name):
+        raise NoEvaluatorError(reason)
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
     folder = Path(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
     return StagedEvaluator(lambda staging: _EVALUATORS[kind](cfg, dataset_name, staging), folder)
+
+
+def no_evaluator(dataset_name: str) -> str | None:
+    """Explain why a dataset has no evaluator; None if it has one."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind in _EVALUATORS:
+        return None
+    return (
+        f"dataset {dataset_name!r} has the evaluator_type {kind!r} in its metadata; it must be one "
+        f"of {evaluator_types()}: set it where the dataset is registered, e.g. "
+        f"MetadataCatalog.get({dataset_name!r}).evaluator_type = 'coco'"
+    )
 
 
 def missing_head(cfg: CfgNode, dataset_name: str) -> str | None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
+from glipv2_d2.dataset_classes import class_names_of
 from glipv2_d2.modeling.class_evidence import ClassEvidence, build_class_evidence
 from glipv2_d2.modeling.language import LanguageBackbone
 from glipv2_d2.modeling.language.text_embedder import TextEmbedder
-from glipv2_d2.modeling.prompt_builder import dataset_classes
 from glipv2_d2.text.tokenizer import Tokenizer
 
 
@@ -51,7 +51,7 @@ def closed_set_names(class_names: Sequence[str], dataset: str) -> list[str]:
             f"MODEL.CLOSED_SET has {len(class_names)} CLASS_NAMES and the DATASET {dataset!r}: "
             "leave one empty"
         )
-    return list(dataset_classes((dataset,), (), True) if dataset else class_names)
+    return list(class_names_of(dataset) if dataset else class_names)
 
 
 def num_closed_classes(class_names: Sequence[str], dataset: str) -> int:

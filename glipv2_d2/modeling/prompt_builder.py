@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
+from glipv2_d2.dataset_classes import DatasetClasses
 from glipv2_d2.layers.lru_cache import LRUCache
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.permutations import permuted_prompts
@@ -42,7 +42,7 @@ class PromptBuilder:
         tokenizer: Tokenizer,
         separator: str,
         max_classes: int,
-        default_classes: Callable[[bool], Sequence[str]],
+        default_classes: Callable[[dict[str, Any], bool], Sequence[str]],
         num_orders: int = 0,
         accepts_negatives: bool = False,
     ) -> None:
@@ -51,8 +51,8 @@ class PromptBuilder:
             tokenizer: limits the tokens of a prompt; longer lists are split into chunks.
             separator: between the class names of a prompt.
             max_classes: limit of class names per prompt at inference; 0: only the token limit.
-            default_classes: called with whether the model is in training, returns the class names
-                of inputs without any.
+            default_classes: called with an input without class names and with whether the model is
+                in training, returns its class names.
             num_orders: orders of the class names to average over at inference, see
                 :meth:`orders`; 0: the caller's order only.
             accepts_negatives: whether the model supports labels of the class ``NEGATIVE``.
@@ -125,7 +125,7 @@ class PromptBuilder:
     def _class_names(self, x: dict[str, Any], *, training: bool) -> tuple[str, ...]:
         names = x.get(fields.CLASSES)
         # An empty list is an error, not a request for the dataset's class names.
-        return tuple(self.default_classes(training) if names is None else check_names(names))
+        return tuple(self.default_classes(x, training) if names is None else check_names(names))
 
     def _caption_prompt(self, x: dict[str, Any]) -> Prompt:
         if fields.PHRASES not in x:
@@ -226,41 +226,17 @@ def build_prompt_builder(
         tokenizer=tokenizer,
         separator=cfg.MODEL.PROMPT.SEPARATOR,
         max_classes=cfg.MODEL.PROMPT.MAX_CLASSES,
-        default_classes=functools.partial(dataset_classes, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST),
+        default_classes=functools.partial(
+            _default_classes,
+            DatasetClasses(cfg.DATASETS.TRAIN, "DATASETS.TRAIN"),
+            DatasetClasses(cfg.DATASETS.TEST, "DATASETS.TEST"),
+        ),
         num_orders=num_orders,
         accepts_negatives=accepts_negatives,
     )
 
 
-def dataset_classes(
-    train_names: Sequence[str], test_names: Sequence[str], training: bool
+def _default_classes(
+    of_train: DatasetClasses, of_test: DatasetClasses, x: dict[str, Any], training: bool
 ) -> Sequence[str]:
-    """The class names in the metadata of the config's datasets.
-
-    They are those of the first dataset. An input does not name its dataset, so datasets that are
-    known to have other class names are an error.
-
-    Raises:
-        ValueError: there is no dataset, it has no class names, or another one has others.
-    """
-    names = train_names if training else test_names
-    if not names:
-        which = "TRAIN" if training else "TEST"
-        raise ValueError(
-            f"the input has no 'classes', 'caption' or 'prompt', and DATASETS.{which} is empty: "
-            "pass class names"
-        )
-    metadata = MetadataCatalog.get(names[0])
-    if not metadata.get("thing_classes") and names[0] in DatasetCatalog:
-        DatasetCatalog.get(names[0])  # loading a lazily registered dataset sets its class names
-    classes = metadata.get("thing_classes")
-    if not classes:
-        raise ValueError(f"dataset {names[0]!r} has no thing_classes in its metadata")
-    for other in names[1:]:
-        if list(MetadataCatalog.get(other).get("thing_classes", classes)) != list(classes):
-            raise ValueError(
-                f"the input has no 'classes', and the datasets {names[0]!r} and {other!r} have "
-                "different class names: use this project's loaders (tools/train_net.py), which "
-                "set the class names of every image, or pass 'classes'"
-            )
-    return classes
+    return of_train(x) if training else of_test(x)

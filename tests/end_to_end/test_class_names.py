@@ -140,7 +140,7 @@ def test_negatives_are_an_error_for_a_model_that_does_not_use_them() -> None:
         tokenizer=Tokenizer(),
         separator=". ",
         max_classes=0,
-        default_classes=lambda training: [],
+        default_classes=lambda x, training: [],
     )
     with pytest.raises(ValueError, match=r"does not support negatives, \['wolf'\]"):
         prompts.for_inference({"classes": ["dog"], "negatives": ["wolf"]})

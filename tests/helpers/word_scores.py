@@ -124,7 +124,7 @@ def known_model(
         tokenizer=tokenizer,
         separator=". ",
         max_classes=max_classes,
-        default_classes=lambda training: [],
+        default_classes=lambda x, training: [],
         num_orders=num_orders,
         accepts_negatives=True,
     )

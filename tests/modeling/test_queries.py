@@ -29,7 +29,7 @@ def make_builder(max_classes: int = 0, num_orders: int = 0, **options: Any) -> Q
         tokenizer=TOKENIZER,
         separator=". ",
         max_classes=max_classes,
-        default_classes=lambda training: ["person"],
+        default_classes=lambda x, training: ["person"],
         num_orders=num_orders,
         accepts_negatives=True,
     )

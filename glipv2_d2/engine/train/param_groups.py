@@ -7,23 +7,32 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import (
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
 from torch import nn
 
+from glipv2_d2.config import complete_config
 from glipv2_d2.engine.parameter_prefixes import (
     FUSED_HEAD,
     IMAGE_BACKBONE,
     LANGUAGE_BACKBONE,
     TEXT_HEADS,
 )
+from glipv2_d2.gradient_clipping import CLIP_TYPES, FULL_MODEL
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` over the parameters of ``model`` that are not frozen.
 
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm" clip per parameter, as in Detectron2;
+    "full_model" clips the norm over all gradients.
+
     Raises:
         ValueError: the optimizer or the type of clipping is unknown.
     """
+    cfg = complete_config(cfg)
     solver = cfg.SOLVER
     groups = param_groups(
         model,
@@ -46,18 +55,28 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER not in kinds:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of {sorted(kinds)}")
     optimizer_class, options = kinds[solver.OPTIMIZER]
-    clip = solver.CLIP_GRADIENTS
-    if clip.ENABLED:
-        if clip.CLIP_TYPE != "full_model":
-            raise ValueError(
-                f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use 'full_model'"
-            )
-        optimizer_class = with_gradient_clipping(optimizer_class, clip.CLIP_VALUE, clip.NORM_TYPE)
+    optimizer_class = _with_clipping_of(cfg, optimizer_class)
     optimizer = optimizer_class(groups, lr=solver.BASE_LR, **options)  # type: ignore[call-arg]
     # A gradient scaler passes scaled gradients to fused optimizers; clipping needs unscaled ones.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     optimizer.register_load_state_dict_pre_hook(_keep_fused)
     return optimizer
+
+
+def _with_clipping_of(
+    cfg: CfgNode, optimizer_class: type[torch.optim.Optimizer]
+) -> type[torch.optim.Optimizer]:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return optimizer_class
+    if clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of {list(CLIP_TYPES)}"
+        )
+    if clip.CLIP_TYPE == FULL_MODEL:
+        return with_gradient_clipping(optimizer_class, clip.CLIP_VALUE, clip.NORM_TYPE)
+    clipped: type[torch.optim.Optimizer] = maybe_add_gradient_clipping(cfg, optimizer_class)
+    return clipped
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

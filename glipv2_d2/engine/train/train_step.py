@@ -20,7 +20,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.precision import PRECISIONS
 from glipv2_d2.modeling.losses.distributed import mean_over_gpus
 from glipv2_d2.structures import fields
@@ -50,8 +49,24 @@ def images_per_micro_batch(cfg: CfgNode) -> int:
     return images // micro_batches
 
 
+def micro_batch_config(cfg: CfgNode) -> CfgNode:
+    """The config of a data loader that yields micro-batches: with their ``IMS_PER_BATCH``.
+
+    Raises:
+        ValueError: see :func:`images_per_micro_batch`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = images_per_micro_batch(cfg)
+    cfg.freeze()
+    return cfg
+
+
 def build_accumulating_trainer(
-    cfg: CfgNode, model: nn.Module, data_loader: TrainLoader, optimizer: torch.optim.Optimizer
+    cfg: CfgNode,
+    model: nn.Module,
+    data_loader: Iterable[list[dict[str, Any]]],
+    optimizer: torch.optim.Optimizer,
 ) -> AccumulatingTrainer:
     """Build the trainer of ``SOLVER.ACCUMULATION_STEPS``, ``AMP`` and ``NON_FINITE``.
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import random
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, save_weights
-from glipv2_d2.data.build import build_test_loader, build_train_loader
+from glipv2_d2.config import complete_config
+from glipv2_d2.data.build import (
+    build_test_loader,
+    build_train_loader,
+    check_registered,
+    training_seed,
+)
+from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
 from glipv2_d2.engine.finetune.tuning import (
@@ -46,9 +53,10 @@ from glipv2_d2.engine.train.ema import EMAHook, build_ema
 from glipv2_d2.engine.train.metrics import MetricsWriter, ResourceMetrics
 from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.param_groups import build_optimizer
-from glipv2_d2.engine.train.train_step import build_accumulating_trainer, images_per_micro_batch
+from glipv2_d2.engine.train.resuming import check_resumable
+from glipv2_d2.engine.train.train_step import build_accumulating_trainer, micro_batch_config
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
-from glipv2_d2.evaluation.build import build_evaluator
+from glipv2_d2.evaluation.build import build_evaluator, no_evaluator
 from glipv2_d2.file_writing import atomic_open, disk_full, dump_json
 
 logger = logging.getLogger(__name__)
@@ -76,7 +84,10 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: the config has an invalid value.
         """
+        cfg = complete_config(cfg)
         check_best_metric(cfg)
+        register_custom(cfg.DATASETS.CUSTOM)
+        check_test_sets(cfg)
         # Replaces DefaultTrainer.__init__, which has no gradient accumulation, has AMP in fp16 on
         # CUDA only, and needs one GPU per process.
         TrainerBase.__init__(self)
@@ -86,9 +97,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         self.tuning = apply_tuning(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = build_accumulating_trainer(
-            cfg, average_gradients(model), self.build_train_loader(cfg), optimizer
-        )
+        loader = self.build_train_loader(micro_batch_config(cfg))
+        self.seed = loader.seed if isinstance(loader, TrainLoader) else training_seed(cfg)
+        self._trainer = build_accumulating_trainer(cfg, average_gradients(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GLIPv2Checkpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -102,7 +113,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        hooks: list[HookBase] = [SeedIterations(self.data_loader)]
+        hooks: list[HookBase] = [SeedIterations()]
         # The checkpointer has the model without its DDP wrapper.
         model = self.checkpointer.model
         if self.tuning is not None:
@@ -144,7 +155,7 @@ class Trainer(DefaultTrainer):
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Detectron2's; the data loader also continues at the resumed iteration.
+        """Detectron2's; this project's data loader also continues at the resumed iteration.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -159,7 +170,14 @@ class Trainer(DefaultTrainer):
             self._check_resumed()
             # The checkpoint stores its last iteration.
             self.start_iter = self.iter + 1
-        self.data_loader.start_iteration = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.start_iteration = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+        elif self.start_iter > 0:
+            logger.info(
+                "the %s starts its order of the data anew: only build_train_loader of "
+                "glipv2_d2.data.build continues where the run stopped",
+                type(self.data_loader).__name__,
+            )
 
     def _check_resumed(self) -> None:
         if not self._has_training_state:
@@ -236,16 +254,18 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self.data_loader.seed}
+        return {**super().state_dict(), "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
         Raises:
-            ValueError: the state is damaged, or that of another config.
+            ValueError: the state is damaged, or that of another config or trainer.
         """
         try:
+            check_resumable(state_dict, self.optimizer)
             super().load_state_dict(state_dict)
-            self.data_loader.seed = int(state_dict["seed"])
+            # Detectron2's own trainers have none.
+            self.seed = int(state_dict.get("seed", self.seed))
             self.iter = int(state_dict["iteration"])
         # What a state has in place of what is expected may be anything.
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -254,6 +274,8 @@ class Trainer(DefaultTrainer):
                 f"({type(error).__name__}: {error}): resume with the config that it was written "
                 "with, or start without --resume in another OUTPUT_DIR"
             ) from error
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.seed = self.seed
         self._has_training_state = True
 
     @classmethod
@@ -281,12 +303,13 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Build the loader of micro-batches; a step takes ``SOLVER.ACCUMULATION_STEPS`` of them."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.IMS_PER_BATCH = images_per_micro_batch(cfg)
-        cfg.freeze()
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """Build the endless loader of training batches; subclasses may return any other.
+
+        Args:
+            cfg: ``SOLVER.IMS_PER_BATCH`` is that of a micro-batch; a step takes
+                ``SOLVER.ACCUMULATION_STEPS`` of them.
+        """
         return build_train_loader(cfg)
 
     @classmethod
@@ -294,8 +317,19 @@ class Trainer(DefaultTrainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return BackgroundEvaluator(build_evaluator(cfg, dataset_name))
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator of a test set.
+
+        Args:
+            output_folder: for result files; None: ``OUTPUT_DIR/inference/DATASET``.
+
+        Raises:
+            NoEvaluatorError: the dataset has no known ``evaluator_type``. Detectron2's ``test``
+                then skips it.
+        """
+        return BackgroundEvaluator(build_evaluator(cfg, dataset_name, output_folder))
 
 
 def insert_after_evaluation(hooks: Sequence[HookBase | None], inserted: HookBase) -> list[HookBase]:
@@ -321,17 +355,28 @@ def save_best(model: nn.Module, path: Path) -> None:
         save_weights(model, path)
 
 
+def check_test_sets(cfg: CfgNode) -> None:
+    """Find out before training which test sets cannot be evaluated after it.
+
+    A test set without an evaluator is only reported: Detectron2 skips it as well.
+
+    Raises:
+        ValueError: a test set is not registered.
+    """
+    for name in cfg.DATASETS.TEST:
+        check_registered(name)
+        if reason := no_evaluator(name):
+            logger.warning("%s. It will not be evaluated", reason)
+
+
 class SeedIterations(HookBase):
     """Seeds every random number generator before each step.
 
     Dropout then depends on seed and iteration only, and checkpoints need no random state.
     """
 
-    def __init__(self, data_loader: TrainLoader) -> None:
-        self.data_loader = data_loader
-
     def before_step(self) -> None:
-        entropy = [self.data_loader.seed, comm.get_rank(), self.trainer.iter]
+        entropy = [self.trainer.seed, comm.get_rank(), self.trainer.iter]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002

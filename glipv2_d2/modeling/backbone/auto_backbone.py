@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from glipv2_d2.config import with_config_keys
+from glipv2_d2.config import complete_config, with_config_keys
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 from glipv2_d2.weight_files import require_state_dict
 
@@ -83,6 +83,7 @@ def build_auto_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
 
     ``cfg.MODEL.FPN.IN_FEATURES`` are some of ``cfg.MODEL.AUTO_BACKBONE.OUT_FEATURES``.
     """
+    cfg = complete_config(cfg)
     auto = cfg.MODEL.AUTO_BACKBONE
     try:
         model = build_auto_backbone(

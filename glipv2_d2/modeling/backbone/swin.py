@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import nn
 
+from glipv2_d2.config import complete_config
 from glipv2_d2.layers.swin_inference import FastSwinStage
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 
@@ -48,6 +49,7 @@ class Swin(SwinTransformer):
 @BACKBONE_REGISTRY.register()
 def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
     """Build the Swin Transformer of ``cfg.MODEL.SWIN`` with the FPN of ``cfg.MODEL.FPN``."""
+    cfg = complete_config(cfg)
     swin = cfg.MODEL.SWIN
     bottom_up = Swin(
         in_chans=input_shape.channels,

@@ -21,7 +21,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from glipv2_d2.config import with_config_keys
+from glipv2_d2.config import complete_config, with_config_keys
 from glipv2_d2.modeling.backbone.fpn import GroundingFPN, build_grounding_fpn
 from glipv2_d2.trust import import_package
 from glipv2_d2.weight_files import read_safetensors, read_torch_file, require_state_dict
@@ -91,6 +91,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
 
     ``cfg.MODEL.FPN.IN_FEATURES`` are named by stride, for example ``["c3", "c4", "c5"]``.
     """
+    cfg = complete_config(cfg)
     spec = cfg.MODEL.TIMM
     try:
         features = build_timm_features(

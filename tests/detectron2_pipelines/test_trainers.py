@@ -1,0 +1,254 @@
+"""Detectron2's trainers on this project's configs, and its loaders in this project's trainer."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import transforms as T
+from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.engine.defaults import default_writers
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as detectron2_optimizer
+from detectron2.utils.events import EventStorage
+from helpers.pipelines import own_mapper, written_metrics
+from torch import nn
+
+from glipv2_d2 import get_config
+from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.engine.train.param_groups import build_optimizer
+from glipv2_d2.engine.train.trainer import Trainer
+
+CLIP = "SOLVER.CLIP_GRADIENTS."
+NOT_IN_DETECTRON2 = "which Detectron2's solver does not have"
+
+
+def step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[float]:
+    """The parameters, from 0, after one step with the gradients 3 and 4."""
+    for parameter, gradient in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    optimizer.step()
+    return [parameter.item() for parameter in parameters]
+
+
+def two_parameters() -> nn.Module:
+    module = nn.Module()
+    module.first = nn.Parameter(torch.zeros(1))
+    module.second = nn.Parameter(torch.zeros(1))
+    return module
+
+
+def clipping_cfg(clip_type: str) -> CfgNode:
+    cfg = get_config("glip-t")
+    cfg.merge_from_list([f"{CLIP}CLIP_TYPE", clip_type, f"{CLIP}CLIP_VALUE", 2.0])
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.0])
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("clip_type", "expected"),
+    [("value", [-2.0, -2.0]), ("norm", [-2.0, -2.0]), ("full_model", [-1.2, -1.6])],
+)
+def test_clip_types_of_detectron2_clip_each_parameter_and_full_model_all(
+    clip_type: str, expected: list[float]
+) -> None:
+    model = two_parameters()
+    optimizer = build_optimizer(clipping_cfg(clip_type), model)
+    assert step(optimizer, list(model.parameters())) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("clip_type", ["value", "norm"])
+def test_clipping_is_the_same_in_detectron2s_solver(clip_type: str) -> None:
+    cfg = clipping_cfg(clip_type)
+    ours, theirs = two_parameters(), two_parameters()
+    assert step(build_optimizer(cfg, ours), list(ours.parameters())) == step(
+        detectron2_optimizer(cfg, theirs), list(theirs.parameters())
+    )
+
+
+def test_detectron2s_solver_clips_each_parameter_of_a_full_model_config_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = two_parameters()
+    optimizer = detectron2_optimizer(clipping_cfg("full_model"), model)
+    assert step(optimizer, list(model.parameters())) == pytest.approx([-2.0, -2.0])
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "glipv2_d2.gradient_clipping"]
+    assert NOT_IN_DETECTRON2 in message
+    assert "param_groups.build_optimizer(cfg, model)" in message
+
+
+def test_an_unknown_clip_type_is_still_an_error_of_detectron2() -> None:
+    with pytest.raises(ValueError, match="'nonsense' is not a valid GradientClipType"):
+        detectron2_optimizer(clipping_cfg("nonsense"), two_parameters())
+
+
+@pytest.mark.parametrize("model", ["cfg", "two_stage"])
+def test_detectron2s_trainer_trains(model: str, request: pytest.FixtureRequest) -> None:
+    cfg = request.getfixturevalue(model)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert written_metrics(cfg)["total_loss"] > 0
+
+
+def test_a_plain_loop_over_detectron2s_parts_trains(cfg: CfgNode) -> None:
+    Path(cfg.OUTPUT_DIR).mkdir()
+    model = DefaultTrainer.build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    trainer = SimpleTrainer(model, build_detection_train_loader(cfg), optimizer)
+    with EventStorage() as storage:
+        for trainer.iter in range(2):
+            storage.iter = trainer.iter
+            trainer.run_step()
+            scheduler.step()
+        for writer in default_writers(cfg.OUTPUT_DIR, 2):
+            writer.write()
+    assert written_metrics(cfg)["loss_token"] > 0
+
+
+MAPPERS: dict[str, Callable[[CfgNode], Any]] = {
+    "detectron2": lambda cfg: DatasetMapper(cfg, is_train=True),
+    "ours": lambda cfg: GroundingMapper(cfg, is_train=True),
+    "tutorial": lambda _: own_mapper,
+}
+
+
+@pytest.mark.parametrize("kind", MAPPERS)
+def test_this_projects_trainer_trains_with_detectron2s_loader(cfg: CfgNode, kind: str) -> None:
+    class OwnLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> Any:
+            return build_detection_train_loader(cfg, mapper=MAPPERS[kind](cfg))
+
+    cfg.SOLVER.ACCUMULATION_STEPS = 2
+    trainer = OwnLoader(cfg)
+    assert trainer.data_loader.batch_size == 1
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert written_metrics(cfg)["total_loss"] > 0
+
+
+def test_a_run_with_another_loader_resumes_and_reports_the_order_of_its_data(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OwnLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> Any:
+            return build_detection_train_loader(cfg)
+
+    cfg.SEED = -1
+    first = OwnLoader(cfg)
+    first.resume_or_load(resume=False)
+    first.train()
+    cfg.SOLVER.MAX_ITER = 3
+    resumed = OwnLoader(cfg)
+    with caplog.at_level(logging.INFO):
+        resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    assert resumed.seed == first.seed
+    assert "starts its order of the data anew" in caplog.text
+    resumed.train()
+
+
+def test_the_loader_takes_another_mapper_or_other_augmentations(cfg: CfgNode) -> None:
+    (x, _) = next(iter(build_train_loader(cfg, augmentations=[T.Resize((48, 40))])))
+    assert x["image"].shape == (3, 48, 40)
+    (x, _) = next(iter(build_train_loader(cfg, mapper=own_mapper)))
+    assert "prompt" not in x
+    with pytest.raises(ValueError, match="mapper and augmentations are both given"):
+        build_train_loader(cfg, mapper=own_mapper, augmentations=[])
+
+
+AUGMENTATIONS: dict[str, list[Any]] = {
+    "large-scale jitter": [
+        *("INPUT.LARGE_SCALE_JITTER.ENABLED", True, "INPUT.LARGE_SCALE_JITTER.IMAGE_SIZE", 48)
+    ],
+    "crop": [
+        "INPUT.CROP.ENABLED",
+        True,
+        "INPUT.CROP.TYPE",
+        "absolute",
+        "INPUT.CROP.SIZE",
+        [32, 40],
+    ],
+    "rotation": ["INPUT.RANDOM_ROTATION", [-20.0, 20.0], "MODEL.MASK_ON", True],
+}
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_an_augmentation_of_the_config_moves_the_boxes_with_the_image(
+    cfg: CfgNode, drawn: Path, kind: str
+) -> None:
+    """A box of the drawn scenes still surrounds its shape: it contains the mask's box."""
+    del drawn
+    cfg.merge_from_list([*AUGMENTATIONS[kind], "INPUT.MASK_FORMAT", "bitmask"])
+    cfg.MODEL.MASK_ON = True
+    np.random.seed(0)  # noqa: NPY002 - the mapper draws from the global state
+    sizes, num_boxes = set(), 0
+    for batch, _ in zip(build_train_loader(cfg), range(6), strict=False):
+        for x in batch:
+            sizes.add(tuple(x["image"].shape[1:]))
+            instances = x["instances"]
+            assert instances.image_size == tuple(x["image"].shape[1:])
+            inner = instances.gt_masks.get_bounding_boxes().tensor
+            outer = instances.gt_boxes.tensor
+            is_seen = instances.gt_masks.tensor.flatten(1).any(dim=1)
+            assert (outer[is_seen, :2] <= inner[is_seen, :2] + 2).all()
+            assert (outer[is_seen, 2:] >= inner[is_seen, 2:] - 2).all()
+            num_boxes += len(instances)
+    assert num_boxes > 6
+    if kind == "large-scale jitter":
+        assert max(max(size) for size in sizes) <= 48
+        assert len(sizes) > 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("INPUT.RANDOM_ROTATION", [10.0]),
+        ("INPUT.RANDOM_ROTATION", [20.0, -20.0]),
+        ("INPUT.LARGE_SCALE_JITTER.MIN_SCALE", 0.0),
+    ],
+)
+def test_an_invalid_augmentation_is_an_error_with_its_key(
+    cfg: CfgNode, key: str, value: Any
+) -> None:
+    cfg.merge_from_list([key, value, "INPUT.LARGE_SCALE_JITTER.ENABLED", True])
+    with pytest.raises(ValueError, match=key.rpartition(".")[0]):
+        GroundingMapper(cfg, is_train=True)
+
+
+def test_a_checkpoint_of_detectron2s_trainer_says_what_does_not_match(cfg: CfgNode) -> None:
+    DefaultTrainer(cfg).checkpointer.save("model_final")
+    trainer = Trainer(cfg)
+    with pytest.raises(ValueError, match=r"(?s)does not match this \w*AdamW: .*momentum.*betas"):
+        trainer.resume_or_load(resume=True)
+
+
+def test_a_run_of_detectron2s_trainer_with_the_same_optimizer_is_resumed(cfg: CfgNode) -> None:
+    class SameOptimizer(DefaultTrainer):
+        @classmethod
+        def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+            return build_optimizer(cfg, model)
+
+    first = SameOptimizer(cfg)
+    first.resume_or_load(resume=False)
+    first.train()
+    cfg.SOLVER.MAX_ITER = 3
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    trainer.train()
