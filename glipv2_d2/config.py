@@ -254,8 +254,8 @@ def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.GROUNDING.SCORE_THRESH = 0.05
     cfg.MODEL.GROUNDING.PRE_NMS_TOPK = 1000
     cfg.MODEL.GROUNDING.NMS_THRESH = 0.6
-    # Maximum number of detections per prompt. TEST.DETECTIONS_PER_IMAGE limits the total of an
-    # image with several prompts (-1: no limit).
+    # Maximum number of detections per prompt, ties with the last one included.
+    # TEST.DETECTIONS_PER_IMAGE limits the total of an image (-1: no limit).
     cfg.MODEL.GROUNDING.DETECTIONS_PER_PROMPT = 100
 
 

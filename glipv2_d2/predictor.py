@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.modeling import META_ARCH_REGISTRY
 
+from glipv2_d2.config import complete_config
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
@@ -432,7 +434,7 @@ def _prepare_config(
     """A frozen copy of the config with the given overrides."""
     if isinstance(config, CfgNode):
         load_projects()
-        cfg = config.clone()
+        cfg = complete_config(config).clone()
         cfg.defrost()
         cfg.merge_from_list(list(opts))
     else:
@@ -446,8 +448,19 @@ def _prepare_config(
         cfg.MODEL.DEVICE = str(device)
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    _check_takes_class_names(cfg.MODEL.META_ARCHITECTURE)
     cfg.freeze()
     return cfg
+
+
+def _check_takes_class_names(meta_architecture: str) -> None:
+    """Raise a ValueError for Detectron2's own models, which ignore the class names of an input."""
+    if META_ARCH_REGISTRY.get(meta_architecture).__module__.startswith("detectron2."):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {meta_architecture}, which detects a closed list of "
+            "classes only: use GLIPv2, or OpenVocabularyRCNN or OpenVocabularyRetinaNet, which can "
+            "load its weights (configs/closed_set)"
+        )
 
 
 def _load_images(

@@ -2,12 +2,14 @@
 
 Their files are below the directory in the environment variable DETECTRON2_DATASETS (default:
 ``datasets``); ``datasets/README.md`` describes how to prepare them. Detectron2 itself registers
-COCO.
+COCO. A dataset of another project with the same name takes precedence.
 """
 
 from __future__ import annotations
 
 import os
+
+from detectron2.data import DatasetCatalog
 
 from glipv2_d2.data.readers.coco import register_coco, register_coco_builtin
 from glipv2_d2.data.readers.coco_captions import register_coco_captions
@@ -22,6 +24,7 @@ from glipv2_d2.data.readers.phrasecut import register_phrasecut
 from glipv2_d2.data.readers.refcoco import register_refcoco
 from glipv2_d2.data.readers.visual_genome import register_visual_genome
 from glipv2_d2.data.readers.vqa import register_vqav2
+from glipv2_d2.data.replaceable import make_replaceable
 
 DRAWN_SPLITS = ("train", "val", "base", "novel")
 
@@ -53,4 +56,6 @@ def register_drawn(root: str) -> None:
         register_phrase_boxes(f"drawn_{split}_captions", *files)
 
 
+_others = set(DatasetCatalog.list())
 register_builtin(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+make_replaceable(set(DatasetCatalog.list()) - _others)

@@ -71,6 +71,11 @@ def register_subset(name: str, subset: str, select: Callable[[list[Record]], lis
         MetadataCatalog.get(subset).set(**set_by_reader)
         return select(records)
 
+    # Another project may have registered the dataset, without these.
+    kind = metadata.get("evaluator_type")
     register(
-        subset, load, source_files=metadata.source_files, evaluator_type=metadata.evaluator_type
+        subset,
+        load,
+        source_files=metadata.get("source_files", ()),
+        **({} if kind is None else {"evaluator_type": kind}),
     )

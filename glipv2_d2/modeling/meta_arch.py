@@ -21,6 +21,7 @@ from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_gene
 from glipv2_d2.modeling.heads.inter_image import build_inter_image_head
 from glipv2_d2.modeling.heads.masked_language import build_masked_language_head
 from glipv2_d2.modeling.heads.roi_heads import GroundingROIHeads, build_grounding_roi_heads
+from glipv2_d2.modeling.input_checks import check_inputs
 from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.postprocess import (
@@ -31,6 +32,7 @@ from glipv2_d2.modeling.postprocess import (
 from glipv2_d2.modeling.prompt_builder import build_prompt_builder
 from glipv2_d2.modeling.queries import QueryBuilder, iterate_chunks
 from glipv2_d2.modeling.text_tasks import TextTasks, build_text_tasks
+from glipv2_d2.modeling.unread_keys import warn_of_unread_keys
 from glipv2_d2.structures import (
     DensePredictions,
     FusedFeatures,
@@ -95,7 +97,7 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             roi_heads: predicts masks; None: no masks.
             text_tasks: answers questions and captions images; None: neither.
             language_cache_size: prompts whose text features are cached at inference; 0: none.
-            max_detections_per_image: limit for an image with several queries; -1: none.
+            max_detections_per_image: limit of the results of an image; -1: none.
 
         Raises:
             ValueError: text tasks need a fused head that fuses text.
@@ -124,6 +126,7 @@ class GLIPv2(CheckpointPrefixes, Configurable):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        warn_of_unread_keys(cfg)
         backbone = build_backbone(cfg)
         language_backbone = build_language_backbone(cfg)
         shapes, width = backbone.output_shape(), language_backbone.width
@@ -166,6 +169,7 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses by name in training, else one dict of results per image."""
+        check_inputs(batched_inputs)
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -327,14 +331,11 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         detections = self.proposal_generator.detect(self.score_labels(features, fused), fused)
         if self.roi_heads is not None:
             limit = self.max_detections_per_image
-            detections = [
-                found
-                if limit < 0 or query.num_chunks == 1
-                else keep_topk(
-                    found, [x.detections for x in _of_image(earlier, query.image)], limit
-                )
-                for found, query in zip(detections, queries, strict=True)
-            ]
+            if limit >= 0:
+                detections = [
+                    keep_topk(found, [x.detections for x in _of_image(earlier, query.image)], limit)
+                    for found, query in zip(detections, queries, strict=True)
+                ]
             detections = self.roi_heads.predict_masks(fused, detections)
         return [ChunkDetections(q, found) for q, found in zip(queries, detections, strict=True)]
 

@@ -5,6 +5,7 @@ N: images. A_i: anchors of level i. K: closed classes. L: class names of an imag
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.closed_set import build_closed_set_evidence, num_closed_classes
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import ResidualScore
+from glipv2_d2.modeling.input_checks import check_inputs
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.prompt_builder import PromptBuilder, build_prompt_builder
 from glipv2_d2.structures import Prompt, TextFeatures, fields
@@ -118,6 +120,9 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
         levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
         language_backbone = build_language_backbone(cfg)
         tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
+        if options["max_detections_per_image"] < 0:
+            # Detectron2's RetinaNet has no value for "all", and would drop the last one.
+            options["max_detections_per_image"] = sys.maxsize
         return options | {
             "head": ClosedSetRetinaNetHead(closed_cfg, levels),
             "language_backbone": language_backbone,
@@ -138,6 +143,7 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
         Raises:
             ValueError: an input has ground truth of classes that its prompts do not have.
         """
+        check_inputs(batched_inputs, needs_instances=self.training)
         if not self.training:
             return self.inference(batched_inputs)
         class_embeddings = self.encode_classes(

@@ -175,7 +175,7 @@ def image_results(
         x: the input dict.
         chunks: one per query of the image; none if nothing is to be localized.
         image_size: (height, width) of the network input without padding.
-        limit: detections kept of several chunks; -1: all.
+        limit: detections kept of the image, the best; -1: all.
 
     Returns:
         ``instances`` and, for a caption, ``phrases`` (see structures.fields); empty without chunks.
@@ -189,8 +189,9 @@ def image_results(
             for chunk in chunks
         ]
     )
-    if len(chunks) > 1 and 0 <= limit < len(instances):
-        instances = instances[instances.scores.topk(limit).indices]
+    if 0 <= limit < len(instances):
+        best = instances.scores.sort(descending=True, stable=True).indices
+        instances = instances[best[:limit]]
     if instances.has("pred_masks"):
         instances = paste_masks(instances, image_size)
     results: dict[str, Any] = {fields.INSTANCES: instances}

@@ -131,8 +131,8 @@ class PromptBuilder:
         if fields.PHRASES not in x:
             raise ValueError(
                 f"the input with the caption {x[fields.CAPTION]!r} has no 'phrases': pass the "
-                "character spans to ground, or use Predictor.predict(caption=...), which extracts "
-                "the noun phrases"
+                "character spans to ground. Predictor.predict(caption=...) extracts the noun "
+                "phrases; in training, the mapper GroundingMapper(cfg, is_train=True) sets them"
             )
         return caption_prompt(x[fields.CAPTION], x[fields.PHRASES])
 

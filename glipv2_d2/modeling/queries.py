@@ -164,7 +164,7 @@ class QueryBuilder:
         queries = []
         for i, (x, generated) in enumerate(zip(inputs, outputs, strict=True)):
             prompts = self._localized_prompts(x, generated.get(fields.PROMPT))
-            queries += [Query(i, _kind(p), p, num_chunks=len(prompts)) for p in prompts]
+            queries += [Query(i, _kind(p), p) for p in prompts]
         return queries
 
     def other_orders(self, query: Query) -> list[Query]:

@@ -25,5 +25,9 @@ def build_part(
     if not isinstance(build, type) or issubclass(build, base):
         part = build(*args, **kwargs)
     if not isinstance(part, base):
-        raise TypeError(f"{key} {name} is not a {base.__name__} (module {base.__module__})")
+        choices = [other for other, x in registry if isinstance(x, type) and issubclass(x, base)]
+        raise TypeError(
+            f"{key} {name} is not a {base.__name__} (module {base.__module__}): choose one of "
+            f"{choices}, as the config of such a model does (configs/glip/Base-GLIP.yaml)"
+        )
     return part

@@ -36,7 +36,6 @@ class Query:
         answers: of a question in training, {answer: score in 0..1}.
         choices: of a question at inference, the answers to choose from; None: the model's.
         generation: of a caption at inference; None: the model's default.
-        num_chunks: number of queries that the class names of the image are split into.
         is_placeholder: the query keeps all parameters in the graph of a batch that localizes
             nothing; its losses are multiplied by 0.
     """
@@ -48,7 +47,6 @@ class Query:
     answers: Mapping[str, float] | None = None
     choices: Sequence[str] | None = None
     generation: GenerationConfig | None = None
-    num_chunks: int = 1
     is_placeholder: bool = False
 
     def to(self, device: torch.device) -> Query:

@@ -50,6 +50,8 @@ def glip_cfg(*opts: Any) -> CfgNode:
     glip = get_config("glip-t")
     cfg.MODEL = glip.MODEL
     cfg.MODEL.DEVICE = "cpu"
+    # Limits of an image are set by the tests of them.
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
     for key in OPTIMIZER_KEYS:
         cfg.SOLVER[key] = glip.SOLVER[key]
     cfg.merge_from_list(list(opts))

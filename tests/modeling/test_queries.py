@@ -160,7 +160,6 @@ def test_the_localized_queries_of_a_mixed_batch() -> None:
         (6, GROUND, "a cow"),
         (7, DETECT, "person"),
     ]
-    assert [query.num_chunks for query in queries] == [2, 2, 1, 1, 1, 1, 1]
     assert all(query.gt_instances is None for query in queries)
 
 
@@ -205,10 +204,7 @@ def test_other_orders_are_further_prompts_of_the_same_query() -> None:
 
 def test_chunks_have_at_most_one_query_per_image_and_keep_their_order() -> None:
     images = [0, 0, 0, 2, 3, 3]
-    queries = [
-        Query(image, DETECT, Prompt(str(k), (), ()), num_chunks=images.count(image))
-        for k, image in enumerate(images)
-    ]
+    queries = [Query(image, DETECT, Prompt(str(k), (), ())) for k, image in enumerate(images)]
     chunks = [[query.prompt.text for query in chunk] for chunk in iterate_chunks(queries)]
     assert chunks == [["0", "3", "4"], ["1", "5"], ["2"]]
 

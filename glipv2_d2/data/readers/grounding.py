@@ -27,6 +27,7 @@ from glipv2_d2.structures import fields
 logger = logging.getLogger(__name__)
 
 BOX_OF_OTHER_PHRASE = "boxes belonged to none of the phrases to ground and were dropped"
+NO_CATEGORY = -1
 NO_PHRASE_WITH_BOX = "captions had no phrase with a box and were dropped"
 NO_FOLDER = "images had a data_source without a folder and were dropped"
 
@@ -168,7 +169,9 @@ def read_grounding(
             sound = sound_annotation(annotation, parse_size(image), file)
             if sound is not None:
                 spans = parse_spans(annotation.get("tokens_positive") or [], file.place(annotation))
-                record["annotations"].append({**box_and_mask(sound), "tokens_positive": spans})
+                # Detectron2's mapper needs a category; that of a box is its phrase in a prompt.
+                converted = {**box_and_mask(sound), "category_id": NO_CATEGORY}
+                record["annotations"].append({**converted, "tokens_positive": spans})
         if "tokens_positive_eval" in image:
             where = f"image {image_id!r} ({image['file_name']!r}) in {json_file!r}"
             _set_phrases(record, image["tokens_positive_eval"], where, file.faults)

@@ -23,6 +23,7 @@ from glipv2_d2.modeling.class_embeddings import (
 from glipv2_d2.modeling.class_evidence import ClassEvidence
 from glipv2_d2.modeling.closed_set import build_closed_set_evidence
 from glipv2_d2.modeling.heads.base import TEXT
+from glipv2_d2.modeling.input_checks import check_inputs
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.prompt_builder import PromptBuilder, build_prompt_builder
 from glipv2_d2.structures import Prompt, fields
@@ -111,6 +112,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses by name in training, else one dict of results per image."""
+        check_inputs(batched_inputs, needs_instances=self.training)
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
