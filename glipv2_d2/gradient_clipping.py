@@ -35,4 +35,4 @@ def _nearest_type(_cls: type[GradientClipType], value: object) -> GradientClipTy
 
 
 # Enum calls it for values without a member; Detectron2's enum has none of its own.
-GradientClipType._missing_ = classmethod(_nearest_type)  # type: ignore[assignment,method-assign]
+GradientClipType._missing_ = classmethod(_nearest_type)

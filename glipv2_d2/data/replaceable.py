@@ -65,4 +65,4 @@ def _register_in_place_of_builtin(name: str, func: Callable[[], Any]) -> None:
     _register(name, func)
 
 
-DatasetCatalog.register = _register_in_place_of_builtin  # type: ignore[method-assign]
+DatasetCatalog.register = _register_in_place_of_builtin

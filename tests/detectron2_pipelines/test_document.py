@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.models import tiny_cfg, tiny_model
 from helpers.pipelines import for_two_steps
 
+from glipv2_d2 import add_glipv2_config
 from glipv2_d2.checkpoint import read_checkpoint, save_weights
 from glipv2_d2.data.drawn import base_cutouts, write_drawn
 
@@ -34,12 +37,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             load_cutouts=base_cutouts,
         )
     cfg = for_two_steps(tiny_cfg("INPUT.MIN_SIZE_TEST", 64), tmp_path)
-    (tmp_path / "my_model.yaml").write_text(cfg.dump())
+    known = get_cfg()
+    add_glipv2_config(known)
+    values = of_keys(yaml.safe_load(cfg.dump()), known)
+    (tmp_path / "my_model.yaml").write_text(yaml.safe_dump(values))
     save_weights(tiny_model(), tmp_path / "my_model.pth")
     yield tmp_path
     for name in ("my_train", "my_val"):
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
+
+
+def of_keys(values: dict[str, Any], known: CfgNode) -> dict[str, Any]:
+    """Without the keys of installed projects."""
+    return {
+        key: of_keys(value, known[key]) if isinstance(known[key], CfgNode) else value
+        for key, value in values.items()
+        if key in known
+    }
 
 
 def test_every_block_of_the_page_runs(folder: Path) -> None:

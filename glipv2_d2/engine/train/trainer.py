@@ -87,7 +87,7 @@ class Trainer(DefaultTrainer):
         cfg = complete_config(cfg)
         check_best_metric(cfg)
         register_custom(cfg.DATASETS.CUSTOM)
-        check_test_sets(cfg)
+        self._check_test_sets(cfg)
         # Replaces DefaultTrainer.__init__, which has no gradient accumulation, has AMP in fp16 on
         # CUDA only, and needs one GPU per process.
         TrainerBase.__init__(self)
@@ -111,6 +111,21 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def _check_test_sets(self, cfg: CfgNode) -> None:
+        """Find out before training which test sets cannot be evaluated after it.
+
+        A test set without an evaluator is only reported: Detectron2 skips it as well.
+
+        Raises:
+            ValueError: a test set is not registered.
+        """
+        for name in cfg.DATASETS.TEST:
+            check_registered(name)
+            reason = no_evaluator(name)
+            # A subclass may build evaluators of other types.
+            if reason and type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+                logger.warning("%s. It will not be evaluated", reason)
 
     def build_hooks(self) -> list[HookBase]:
         hooks: list[HookBase] = [SeedIterations()]
@@ -353,20 +368,6 @@ def save_best(model: nn.Module, path: Path) -> None:
     """Write the weights without the training state, in the main process."""
     if comm.is_main_process():
         save_weights(model, path)
-
-
-def check_test_sets(cfg: CfgNode) -> None:
-    """Find out before training which test sets cannot be evaluated after it.
-
-    A test set without an evaluator is only reported: Detectron2 skips it as well.
-
-    Raises:
-        ValueError: a test set is not registered.
-    """
-    for name in cfg.DATASETS.TEST:
-        check_registered(name)
-        if reason := no_evaluator(name):
-            logger.warning("%s. It will not be evaluated", reason)
 
 
 class SeedIterations(HookBase):
