@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The files that the page speaks of, in the working directory."""
+    """The files that the page names, in the working directory."""
     monkeypatch.chdir(tmp_path)
     for seed, split in enumerate(("train", "val")):
         write_drawn(

@@ -128,13 +128,13 @@ MAPPERS: dict[str, Callable[[CfgNode], Any]] = {
 
 @pytest.mark.parametrize("kind", MAPPERS)
 def test_this_projects_trainer_trains_with_detectron2s_loader(cfg: CfgNode, kind: str) -> None:
-    class OwnLoader(Trainer):
+    class StockLoader(Trainer):
         @classmethod
         def build_train_loader(cls, cfg: CfgNode) -> Any:
             return build_detection_train_loader(cfg, mapper=MAPPERS[kind](cfg))
 
     cfg.SOLVER.ACCUMULATION_STEPS = 2
-    trainer = OwnLoader(cfg)
+    trainer = StockLoader(cfg)
     assert trainer.data_loader.batch_size == 1
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -144,17 +144,17 @@ def test_this_projects_trainer_trains_with_detectron2s_loader(cfg: CfgNode, kind
 def test_a_run_with_another_loader_resumes_and_reports_the_order_of_its_data(
     cfg: CfgNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class OwnLoader(Trainer):
+    class StockLoader(Trainer):
         @classmethod
         def build_train_loader(cls, cfg: CfgNode) -> Any:
             return build_detection_train_loader(cfg)
 
     cfg.SEED = -1
-    first = OwnLoader(cfg)
+    first = StockLoader(cfg)
     first.resume_or_load(resume=False)
     first.train()
     cfg.SOLVER.MAX_ITER = 3
-    resumed = OwnLoader(cfg)
+    resumed = StockLoader(cfg)
     with caplog.at_level(logging.INFO):
         resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 2
