@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
-from helpers.golden import ASSETS
+from helpers.golden import PHOTO
 from helpers.models import tiny_model
 from PIL import Image
 
@@ -19,7 +19,7 @@ def test_each_of_1203_classes_is_detected_with_its_own_index() -> None:
         *("MODEL.GROUNDING.SCORE_THRESH", 0.0, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 4000),
         *("MODEL.GROUNDING.PRE_NMS_TOPK", 4000, "MODEL.GROUNDING.NMS_THRESH", 0.99),
     )
-    with Image.open(ASSETS / "tiny_T_s0" / "chelsea.png") as file:
+    with Image.open(PHOTO) as file:
         pixels = np.asarray(file.convert("RGB").resize((64, 64)))[:, :, ::-1]
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     with torch.no_grad():

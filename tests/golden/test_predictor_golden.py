@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from helpers import tolerances
-from helpers.golden import ASSETS, Golden, load_golden
+from helpers.golden import ASSETS, PHOTO, Golden, load_golden
 
 from glipv2_d2 import Predictor
-
-PHOTO = ASSETS / "tiny_T_s0" / "chelsea.png"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
@@ -29,6 +30,8 @@ from glipv2_d2.structures import Prompt, TextFeatures, TokenBatch
 from glipv2_d2.text.prompts import caption_prompt, class_prompt
 
 ASSETS = Path(__file__).parents[1] / "assets"
+# The image of the reference's numbers is that of scikit-image, to the pixel.
+PHOTO = Path(skimage.__file__).parent / "data" / "chelsea.png"
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 
 
