@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import random
 import weakref
@@ -120,11 +121,13 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: a test set is not registered.
         """
+        own, ours = (inspect.getattr_static(c, "build_evaluator") for c in (type(self), Trainer))
+        # A subclass may build evaluators of other types.
+        builds_own = own is not ours
         for name in cfg.DATASETS.TEST:
             check_registered(name)
             reason = no_evaluator(name)
-            # A subclass may build evaluators of other types.
-            if reason and type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+            if reason and not builds_own:
                 logger.warning("%s. It will not be evaluated", reason)
 
     def build_hooks(self) -> list[HookBase]:
