@@ -1,14 +1,13 @@
-"""The command ``glipv2``: one subcommand per task, each in a module of its own.
+"""The command ``glipv2``: one subcommand per task.
 
-The module of a subcommand, and with it the library, is imported when the subcommand runs.
+The library is imported when a subcommand runs.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
-from importlib import import_module
-from typing import NamedTuple
 
 EXIT_CODES = """\
 exit codes:
@@ -20,18 +19,19 @@ FAILED = 2
 INTERRUPTED = 130
 
 
-class Command(NamedTuple):
-    """A subcommand: ``module.main(argv)`` returns the exit code."""
-
-    summary: str
-    module: str
-
-
 COMMANDS = {
-    "setup-detectron2": Command(
-        "install Detectron2 without a compiler", "glipv2_cli.get_detectron2"
-    ),
+    "predict": "boxes, answers or captions for images and videos",
+    "finetune": "fine-tune a model on your data, with a report",
+    "train": "train the model of a config, with Detectron2's arguments",
+    "evaluate": "evaluate a model on the available benchmarks, in one table",
+    "label": "add boxes to captioned images",
+    "check-data": "find defects in a dataset",
+    "check-names": "check class names on your images; thresholds per name",
+    "convert": "convert a GLIP checkpoint, or back",
+    "benchmark": "time each stage of a model",
+    "setup-detectron2": "install Detectron2 without a compiler",
 }
+"""Subcommand -> what it does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,20 +48,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return fail(_unknown(name))
-    # The parsers of the subcommands show it as their name.
-    sys.argv[0] = f"glipv2 {name}"
     try:
-        return import_module(COMMANDS[name].module).main(rest) or 0
+        return _run(name, rest)
+    except (OSError, ValueError) as error:
+        return fail(str(error))
     except ModuleNotFoundError as error:
         return fail(f"{error}{_remedy(error)}")
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
+def _run(name: str, argv: list[str]) -> int:
+    if not sys.warnoptions:
+        # For the developers of the libraries.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+    # Parsers show it as the name of the program.
+    sys.argv[0] = f"glipv2 {name}"
+    if name == "predict":
+        from glipv2_cli import predict
+
+        return predict.main(argv)
+    if name == "setup-detectron2":
+        from glipv2_cli import get_detectron2
+
+        get_detectron2.main(argv)
+        return 0
+    from glipv2_cli import tools
+
+    return tools.run(name, argv)
+
+
 def usage() -> str:
     lines = ["usage: glipv2 COMMAND [OPTION ...]", ""]
     width = max(map(len, COMMANDS))
-    lines += [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
     lines += ["", "glipv2 COMMAND --help lists the options of a command.", "", EXIT_CODES]
     return "\n".join(lines)
 

@@ -28,8 +28,8 @@ def yolo_lines(
     for (x1, y1, x2, y2), class_index in zip(boxes, classes, strict=True):
         x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
         y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
-        values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
-        values += ((x2 - x1) / width, (y2 - y1) / height)
+        values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
+        values += [(x2 - x1) / width, (y2 - y1) / height]
         lines.append(" ".join([str(class_index), *(f"{value:.6f}" for value in values)]) + "\n")
     return "".join(lines)
 
@@ -54,9 +54,10 @@ def voc_xml(
     _add(root, "segmented", 0)
     for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
         item = ElementTree.SubElement(root, "object")
-        for tag, value in (("name", label), ("pose", "Unspecified"), ("truncated", 0)):
-            _add(item, tag, value)
-        _add(item, "difficult", 0)
+        _add(item, "name", label)
+        _add(item, "pose", "Unspecified")
+        for tag in ("truncated", "difficult"):
+            _add(item, tag, 0)
         box = ElementTree.SubElement(item, "bndbox")
         xmin, ymin = min(round(max(x1, 0)) + 1, width), min(round(max(y1, 0)) + 1, height)
         xmax, ymax = max(min(round(x2), width), xmin), max(min(round(y2), height), ymin)

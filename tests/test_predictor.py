@@ -476,7 +476,9 @@ def test_tiles_are_merged_in_pixels_of_the_image():
     image = Image.fromarray(large_image())
     prediction = predictor.predict(image, classes=["red", "blue"], tiles=128, batch_size=2)
     boxes = dict(zip(prediction.labels, boxes_of(prediction), strict=True))
-    assert boxes == {"red": [95, 100, 115, 120], "blue": [400, 250, 410, 260]}
+    # A pixel of a resized tile is 1.6 pixels of the image.
+    assert boxes["red"] == pytest.approx([95, 100, 115, 120], abs=2)
+    assert boxes["blue"] == pytest.approx([400, 250, 410, 260], abs=2)
     assert prediction.image_size == (300, 500)
     assert max(predictor.model.batch_sizes) == 2
 

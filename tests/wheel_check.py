@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 IN_WHEEL = (
+    "glipv2_cli/_tools/train_net.py",
     "glipv2_cli/py.typed",
     "glipv2_d2/py.typed",
     "glipv2_d2/configs/glip/glip_swin_t.yaml",
@@ -97,6 +98,8 @@ def check_with_detectron2(wheel: Path, folder: Path) -> None:
     run([scripts / "glipv2", "--help"], empty)
     print(f"glipv2 --help: {time.monotonic() - start:.2f} s")
     run([scripts / "python", "-c", QUICK_START], empty)
+    run([scripts / "glipv2", "predict", "photo.png", "--classes", "cat", "--save", "coco"], empty)
+    run([scripts / "glipv2", "convert", "--help"], empty)
 
 
 def check_without_detectron2(wheel: Path, folder: Path) -> None:

@@ -59,9 +59,11 @@ def test_the_library_without_detectron2_names_the_command_that_installs_it() -> 
 def test_a_missing_package_is_one_line_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = cli.Command("", "a_package_that_is_missing.part")
-    monkeypatch.setitem(cli.COMMANDS, "broken", command)
-    assert cli.main(["broken"]) == cli.FAILED
+    def run(_name: str, _argv: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'x'", name="a_package_that_is_missing.part")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["predict"]) == cli.FAILED
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "pip install a_package_that_is_missing" in error
