@@ -1,33 +1,40 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling
+# make wheel-check  build the wheel, install it into a new environment and use it there (a minute)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
-# else a published wheel (tools/get_detectron2.py).
+# else a published wheel (glipv2_cli/get_detectron2.py).
 
 PYTHON ?= python3
 # Processes that share the tests, one core each.
 WORKERS ?= 2
 
 BIN := .venv/bin
+# What the library, the small model and its demo need; and what the tests and checks need besides.
+DEMO_READY := .venv/.demo-ready
 READY := .venv/.ready
 UNFINISHED := .venv/.unfinished
 CONSTRAINTS := requirements/constraints.txt
+DEMO_REQUIREMENTS := $(patsubst %,requirements/%.txt,mini phrases runtime venv)
 REQUIREMENTS := $(filter-out $(CONSTRAINTS),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test benchmark format check lint types layers spelling
+.PHONY: setup demo test wheel-check benchmark format check lint types layers spelling
 
 setup: $(READY)
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/python projects/GLIPv2Mini/tools/make_demo.py
 
 # One thread per process: small tests leave a second thread idle.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-benchmark: $(READY)
+wheel-check: $(READY)
+	$(BIN)/python tests/wheel_check.py
+
+benchmark: $(DEMO_READY)
 	$(BIN)/python tools/benchmark.py --config-file configs/glip/glip_swin_t.yaml
 
 format: $(READY)
@@ -52,7 +59,7 @@ spelling: $(READY)
 # A first set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next
 # time. After a change of the requirements, .venv is brought up to date in place; interrupted, that is
 # done again, and never empties a .venv which something else may be running from.
-$(READY): $(REQUIREMENTS) $(CONSTRAINTS) setup.py tools/get_detectron2.py
+$(DEMO_READY): $(DEMO_REQUIREMENTS) $(CONSTRAINTS) setup.py glipv2_cli/get_detectron2.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "the tested versions need Python 3.11 or later, this is " + sys.version.split()[0] + \
 	    ": make PYTHON=python3.11")'
@@ -60,8 +67,14 @@ $(READY): $(REQUIREMENTS) $(CONSTRAINTS) setup.py tools/get_detectron2.py
 	@test -d .venv || { mkdir .venv && touch $(UNFINISHED); }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
-	    $(addprefix --requirement ,$(REQUIREMENTS))
+	    $(addprefix --requirement ,$(DEMO_REQUIREMENTS))
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python tools/get_detectron2.py
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(UNFINISHED)
+	@touch $@
+
+# The requirements of the demo again, so that pip has all of them together.
+$(READY): $(DEMO_READY) $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
+	    $(addprefix --requirement ,$(REQUIREMENTS))
 	@touch $@

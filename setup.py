@@ -1,4 +1,4 @@
-"""Package metadata. Detectron2 is not a requirement: see tools/get_detectron2.py."""
+"""Package metadata. Detectron2 is not a requirement: see glipv2_cli/get_detectron2.py."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,17 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 # The small model, a package of its own; relative, as setuptools requires of package_dir.
 MINI = Path("projects/GLIPv2Mini")
+EXTRAS = (
+    "captions",
+    "dev",
+    "fast-eval",
+    "lora",
+    "lvis",
+    "mini-data",
+    "phrases",
+    "supervision",
+    "webdataset",
+)
 
 
 def requirements(name: str) -> list[str]:
@@ -30,27 +41,36 @@ setup(
     version=version(),
     description="GLIPv2 on Detectron2: type class names or a caption, get boxes",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", f"{MINI}/NOTICE"],
     python_requires=">=3.11",
     packages=[
-        *find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
+        *find_packages(include=["glipv2_cli", "glipv2_d2", "glipv2_d2.*"]),
         *find_packages(str(MINI), include=["glipv2_mini", "glipv2_mini.*"]),
+        "glipv2_cli._tools",
         "glipv2_d2.configs",
+        "glipv2_mini.configs",
     ],
-    # glipv2_d2.get_config serves configs/ to code without a checkout.
-    package_dir={"glipv2_mini": f"{MINI}/glipv2_mini", "glipv2_d2.configs": "configs"},
-    package_data={
-        "glipv2_d2": ["text/bert-base-uncased/*", "**/assets/*"],
-        "glipv2_d2.configs": ["**/*.yaml"],
-        "glipv2_mini": ["assets/*"],
+    # Models are found by name, and the commands run, without a checkout.
+    package_dir={
+        "glipv2_cli._tools": "tools",
+        "glipv2_mini": f"{MINI}/glipv2_mini",
+        "glipv2_mini.configs": f"{MINI}/configs",
+        "glipv2_d2.configs": "configs",
     },
-    entry_points={"glipv2_d2.projects": ["glipv2_mini = glipv2_mini:PROJECT"]},
+    package_data={
+        "glipv2_cli": ["py.typed"],
+        "glipv2_d2": ["py.typed", "text/bert-base-uncased/*", "**/assets/*"],
+        "glipv2_d2.configs": ["**/*.yaml"],
+        "glipv2_mini": ["py.typed", "assets/*"],
+        "glipv2_mini.configs": ["*.yaml"],
+    },
+    entry_points={
+        "console_scripts": ["glipv2 = glipv2_cli.main:main"],
+        "glipv2_d2.projects": ["glipv2_mini = glipv2_mini:PROJECT"],
+    },
     install_requires=requirements("runtime"),
     extras_require={
-        **{
-            name: requirements(name)
-            for name in ("captions", "dev", "fast-eval", "lora", "phrases", "webdataset")
-        },
+        **{name: requirements(name) for name in EXTRAS},
         # The small model reads the nouns of questions.
         "mini": requirements("mini") + requirements("phrases"),
     },

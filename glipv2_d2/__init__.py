@@ -9,6 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+try:
+    import detectron2 as _detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+    raise ModuleNotFoundError(
+        "Detectron2 is not installed; install it with: glipv2 setup-detectron2", name="detectron2"
+    ) from None
+
 from glipv2_d2 import data as _data  # noqa: F401  registers the datasets
 from glipv2_d2 import gradient_clipping as _gradient_clipping  # noqa: F401  extends the solver
 from glipv2_d2 import modeling as _modeling  # noqa: F401  registers the models

@@ -131,6 +131,7 @@ class FilePrompts:
         describe: generate a caption for each image and ground it.
         one_name_per_box: of overlapping boxes of different names, keep only the best; see
             :meth:`~glipv2_d2.predictor.Predictor.predict`. Not for questions and captioning.
+        tiles: detect in tiles of this size, likewise.
     """
 
     classes: Sequence[str] | Sequence[Sequence[str]] | None = None
@@ -139,6 +140,7 @@ class FilePrompts:
     question: str | Sequence[str] | None = None
     describe: bool = False
     one_name_per_box: bool = False
+    tiles: int | None = None
 
     def predict(
         self, predictor: Predictor, images: dict[int, np.ndarray], thresholds: ScoreThresholds
@@ -175,6 +177,7 @@ class FilePrompts:
             caption=self.caption,
             thresholds=thresholds,
             one_name_per_box=self.one_name_per_box,
+            tiles=self.tiles,
             **options,
         )
         return [({}, prediction) for prediction in results]

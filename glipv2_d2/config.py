@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +13,14 @@ from typing import Any, ClassVar, Concatenate, TypeVar
 import detectron2.config
 from detectron2.config import CfgNode, get_cfg
 
-from glipv2_d2.projects import add_project_configs
+from glipv2_d2.projects import add_project_configs, config_directory, load_projects
 
-# The files of `get_config`, relative to configs/.
+# Model name -> file, relative to configs/. Projects add their models.
 NAMED_CONFIGS = {
     "glip-t": "glip/glip_swin_t.yaml",
     "glip-t-a": "glip/glip_swin_t_a.yaml",
+    "glip-t-b": "glip/glip_swin_t.yaml",
+    "glip-t-c": "glip/glip_swin_t.yaml",
     "glip-l": "glip/glip_swin_l.yaml",
     "glipv2-t": "pretrain/glipv2_swin_t.yaml",
     "glipv2-b": "pretrain/glipv2_swin_b.yaml",
@@ -29,25 +32,30 @@ def get_config(name: str) -> CfgNode:
     """The configuration of a published model, as a config that can be modified.
 
     Args:
-        name: "glip-t", "glip-t-a", "glip-l", "glipv2-t", "glipv2-b" or "glipv2-l".
+        name: "glip-t", "glip-t-a", "glip-t-b", "glip-t-c", "glip-l", "glipv2-t", "glipv2-b",
+            "glipv2-l", or the name of a model of an installed project ("glipv2-mini").
 
     Raises:
         ValueError: the name is not one of these.
     """
-    if name not in NAMED_CONFIGS:
-        raise ValueError(f"unknown config name {name!r}; choose one of {sorted(NAMED_CONFIGS)}")
     cfg = get_cfg()
     add_glipv2_config(cfg)
     add_project_configs(cfg)
-    cfg.merge_from_file(str(_config_directory() / NAMED_CONFIGS[name]), allow_unsafe=False)
+    cfg.merge_from_file(str(named_config_file(name)), allow_unsafe=False)
     return cfg
 
 
-def _config_directory() -> Path:
-    """``configs/``: a part of the package in a wheel, beside the package in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+def named_config_file(name: str) -> Path:
+    """The config file of a model; arguments and errors as in :func:`get_config`."""
+    directory = config_directory(Path(__file__).parent)
+    files = {name: directory / file for name, file in NAMED_CONFIGS.items()}
+    for project in load_projects():
+        files |= {name: model.config for name, model in project.models.items()}
+    if name not in files:
+        close = difflib.get_close_matches(name.lower(), files, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {sorted(files)}"
+        raise ValueError(f"unknown model name {name!r}; {hint}")
+    return files[name]
 
 
 def add_glipv2_config(cfg: CfgNode) -> None:

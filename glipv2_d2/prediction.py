@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.structures import BoxMode, Instances
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.structures.boxes import pairwise_intersection
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import nms
 
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.prediction_formats import label_studio_task, voc_xml, yolo_lines
 from glipv2_d2.structures import fields
 from glipv2_d2.structures.text import Span
+from glipv2_d2.tiling import import_supervision
+
+if TYPE_CHECKING:
+    import supervision
 
 Thresholds = ScoreThresholds | Mapping[str, float] | str | Path
 """Score threshold per class name: a mapping, or the file of a calibration."""
@@ -103,6 +109,82 @@ class Prediction:
         covered = pairwise_intersection(boxes, boxes) / boxes.area().clamp(min=1)[:, None]
         is_part = ((covered >= share) & same_name & is_better).any(dim=1)
         return replace(self, instances=self.instances[~is_part])
+
+    @staticmethod
+    def from_coco(
+        rows: Sequence[Mapping[str, Any]], names: Sequence[str], image_size: tuple[int, int]
+    ) -> Prediction:
+        """The prediction of which ``rows`` are the result of :meth:`to_coco`."""
+        boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+        instances = Instances(image_size)
+        instances.pred_boxes = Boxes(
+            BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) if rows else boxes
+        )
+        instances.scores = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
+        instances.pred_classes = torch.tensor(
+            [row["category_id"] for row in rows], dtype=torch.int64
+        )
+        if rows and "segmentation" in rows[0]:
+            masks = [coco_mask.decode(row["segmentation"]) for row in rows]
+            instances.pred_masks = torch.from_numpy(np.stack(masks)).bool()
+        return Prediction(instances, list(names), image_size)
+
+    @staticmethod
+    def from_supervision(
+        detections: supervision.Detections, names: Sequence[str], image_size: tuple[int, int]
+    ) -> Prediction:
+        """The prediction of which ``detections`` are the result of :meth:`to_supervision`."""
+        scores = torch.as_tensor(
+            [] if detections.confidence is None else detections.confidence, dtype=torch.float32
+        )
+        best_first = scores.argsort(descending=True, stable=True)
+        instances = Instances(image_size)
+        instances.pred_boxes = Boxes(torch.as_tensor(detections.xyxy, dtype=torch.float32))
+        instances.scores = scores
+        instances.pred_classes = torch.as_tensor(
+            [] if detections.class_id is None else detections.class_id, dtype=torch.int64
+        )
+        if detections.mask is not None and len(detections):
+            instances.pred_masks = torch.from_numpy(np.asarray(detections.mask)).bool()
+        return Prediction(instances[best_first], list(names), image_size)
+
+    def to_supervision(self) -> supervision.Detections:
+        """As ``Detections`` of the package supervision, with the names as ``class_name``.
+
+        Raises:
+            ValueError: the package is not installed.
+        """
+        instances = self.instances
+        return import_supervision().Detections(
+            xyxy=instances.pred_boxes.tensor.numpy(),
+            mask=instances.pred_masks.numpy() if instances.has("pred_masks") else None,
+            confidence=instances.scores.numpy(),
+            class_id=instances.pred_classes.numpy(),
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
+
+    def to_yolo(self) -> str:
+        """The lines of a YOLO label file: class index and box, relative to the image."""
+        return yolo_lines(self._boxes(), self.instances.pred_classes.tolist(), self.image_size)
+
+    def to_voc(self, file_name: str) -> str:
+        """A Pascal VOC annotation of the image ``file_name``, in XML."""
+        return voc_xml(self._boxes(), self.labels, self.image_size, file_name)
+
+    def to_label_studio(self, image: str, model_version: str = "glipv2_d2") -> dict[str, Any]:
+        """A task of Label Studio, with the detections as its predictions.
+
+        Args:
+            image: the address under which Label Studio finds the image.
+        """
+        scores = self.instances.scores.tolist()
+        return label_studio_task(
+            self._boxes(), self.labels, scores, self.image_size, image, model_version
+        )
+
+    def _boxes(self) -> list[list[float]]:
+        boxes: list[list[float]] = self.instances.pred_boxes.tensor.tolist()
+        return boxes
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Detections in COCO's result format.

@@ -13,6 +13,7 @@ print(predictor.caption("photo.jpg"))
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -25,12 +26,13 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from glipv2_d2.config import complete_config
+from glipv2_d2.config import complete_config, named_config_file
 from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
-from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.setup import load_config, load_foreign_config
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.hub import pretrained_files, push_folder, save_model
 from glipv2_d2.images import (
     IMAGE_SOURCES,
     ChannelOrder,
@@ -40,6 +42,7 @@ from glipv2_d2.images import (
     load_image,
 )
 from glipv2_d2.item_errors import predict_each
+from glipv2_d2.model_zoo import is_model_name, model_files
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.class_scores import best_class_scores
 from glipv2_d2.prediction import Answer, Caption, Prediction, Thresholds
@@ -52,6 +55,7 @@ from glipv2_d2.predictor_inputs import (
 )
 from glipv2_d2.projects import load_projects
 from glipv2_d2.structures import GenerationConfig, fields
+from glipv2_d2.tiling import detect_in_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +109,7 @@ class Predictor:
         delta: str | Path | None = None,
         device: str | torch.device | None = None,
         opts: Sequence[Any] = (),
+        revision: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -112,15 +117,20 @@ class Predictor:
         :func:`~glipv2_d2.engine.precision.round_weights`; do not train or save this model.
 
         Args:
-            config: a YAML file or a config.
-            weights: a checkpoint of this project or of GLIP; default ``MODEL.WEIGHTS``.
+            config: the name of a model ("glipv2-mini", "glip-t", "glip-t-a", "glip-l"; see
+                :func:`~glipv2_d2.config.get_config`), a YAML file or a config.
+            weights: a checkpoint of this project or of GLIP; default: those of the named model,
+                GLIP's from the Hugging Face hub, or ``MODEL.WEIGHTS`` of the config.
             delta: fine-tuned changes to these weights; default ``MODEL.TUNING.DELTA``.
             device: default ``MODEL.DEVICE``, or the CPU if that is CUDA and not available.
             opts: alternating config keys and values, as on Detectron2's command lines.
+            revision: of the hub's repository, if a named model has its weights there.
 
         Raises:
-            FileNotFoundError, ValueError: the config or the weights are invalid.
+            FileNotFoundError: a file does not exist, or is neither cached nor can be downloaded.
+            ValueError: the name is unknown, or the config or the weights are invalid.
         """
+        config, weights = _resolve_name(config, weights, opts, revision)
         self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
@@ -128,6 +138,64 @@ class Predictor:
         self.model.eval()
         round_weights(self.model, self.cfg)
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        opts: Sequence[Any] = (),
+    ) -> Predictor:
+        """A model of :meth:`save_pretrained`: a folder, or a repository "user/model" of the hub.
+
+        No code is run that comes with the model.
+
+        Args:
+            revision: commit, branch or tag of the repository.
+            device, opts: see the constructor.
+
+        Raises:
+            FileNotFoundError: the files are missing, or neither cached nor can be downloaded.
+            ValueError: a file is invalid.
+        """
+        files = pretrained_files(source, revision)
+        return cls(load_foreign_config(files.config, opts), files.weights, device=device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.yaml, model.safetensors and a model card, see :mod:`glipv2_d2.hub`."""
+        save_model(self.model, self.cfg, folder)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str = "Add a model of glipv2_d2",
+        token: str | None = None,
+    ) -> str:
+        """Upload the files of :meth:`save_pretrained` to the Hugging Face hub.
+
+        Args:
+            repository: "user/model"; made if it does not exist.
+            private: whether a new repository is private.
+            revision: an existing branch; default: the main one.
+            message: of the commit.
+            token: default: that of ``hf auth login``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the model cannot be saved, or the hub refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(self.model, self.cfg, folder, repository)
+            return push_folder(
+                folder, repository, private=private, revision=revision, message=message, token=token
+            )
 
     @_one_or_many(Prediction)
     def predict(
@@ -138,8 +206,10 @@ class Predictor:
         negatives: ClassNames | None = None,
         caption: str | None = None,
         phrases: Sequence[Phrase] | None = None,
+        threshold: float | None = None,
         thresholds: Thresholds | None = None,
         one_name_per_box: bool = False,
+        tiles: int | None = None,
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
@@ -156,14 +226,17 @@ class Predictor:
                 images also one list per image.
             caption: grounds the ``phrases`` of this caption.
             phrases: of the caption; default: its noun phrases, found by spaCy.
+            threshold: minimum score, for all classes.
             thresholds: score threshold per class, a mapping or the file of a calibration. Classes
                 that are not in a mapping keep all boxes.
             one_name_per_box: of boxes of different names that overlap with an IoU above
                 ``MODEL.GROUNDING.NMS_THRESH``, return only the one with the highest score. By
                 default an object that matches several names has a box for each.
+            tiles: also find small objects in large images: detect in overlapping tiles of this
+                width and height in pixels, and merge (``pip install 'glipv2_d2[supervision]'``).
             channel_order: required for colour arrays and tensors.
-            batch_size: images per forward pass. Padding to a common size can change scores in the
-                last digits.
+            batch_size: images, or tiles, per forward pass. Padding to a common size can change
+                scores in the last digits.
             on_error: "skip": among several images, one that cannot be read or predicted is logged
                 and its result is None.
 
@@ -175,22 +248,39 @@ class Predictor:
             FileNotFoundError, ValueError: an image or the prompt is invalid.
         """
         min_scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
+        _check_threshold(threshold)
 
-        def make_result(x: dict[str, Any], output: dict[str, Any]) -> Prediction:
+        def select(prediction: Prediction) -> Prediction:
             # Thresholds first: a name below its threshold suppresses no other.
-            prediction = Prediction.from_output(x, output).above(min_scores)
+            prediction = prediction.above(min_scores)
+            if threshold is not None:
+                prediction = prediction.above(threshold)
             if one_name_per_box:
                 return prediction.one_name_per_box(self.cfg.MODEL.GROUNDING.NMS_THRESH)
             return prediction
 
-        return self._run(
-            images,
-            lambda num_images: prompt_fields(num_images, classes, negatives, caption, phrases),
-            make_result,
-            channel_order,
-            batch_size,
-            on_error,
-        )
+        def make_fields(num_images: int) -> list[dict[str, Any]]:
+            return prompt_fields(num_images, classes, negatives, caption, phrases)
+
+        if tiles is None:
+            return self._run(
+                images,
+                make_fields,
+                lambda x, output: select(Prediction.from_output(x, output)),
+                channel_order,
+                batch_size,
+                on_error,
+            )
+        _check_batch(batch_size, on_error)
+        sources = [images] if isinstance(images, IMAGE_SOURCES) else list(images)
+        text_fields = make_fields(len(sources))
+        skip = on_error == "skip" and not isinstance(images, IMAGE_SOURCES)
+        results: list[Prediction | None] = [None] * len(sources)
+        for index, image in _load_images(sources, channel_order, skip=skip):
+            results[index] = select(
+                self._predict_tiles(image, text_fields[index], tiles, batch_size)
+            )
+        return results[0] if isinstance(images, IMAGE_SOURCES) else results  # type: ignore[return-value]
 
     @_one_or_many(Answer)
     def answer(
@@ -341,6 +431,31 @@ class Predictor:
         with inference_precision(self.cfg):
             return np.stack([scores.numpy() for scores in best_class_scores(self.model, inputs)])
 
+    def _predict_tiles(
+        self, image: np.ndarray, text_fields: dict[str, Any], tile_size: int, batch_size: int
+    ) -> Prediction:
+        """Predict an RGB image (H, W, 3) in tiles."""
+        last: list[Prediction] = []
+
+        def detect(tiles: Sequence[np.ndarray]) -> list[Any]:
+            inputs = [self._make_input(tile, text_fields) for tile in tiles]
+            outputs = self._forward(inputs)
+            last[:] = [
+                Prediction.from_output(x, output) for x, output in zip(inputs, outputs, strict=True)
+            ]
+            return [prediction.to_supervision() for prediction in last]
+
+        detections = detect_in_tiles(
+            detect,
+            image,
+            tile_size,
+            overlap_threshold=self.cfg.MODEL.GROUNDING.NMS_THRESH,
+            batch_size=batch_size,
+        )
+        height, width = image.shape[:2]
+        merged = Prediction.from_supervision(detections, last[0].names, (height, width))
+        return replace(merged, text=last[0].text, spans=last[0].spans)
+
     def _make_input(self, image: np.ndarray, text_fields: dict[str, Any]) -> dict[str, Any]:
         """The model's input dict of an RGB image (H, W, 3)."""
         height, width = image.shape[:2]
@@ -384,11 +499,7 @@ class Predictor:
         Returns:
             The result of one image, or a list of results with None for skipped images.
         """
-        if batch_size < 1 or on_error not in ("raise", "skip"):
-            raise ValueError(
-                f"batch_size is {batch_size} and on_error {on_error!r}; "
-                "batch_size must be at least 1, on_error 'raise' or 'skip'"
-            )
+        _check_batch(batch_size, on_error)
         is_one = isinstance(images, IMAGE_SOURCES)
         sources = [images] if isinstance(images, IMAGE_SOURCES) else list(images)
         text_fields = make_fields(len(sources))
@@ -422,6 +533,38 @@ class Predictor:
     def _forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with torch.no_grad(), inference_precision(self.cfg):
             return self.model(inputs)
+
+
+def _check_batch(batch_size: int, on_error: str) -> None:
+    if batch_size < 1 or on_error not in ("raise", "skip"):
+        raise ValueError(
+            f"batch_size is {batch_size} and on_error {on_error!r}; "
+            "batch_size must be at least 1, on_error 'raise' or 'skip'"
+        )
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; scores are from 0 to 1")
+
+
+def _resolve_name(
+    config: str | Path | CfgNode,
+    weights: str | Path | None,
+    opts: Sequence[Any],
+    revision: str | None,
+) -> tuple[str | Path | CfgNode, str | Path | None]:
+    """Config and weights, of which ``config`` may be the name of a model."""
+    if not (isinstance(config, str) and is_model_name(config)):
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for named models, not for {config!r}")
+        return config, weights
+    if weights is not None or "MODEL.WEIGHTS" in opts:
+        return named_config_file(config), weights
+    files = model_files(config, revision)
+    if files.weights is None:
+        raise ValueError(f"no weights of {config!r} were published; pass weights=...")
+    return files.config, files.weights
 
 
 def _prepare_config(

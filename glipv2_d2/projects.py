@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from detectron2.config import CfgNode
 
 GROUP = "glipv2_d2.projects"
+
+
+@dataclass(frozen=True)
+class ProjectModel:
+    """The files of a model that a project ships: its config and its weights."""
+
+    config: Path
+    weights: Path
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,13 @@ class Project:
         name: for messages.
         register: puts model parts into the registries and datasets into the catalogs. Called once.
         add_config: adds the keys of the project to a config, in place.
+        models: name -> files of the models that ``Predictor`` builds by this name.
     """
 
     name: str
     register: Callable[[], None]
     add_config: Callable[[CfgNode], None]
+    models: Mapping[str, ProjectModel] = field(default_factory=dict)
 
 
 _lock = threading.RLock()
@@ -66,6 +77,12 @@ def add_project_configs(cfg: CfgNode) -> None:
     """Add the keys of every installed project to ``cfg``, in place."""
     for project in load_projects():
         project.add_config(cfg)
+
+
+def config_directory(package: Path) -> Path:
+    """``configs/`` of a package: a part of it in a wheel, beside it in a checkout."""
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def _load(entry_point: importlib.metadata.EntryPoint) -> Project:

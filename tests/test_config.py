@@ -106,9 +106,11 @@ def test_a_named_config_is_that_of_its_file(name: str, file: str) -> None:
     assert cfg == load_config(CONFIGS / file, ["MODEL.DEVICE", "cpu"])
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'glip-xl'.*'glip-l', 'glip-t', .*'glipv2-t'"):
+def test_an_unknown_name_lists_the_nearest_or_all() -> None:
+    with pytest.raises(ValueError, match=r"'glip-xl'; did you mean glip-l or .*glip-t\?"):
         get_config("glip-xl")
+    with pytest.raises(ValueError, match=r"'yolo'; .*'glip-l', 'glip-t', .*'glipv2-t'"):
+        get_config("yolo")
 
 
 def test_an_installed_package_uses_its_own_configs(

@@ -461,3 +461,43 @@ def test_class_scores_require_glipv2(predictor):
         ValueError, match="requires MODEL.META_ARCHITECTURE GLIPv2, not ColourFinder"
     ):
         predictor.class_scores([Image.fromarray(sample_image())], classes=["red"])
+
+
+def large_image() -> np.ndarray:
+    """(300, 500, 3) RGB, white, with one red square at the border of the tiles and one blue."""
+    rgb = np.full((300, 500, 3), 255, dtype=np.uint8)
+    rgb[100:120, 95:115] = RED
+    rgb[250:260, 400:410] = BLUE
+    return rgb
+
+
+def test_tiles_are_merged_in_pixels_of_the_image():
+    predictor = Predictor(make_config("RGB"), device="cpu")
+    image = Image.fromarray(large_image())
+    prediction = predictor.predict(image, classes=["red", "blue"], tiles=128, batch_size=2)
+    boxes = dict(zip(prediction.labels, boxes_of(prediction), strict=True))
+    # A pixel of a resized tile is 1.6 pixels of the image.
+    assert boxes["red"] == pytest.approx([95, 100, 115, 120], abs=2)
+    assert boxes["blue"] == pytest.approx([400, 250, 410, 260], abs=2)
+    assert prediction.image_size == (300, 500)
+    assert max(predictor.model.batch_sizes) == 2
+
+
+def test_tiles_of_several_images_skip_unreadable_ones(tmp_path):
+    predictor = Predictor(make_config("RGB"), device="cpu")
+    images = [tmp_path / "missing.png", Image.fromarray(large_image())]
+    first, second = predictor.predict(images, classes=["red"], tiles=128, on_error="skip")
+    assert first is None and second.labels == ["red"]
+
+
+def test_threshold_holds_for_all_classes(predictor):
+    prediction = predictor.predict(
+        Image.fromarray(sample_image()), classes=["red", "blue"], threshold=0.5
+    )
+    assert prediction.labels == ["blue"]
+
+
+@pytest.mark.parametrize("options", [{"threshold": 1.5}, {"tiles": 3}])
+def test_invalid_threshold_and_tiles_are_rejected(predictor, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        predictor.predict(Image.fromarray(sample_image()), classes=["red"], **options)

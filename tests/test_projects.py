@@ -95,7 +95,7 @@ def copy(tmp_path: Path) -> Path:
     """A copy of both packages, with the contracts."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     python_files = shutil.ignore_patterns("*.pth", "*.txt", "*.tsv", "__pycache__")
-    for package in ("glipv2_d2", "projects/GLIPv2Mini/glipv2_mini"):
+    for package in ("glipv2_cli", "glipv2_d2", "projects/GLIPv2Mini/glipv2_mini"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=python_files)
     return tmp_path
 

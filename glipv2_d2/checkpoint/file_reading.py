@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from glipv2_d2.weight_files import WEIGHTS_KEY, read_torch_file, require_state_dict
+from glipv2_d2.weight_files import (
+    WEIGHTS_KEY,
+    read_safetensors,
+    read_torch_file,
+    require_state_dict,
+)
 
 
 class Layout(enum.Enum):
@@ -37,7 +42,7 @@ def detect_layout(names: Iterable[str]) -> Layout:
 
 
 def read_checkpoint(path: str | Path, *, key: str = WEIGHTS_KEY) -> dict[str, Any]:
-    """Read a file of ``torch.save`` without executing code from it.
+    """Read a file of ``torch.save`` or safetensors without executing code from it.
 
     Args:
         path: a local file: ``{"model": state dict, ...}`` or a bare state dict.
@@ -51,6 +56,8 @@ def read_checkpoint(path: str | Path, *, key: str = WEIGHTS_KEY) -> dict[str, An
         FileNotFoundError: the file does not exist.
         ValueError: it is damaged or not a checkpoint; the message describes its content.
     """
+    if Path(path).suffix == ".safetensors":
+        return {"model": read_safetensors(path, key=key)}
     content = read_torch_file(path, key=key)
     checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
     require_state_dict(checkpoint["model"], path, key=key)

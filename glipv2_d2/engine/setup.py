@@ -12,6 +12,7 @@ import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from fvcore.common.config import BASE_KEY
 from yaml.constructor import ConstructorError
 
 # Registers the modules that configs refer to by name.
@@ -58,6 +59,32 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     register_custom(cfg.DATASETS.CUSTOM)
+    return cfg
+
+
+def load_foreign_config(path: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
+    """:func:`load_config` for a file of unknown origin: no code in it is run, no base file read.
+
+    Raises:
+        FileNotFoundError, ValueError: as for :func:`load_config`; also ValueError for tags of
+            Python objects and for ``_BASE_``.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config file '{path}' is not plain YAML: {error}") from error
+    if not isinstance(content, dict) or BASE_KEY in content:
+        raise ValueError(f"config file '{path}' must be a mapping of keys, without {BASE_KEY}")
+    cfg = load_config().clone()
+    cfg.defrost()
+    try:
+        loaded = CfgNode(content)
+        _check_keys(cfg, _walk(loaded, ""), source=f"config file '{path}'")
+        cfg.merge_from_other_cfg(loaded)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"config file '{path}': {error}") from error
+    _merge_opts(cfg, list(opts))
+    cfg.freeze()
     return cfg
 
 

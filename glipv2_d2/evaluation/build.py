@@ -100,7 +100,7 @@ def _lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
         )
     except ImportError as error:
         raise ValueError(
-            f"evaluating {dataset_name!r} needs the package lvis: pip install lvis"
+            f"evaluating {dataset_name!r} needs the package lvis: pip install 'glipv2_d2[lvis]'"
         ) from error
     return ClassMappingEvaluator(
         evaluator, MetadataCatalog.get(dataset_name).get("thing_classes") or ()

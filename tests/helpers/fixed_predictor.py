@@ -28,6 +28,7 @@ class FixedPredictor:
         caption=None,
         thresholds=None,
         one_name_per_box=False,
+        tiles=None,
         channel_order=None,
         batch_size=1,
     ):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from glipv2_d2.projects import Project
+from glipv2_d2.projects import Project, ProjectModel, config_directory
 from glipv2_mini.config import add_mini_config
 
 __all__ = ["PROJECT", "add_mini_config", "register"]
@@ -21,4 +22,13 @@ def register() -> None:
     register_benchmarks(mini_benchmarks)
 
 
-PROJECT = Project("glipv2_mini", register, add_mini_config)
+_PACKAGE = Path(__file__).parent
+
+MODELS = {
+    "glipv2-mini": ProjectModel(
+        config=config_directory(_PACKAGE) / "glipv2_mini.yaml",
+        weights=_PACKAGE / "assets" / "glipv2_mini.pth",
+    )
+}
+
+PROJECT = Project("glipv2_mini", register, add_mini_config, MODELS)

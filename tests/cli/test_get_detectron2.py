@@ -10,9 +10,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-import get_detectron2
 import pytest
-from get_detectron2 import DIST_INFO, EDITS, WHEEL, GetDetectron2Error, check_sha256, repack
+
+from glipv2_cli import get_detectron2
+from glipv2_cli.get_detectron2 import (
+    DIST_INFO,
+    EDITS,
+    WHEEL,
+    GetDetectron2Error,
+    check_sha256,
+    repack,
+)
 
 COMPILED_MODULE = "detectron2/_C.cpython-310-x86_64-linux-gnu.so"
 
@@ -162,3 +170,11 @@ def test_failing_pip_is_an_error_with_the_command(tmp_path: Path) -> None:
     result = run_script(import_path=tmp_path, spec=str(tmp_path / "missing.whl"))
     assert result.returncode == 1
     assert f"get_detectron2: failed, see above: {sys.executable} -m pip install" in result.stderr
+
+
+def test_the_tool_of_the_checkout_is_the_command(tmp_path: Path) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "get_detectron2.py"
+    result = subprocess.run(
+        [sys.executable, str(tool), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--wheel-dir" in result.stdout

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glipv2_cli import main as cli
+
+# No module of these names can be imported.
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_without(blocked: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process that cannot import the packages ``blocked``."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK.format(blocked=blocked) + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_help_lists_commands_and_exit_codes_without_the_library() -> None:
+    heavy = {"torch", "detectron2", "glipv2_d2", "numpy", "transformers"}
+    code = "from glipv2_cli.main import main; sys.exit(main(['--help']))"
+    result = run_without(heavy, code)
+    assert result.returncode == 0, result.stderr
+    assert "setup-detectron2" in result.stdout and "exit codes" in result.stdout
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["setup-detectron"]) == cli.FAILED
+    assert "did you mean setup-detectron2?" in capsys.readouterr().err
+
+
+def test_no_command_is_a_failure_that_shows_the_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([]) == cli.FAILED
+    assert "usage: glipv2 COMMAND" in capsys.readouterr().out
+
+
+def test_the_library_without_detectron2_names_the_command_that_installs_it() -> None:
+    result = run_without({"detectron2"}, "import glipv2_d2")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("install it with: glipv2 setup-detectron2")
+
+
+def test_a_missing_package_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_name: str, _argv: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'x'", name="a_package_that_is_missing.part")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["predict"]) == cli.FAILED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install a_package_that_is_missing" in error

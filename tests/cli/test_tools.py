@@ -1,0 +1,75 @@
+"""Subcommands that run scripts: the arguments for the model are the same in each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from glipv2_cli import main as cli
+from glipv2_cli import tools
+from glipv2_cli.tools import SCRIPTS, translate
+
+
+@pytest.fixture(autouse=True)
+def files_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the name N has the files N.yaml and N.pth."""
+
+    def model_files(args: argparse.Namespace) -> tuple[str | None, str | None]:
+        if args.config is not None:
+            return args.config, args.weights
+        name = args.model or "default"
+        return f"{name}.yaml", args.weights or f"{name}.pth"
+
+    monkeypatch.setattr(tools, "_model_files", model_files)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("finetune", "--data d --model m", "--config-file m.yaml --weights m.pth --data d"),
+        ("finetune", "--data d", "--config-file default.yaml --weights default.pth --data d"),
+        ("finetune", "--data d --config c A 1", "--config-file c --data d A 1"),
+        ("finetune", "--device cpu --config c --opts A 1", "--config-file c A 1 MODEL.DEVICE cpu"),
+        ("train", "--model m A 1", "--config-file m.yaml A 1 MODEL.WEIGHTS m.pth"),
+        ("train", "--config-file c A 1", "--config-file c A 1"),
+        ("evaluate", "--only coco --model m", "m.yaml m.pth --only coco"),
+        ("evaluate", "--model m --precision bf16", "m.yaml m.pth --opts TEST.PRECISION bf16"),
+        (
+            "label",
+            "--captions c --weights w",
+            "--config-file default.yaml --weights w --captions c",
+        ),
+        ("check-data", "--dataset coco", "--dataset coco"),
+        (
+            "check-names",
+            "absent --input p --model m",
+            "absent --config-file m.yaml --input p --opts MODEL.WEIGHTS m.pth",
+        ),
+        ("benchmark", "--config c --device cpu", "--device cpu --config-file c"),
+        ("benchmark", "--compare a b", "--compare a b"),
+    ],
+)
+def test_arguments_of_a_model_become_those_of_the_script(
+    command: str, arguments: str, expected: str
+) -> None:
+    assert translate(SCRIPTS[command], arguments.split()) == expected.split()
+
+
+def test_every_command_with_a_script_is_listed_and_its_script_exists() -> None:
+    assert set(SCRIPTS) | {"predict", "setup-detectron2"} == set(cli.COMMANDS)
+    for script in SCRIPTS.values():
+        assert (tools.directory() / script.file).is_file()
+
+
+def test_script_runs_with_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "convert_glip_weights.py").write_text(
+        "import sys\nif __name__ == '__main__':\n    print(sys.argv[1:])\n    sys.exit(3)\n"
+    )
+    monkeypatch.setattr(tools, "directory", lambda: tmp_path)
+    monkeypatch.setattr("sys.argv", ["glipv2"])
+    assert cli.main(["convert", "a.pth", "b.pth"]) == 3
+    assert "['a.pth', 'b.pth']" in capsys.readouterr().out
