@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glipv2_d2.images import IMAGE_SUFFIXES
+from glipv2_d2.messages import quote
+from glipv2_d2.text_files import read_lines
 
 FAILED = 2
 """Exit code of a command that failed."""
@@ -127,19 +129,21 @@ def parse_class_names(text: str, option: str = "--classes") -> list[str]:
     >>> parse_class_names("cat, coffee cup")
     ['cat', 'coffee cup']
     """
-    return _check_not_empty([name.strip() for name in text.split(",")], f"{option} {text!r}")
+    return _check_not_empty([name.strip() for name in text.split(",")], f"{option} {quote(text)}")
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Read class names from a file with one name per line.
+    """Read class names from a file with one name per line, in UTF-8.
 
     Raises:
-        ValueError: the file cannot be read, or a name is empty.
+        ValueError: the file cannot be read or is empty, or a name is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"--classes-file {path} cannot be read: {error}") from error
+    if not lines:
+        raise ValueError(f"--classes-file {path} is empty; write one name per line")
     return _check_not_empty([line.strip() for line in lines], f"--classes-file {path}")
 
 

@@ -220,12 +220,15 @@ class Predictor:
             images: one image or several: paths, PIL images, arrays (H, W[, C]) or tensors
                 (C, H, W), uint8 or uint16. Files and PIL images are turned upright by their EXIF
                 orientation.
-            classes: class names; for several images also one list per image.
+            classes: class names; for several images also one list per image. Nothing is detected
+                for a name without a word in the tokenizer's vocabulary, and a warning names it.
             negatives: class names that compete with the classes and are not returned: a box is
                 dropped if one of them has a higher score ("wolf" against false "dog"). For several
                 images also one list per image.
             caption: grounds the ``phrases`` of this caption.
-            phrases: of the caption; default: its noun phrases, found by spaCy.
+            phrases: of the caption, each a string or a list of character spans; a string that is
+                passed twice is found at two places. Default: the parts between " . " of a caption
+                such as "cat . dog .", else its noun phrases, found by spaCy.
             threshold: minimum score, for all classes.
             thresholds: score threshold per class, a mapping or the file of a calibration. Classes
                 that are not in a mapping keep all boxes.

@@ -48,6 +48,7 @@ from glipv2_d2.evaluation.class_reports import ClassReport
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.predictor import Predictor
+from glipv2_d2.text.names import normalized_name
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -153,7 +154,7 @@ def run_check(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
         names = read_class_names(args.classes_file)
     else:
         names = parse_class_names(args.classes)
-    names = list(dict.fromkeys(names))
+    names = list({normalized_name(name): name for name in reversed(names)}.values())[::-1]
     paths = expand_image_paths(args.input)
     thresholds = ScoreThresholds.from_source(args.thresholds or ScoreThresholds({}, args.threshold))
     predictor = Predictor(args.config_file, opts=args.opts)

@@ -33,7 +33,8 @@ from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.data.sanitize import sanitize_dataset
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.structures import fields
-from glipv2_d2.text.prompts import Decoration, check_names
+from glipv2_d2.text.names import check_names
+from glipv2_d2.text.prompts import Decoration
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # Whether each value of DATALOADER.SAMPLER_TRAIN repeats images of rare classes. In Detectron2 only

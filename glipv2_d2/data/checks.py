@@ -24,8 +24,10 @@ from glipv2_d2.data.registration import Record
 from glipv2_d2.data.sanitize import CLIP_TOLERANCE, question_fits, spans_within, to_xyxy
 from glipv2_d2.data.text_tasks import describe_record, task_faults
 from glipv2_d2.images import read_image
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import QueryKind, fields
-from glipv2_d2.text.prompts import class_prompts, clean_name
+from glipv2_d2.text.names import clean_name
+from glipv2_d2.text.prompts import class_prompts
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # For every kind of defect, its meaning and its effect on training.
@@ -39,9 +41,9 @@ DEFECTS = {
     "repeated-id": "records that share their image_id (or question_id) with another one: their "
     "results are confused",
     "empty-name": "empty class names: training rejects them",
-    "untokenizable-name": "class names without a character known to the tokenizer",
+    "untokenizable-name": "class names without a word known to the tokenizer",
     "long-name": "class names longer than a prompt: they are never part of one",
-    "same-text": "class names with the same prompt text as another one: they get equal scores",
+    "same-text": "class names with the same tokens as another one: they get equal scores",
     "unknown-class": "boxes with a class index out of range: training rejects them",
     "box-outside": "boxes that extend beyond their image: training clips them",
     "box-without-area": "boxes without area inside their image: training drops them",
@@ -236,20 +238,20 @@ def check_class_names(names: Sequence[str], limits: PromptLimits, faults: Faults
     """Check a list of class names; returns the number of prompts it needs at inference."""
     tokenizer = limits.tokenizer
     texts = [clean_name(name) if isinstance(name, str) else "" for name in names]
-    costs = tokenizer.counts(texts)
+    ids_per_name = [tuple(ids) for ids in tokenizer.encode(texts)]
     room = tokenizer.max_tokens - tokenizer.num_special_tokens
     usable = []
     places_of = defaultdict(list)
-    for i, (name, text, cost) in enumerate(zip(names, texts, costs, strict=True)):
+    for i, (name, text, ids) in enumerate(zip(names, texts, ids_per_name, strict=True)):
         if not text.replace(limits.separator.strip(), "").strip():
-            faults.add("empty-name", f"{name!r} (class {i})")
-        elif cost == 0:
-            faults.add("untokenizable-name", f"{name!r} (class {i})")
-        elif cost > room:
-            faults.add("long-name", f"{name!r} (class {i}, {cost} tokens)")
+            faults.add("empty-name", f"{quote(name)} (class {i})")
+        elif not tokenizer.has_words(ids):
+            faults.add("untokenizable-name", f"{quote(name)} (class {i})")
+        elif len(ids) > room:
+            faults.add("long-name", f"{quote(name)} (class {i}, {len(ids)} tokens)")
         else:
             usable.append(name)
-            places_of[" ".join(text.split()).casefold()].append(f"{name!r} (class {i})")
+            places_of[ids].append(f"{quote(name)} (class {i})")
     for places in places_of.values():
         faults.add("same-text", " = ".join(places), len(places) - 1)
     if not usable:
@@ -358,9 +360,9 @@ def _check_caption(
         elif not spans_within(annotation, len(caption)):
             faults.add("span-outside", f"{where} {spans} of {len(caption)} characters")
         elif any(_cuts_word(caption, begin, end) for begin, end in spans):
-            faults.add("span-cuts-word", f"{where} {texts} of {caption!r}")
+            faults.add("span-cuts-word", f"{where} {texts} of {quote(caption)}")
         elif "phrase" in annotation and annotation["phrase"] != " ".join(texts):
-            faults.add("span-not-phrase", f"{where} {texts}, named {annotation['phrase']!r}")
+            faults.add("span-not-phrase", f"{where} {texts}, named {quote(annotation['phrase'])}")
 
 
 def _cuts_word(text: str, begin: int, end: int) -> bool:

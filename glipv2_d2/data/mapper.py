@@ -27,13 +27,8 @@ from glipv2_d2.data.text_tasks import (
 from glipv2_d2.dataset_classes import DatasetClasses
 from glipv2_d2.images import ChannelOrder, read_image
 from glipv2_d2.structures import Prompt, QueryKind, fields
-from glipv2_d2.text.prompts import (
-    Decoration,
-    check_names,
-    check_separator,
-    class_prompt,
-    clean_name,
-)
+from glipv2_d2.text.names import check_names, clean_name, normalized_name
+from glipv2_d2.text.prompts import Decoration, check_separator, class_prompt
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # Class names and their custom prompt texts, which may be empty.
@@ -138,7 +133,7 @@ class ClassPromptSampler(Configurable):
             if len(self._cache) >= MAX_CACHED_LISTS:
                 self._cache.pop(next(iter(self._cache)))
             texts = ["".join(parts) for parts in decorations] or [clean_name(n) for n in names]
-            normalized = [" ".join(text.split()).casefold() for text in texts]
+            normalized = [normalized_name(text) for text in texts]
             costs = self.tokenizer.counts([text + self.separator for text in texts])
             self._cache[key] = (normalized, costs)
         return self._cache[key]

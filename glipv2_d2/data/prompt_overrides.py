@@ -18,7 +18,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from glipv2_d2.text.prompts import Decoration, clean_name
+from glipv2_d2.messages import quote
+from glipv2_d2.text.names import clean_name, normalized_name
+from glipv2_d2.text.prompts import Decoration
 
 Overrides = dict[str, dict[str, Decoration]]
 """Dataset name -> class name -> its prompt text."""
@@ -32,7 +34,7 @@ def load_prompt_overrides(path: str | Path) -> Overrides:
         ValueError: the file does not have the format above.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         return {
             dataset: {name: _decoration(text) for name, text in of_dataset.items()}
             for dataset, of_dataset in content.items()
@@ -50,7 +52,9 @@ def _decoration(text: Any) -> Decoration:
     parts = ["", text, ""] if isinstance(text, str) else text
     is_strings = isinstance(parts, list) and all(isinstance(part, str) for part in parts)
     if not is_strings or len(parts) != len(Decoration._fields) or not parts[1].strip():
-        raise ValueError(f"{text!r} is neither a name nor three strings, the second one a name")
+        raise ValueError(
+            f"{quote(text)} is neither a name nor three strings, the second one a name"
+        )
     return Decoration(*parts)
 
 
@@ -67,12 +71,17 @@ def override_prompts(dataset_name: str, text_of: Mapping[str, Decoration]) -> No
     if not metadata.get("thing_classes"):
         DatasetCatalog.get(dataset_name)  # Its reader sets the class names.
     names = metadata.get("thing_classes") or []
-    unknown = [name for name in text_of if name not in names]
+    text_of_name = {normalized_name(name): text for name, text in text_of.items()}
+    known = set(map(normalized_name, names))
+    unknown = [name for name in text_of if normalized_name(name) not in known]
     if unknown:
-        raise ValueError(f"dataset {dataset_name!r} has no classes {unknown}; it has {names}")
+        raise ValueError(
+            f"dataset {dataset_name!r} has no classes {quote(unknown)}; it has {quote(names)}"
+        )
     # Metadata refuse to change a value that is set.
     if metadata.get("decorations"):
         del metadata.decorations
     metadata.decorations = [
-        text_of.get(name, Decoration("", clean_name(name), "")) for name in names
+        text_of_name.get(normalized_name(name), Decoration("", clean_name(name), ""))
+        for name in names
     ]

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import fields
+from glipv2_d2.text.names import normalized_name
 
 
 class ClassMappingEvaluator(DatasetEvaluator):
@@ -26,6 +28,10 @@ class ClassMappingEvaluator(DatasetEvaluator):
         """
         self.evaluator = evaluator
         self.class_names = list(class_names)
+        # Of names that are equal in the end, an exact one is preferred.
+        self._class_of = {normalized_name(name): i for i, name in enumerate(self.class_names)} | {
+            name: i for i, name in enumerate(self.class_names)
+        }
 
     def reset(self) -> None:
         self.evaluator.reset()
@@ -43,17 +49,21 @@ class ClassMappingEvaluator(DatasetEvaluator):
         prompt = x.get(fields.CLASSES)
         if prompt is None or list(prompt) == self.class_names:
             return output
-        unknown = [name for name in prompt if name not in self.class_names]
+        class_of = {name: self._class_index(name) for name in prompt}
+        unknown = [name for name, index in class_of.items() if index is None]
         if unknown:
             raise ValueError(
-                f"the classes {unknown} of image {x.get(fields.FILE_NAME)!r} are not among the "
-                "class names of the evaluated dataset"
+                f"the classes {quote(unknown)} of image {x.get(fields.FILE_NAME)!r} are not among "
+                "the class names of the evaluated dataset"
             )
-        to_dataset = torch.tensor([self.class_names.index(name) for name in prompt])
+        to_dataset = torch.tensor([class_of[name] for name in prompt])
         instances = output[fields.INSTANCES].to("cpu")
         mapped = type(instances)(instances.image_size, **instances.get_fields())
         mapped.pred_classes = to_dataset[instances.pred_classes]
         return {**output, fields.INSTANCES: mapped}
+
+    def _class_index(self, name: str) -> int | None:
+        return self._class_of.get(name, self._class_of.get(normalized_name(name)))
 
     def evaluate(self) -> Any:
         return self.evaluator.evaluate()

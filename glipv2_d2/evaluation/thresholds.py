@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from glipv2_d2.file_writing import dump_json
-from glipv2_d2.text.prompts import normalized_name
+from glipv2_d2.messages import quote
+from glipv2_d2.text.names import normalized_name
 
 
 @dataclass(frozen=True)
 class ScoreThresholds:
-    """Score thresholds per class name; case, blanks and underscores of names are ignored.
+    """Score thresholds per class name; names are compared by :func:`normalized_name`.
 
     Attributes:
         per_class: class name -> threshold, 0..1.
@@ -32,7 +33,8 @@ class ScoreThresholds:
         for name, score in {**self.per_class, "every other class": self.default}.items():
             if isinstance(score, bool) or not isinstance(score, Real) or not 0 <= score <= 1:
                 raise ValueError(
-                    f"the threshold of {name!r} is {score!r}; pass a number between 0 and 1"
+                    f"the threshold of {quote(name)} is {quote(score)}; pass a number between 0 "
+                    "and 1"
                 )
 
     @staticmethod
@@ -64,7 +66,7 @@ def _read(path: Path) -> ScoreThresholds:
     if not path.is_file():
         raise FileNotFoundError(f"threshold file {str(path)!r} does not exist")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         return ScoreThresholds(dict(content["thresholds"]), content["default"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.text.prompts import clean_name
+from glipv2_d2.messages import quote
+from glipv2_d2.text.names import clean_name
 
 # A name without evidence keeps a finite logit, so that training can raise its score.
 MIN_EVIDENCE = 1e-5
@@ -217,7 +218,9 @@ def build_class_evidence(
     names_per_class = [split_synonyms(class_name) for class_name in class_names]
     for i, names in enumerate(names_per_class):
         if not names:
-            raise ValueError(f"class name {class_names[i]!r} (index {i}) has no words: rename it")
+            raise ValueError(
+                f"class name {quote(class_names[i])} (index {i}) has no words: rename it"
+            )
     names = [name for names_of_class in names_per_class for name in names_of_class]
     distinct = list(dict.fromkeys(names))
     row_of = {name: row for row, name in enumerate(distinct)}

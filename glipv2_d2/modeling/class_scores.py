@@ -11,7 +11,7 @@ from torch import Tensor
 from glipv2_d2.modeling.meta_arch import GLIPv2
 from glipv2_d2.modeling.queries import iterate_chunks
 from glipv2_d2.structures import fields
-from glipv2_d2.text.prompts import normalized_name
+from glipv2_d2.text.names import normalized_name
 
 
 @torch.no_grad()
@@ -26,8 +26,8 @@ def best_class_scores(model: GLIPv2, batched_inputs: list[dict[str, Any]]) -> li
         batched_inputs: input dicts with ``classes`` (see structures.fields).
 
     Returns:
-        Per image (class names,), 0..1, on the CPU. Repeated names have equal scores; negatives have
-        none.
+        Per image (class names,), 0..1, on the CPU. Repeated names have equal scores, and
+        names without a word in the tokenizer's vocabulary the score 0; negatives have none.
     """
     features = model.encode_images(batched_inputs)
     queries = model.query_builder.localized_queries(batched_inputs, [{}] * len(batched_inputs))
@@ -47,4 +47,4 @@ def best_class_scores(model: GLIPv2, batched_inputs: list[dict[str, Any]]) -> li
 def _in_order_of(names: Sequence[str], score_of_class: dict[int, float]) -> Tensor:
     first_of: dict[str, int] = {}
     classes = [first_of.setdefault(normalized_name(name), i) for i, name in enumerate(names)]
-    return torch.tensor([score_of_class[class_] for class_ in classes])
+    return torch.tensor([score_of_class.get(class_, 0.0) for class_ in classes])

@@ -33,7 +33,11 @@ from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import ResidualScore
 from glipv2_d2.modeling.input_checks import check_inputs
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
-from glipv2_d2.modeling.prompt_builder import PromptBuilder, build_prompt_builder
+from glipv2_d2.modeling.prompt_builder import (
+    PromptBuilder,
+    build_prompt_builder,
+    caption_phrases,
+)
 from glipv2_d2.structures import Prompt, TextFeatures, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -185,7 +189,7 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
                 )
             }
             if fields.CAPTION in x:
-                result[fields.PHRASES] = prompts[0].phrases
+                result[fields.PHRASES] = caption_phrases(x, prompts[0])
             results.append(result)
         return results
 

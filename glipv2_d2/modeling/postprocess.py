@@ -25,6 +25,7 @@ from glipv2_d2.layers.box_coder import (
 )
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.label_scores import LabelScores
+from glipv2_d2.modeling.prompt_builder import caption_phrases
 from glipv2_d2.structures import Query, fields
 from glipv2_d2.text.token_maps import AGGREGATIONS
 
@@ -196,7 +197,7 @@ def image_results(
         instances = paste_masks(instances, image_size)
     results: dict[str, Any] = {fields.INSTANCES: instances}
     if fields.CAPTION in x:
-        results[fields.PHRASES] = chunks[0].query.prompt.phrases
+        results[fields.PHRASES] = caption_phrases(x, chunks[0].query.prompt)
     return results
 
 

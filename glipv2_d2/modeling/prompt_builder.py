@@ -17,14 +17,13 @@ from detectron2.structures import Instances
 
 from glipv2_d2.dataset_classes import DatasetClasses
 from glipv2_d2.layers.lru_cache import LRUCache
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt, fields
+from glipv2_d2.structures.text import span_texts
+from glipv2_d2.text.limits import check_text
+from glipv2_d2.text.names import check_names, normalized_name
 from glipv2_d2.text.permutations import permuted_prompts
-from glipv2_d2.text.prompts import (
-    caption_prompt,
-    check_names,
-    class_prompts,
-    normalized_name,
-)
+from glipv2_d2.text.prompts import caption_prompt, class_prompts, known_labels
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -69,6 +68,7 @@ class PromptBuilder:
         self.num_orders = num_orders
         self.accepts_negatives = accepts_negatives
         self._class_prompts_cache: LRUCache[Hashable, list[Prompt]] = LRUCache(MAX_CACHED_LISTS)
+        self._caption_prompt_cache: LRUCache[Prompt, Prompt] = LRUCache(MAX_CACHED_LISTS)
         self._has_warned = False
 
     def for_inference(self, x: dict[str, Any]) -> list[Prompt]:
@@ -113,7 +113,8 @@ class PromptBuilder:
         if fields.PROMPT in x:
             return [x[fields.PROMPT]]
         if fields.CAPTION in x:
-            return [self._caption_prompt(x)]
+            prompt = self._caption_prompt(x)
+            return [prompt if training else self._known_labels(prompt)]
         names = self._class_names(x, training=training)
         return self._class_prompts(
             names,
@@ -130,22 +131,31 @@ class PromptBuilder:
     def _caption_prompt(self, x: dict[str, Any]) -> Prompt:
         if fields.PHRASES not in x:
             raise ValueError(
-                f"the input with the caption {x[fields.CAPTION]!r} has no 'phrases': pass the "
+                f"the input with the caption {quote(x[fields.CAPTION])} has no 'phrases': pass the "
                 "character spans to ground. Predictor.predict(caption=...) extracts the noun "
                 "phrases; in training, the mapper GroundingMapper(cfg, is_train=True) sets them"
             )
+        check_text(x[fields.CAPTION], "caption")
         return caption_prompt(x[fields.CAPTION], x[fields.PHRASES])
+
+    def _known_labels(self, prompt: Prompt) -> Prompt:
+        # Cached, so that one caption of many images is checked, and its warning logged, once.
+        cached = self._caption_prompt_cache.find([prompt])
+        if not cached:
+            cached[prompt] = known_labels(prompt, self.tokenizer)
+            self._caption_prompt_cache.keep(cached)
+        return cached[prompt]
 
     def _negatives(self, x: dict[str, Any]) -> tuple[str, ...]:
         negatives = x.get(fields.NEGATIVES, ())
         if isinstance(negatives, str):
             raise ValueError(
-                f"negatives must be a list of class names, not the string {negatives!r}"
+                f"negatives must be a list of class names, not the string {quote(negatives)}"
             )
         if negatives and not self.accepts_negatives:
             raise ValueError(
-                f"this model does not support negatives, {list(negatives)}: leave them out, or "
-                "choose a meta-architecture that does (GLIPv2)"
+                f"this model does not support negatives, {quote(list(negatives))}: leave them out, "
+                "or choose a meta-architecture that does (GLIPv2)"
             )
         return tuple(negatives)
 
@@ -212,6 +222,18 @@ class PromptBuilder:
                 self.tokenizer.max_tokens,
             )
         return instances[is_in_prompt]
+
+
+def caption_phrases(x: dict[str, Any], prompt: Prompt) -> list[str]:
+    """The text of each phrase of a caption, in the caller's order, which ``pred_classes`` index.
+
+    Args:
+        x: an input dict with ``caption``.
+        prompt: its prompt, which may leave phrases out.
+    """
+    if fields.PHRASES not in x:
+        return prompt.phrases
+    return span_texts(x[fields.CAPTION], x[fields.PHRASES])
 
 
 def build_prompt_builder(

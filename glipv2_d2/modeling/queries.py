@@ -15,10 +15,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from glipv2_d2.config import with_config_keys
+from glipv2_d2.messages import quote
 from glipv2_d2.modeling.prompt_builder import PromptBuilder
 from glipv2_d2.structures import GenerationConfig, Prompt, Query, QueryKind, fields
-from glipv2_d2.structures.text import Span
+from glipv2_d2.structures.text import Span, span_texts
 from glipv2_d2.text.answers import check_answers
+from glipv2_d2.text.limits import check_text
 from glipv2_d2.text.noun_phrases import noun_phrases
 from glipv2_d2.text.prompts import caption_prompt
 from glipv2_d2.text.questions import (
@@ -114,6 +116,7 @@ class QueryBuilder:
             self._check(x)
             question = self._question(i, x)
             if question is not None:
+                self._check_words(x)
                 queries.append(replace(question, choices=_choices(x)))
             if _requests_caption(x):
                 settings = x.get(fields.DESCRIBE)
@@ -146,9 +149,9 @@ class QueryBuilder:
             )
         if fields.CAPTION in outputs:
             caption = outputs[fields.CAPTION]
-            return caption_prompt(caption, noun_phrases(caption))
+            return caption_prompt(caption, self._known_phrases(caption, noun_phrases(caption)))
         question, answer = x[fields.QUESTION].strip(), outputs[fields.ANSWER]
-        phrases = noun_phrases(question)
+        phrases = self._known_phrases(question, noun_phrases(question))
         if phrases and self.answer_grounding == "text" and not is_groundable(answer):
             return caption_prompt(f"{question} {answer}", phrases)
         return answered_prompt(question, answer, phrases)
@@ -239,16 +242,35 @@ class QueryBuilder:
             return None
         question = x[fields.QUESTION]
         if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"{describe_input(x)}: the question {question!r} is empty")
+            raise ValueError(f"{describe_input(x)}: the question {quote(question)} is empty")
+        check_text(question, f"{describe_input(x)}: the question")
         prompt = self._question_prompt(question)
         num_tokens = self._num_tokens(prompt)
         if num_tokens > self.tokenizer.max_tokens:
             raise self._error(
-                f"{describe_input(x)}: the question {question[:60]!r} has {num_tokens} tokens with "
+                f"{describe_input(x)}: the question {quote(question)} has {num_tokens} tokens with "
                 f"the mask token of its answer, the limit is {self.tokenizer.max_tokens}: shorten "
                 "it or raise max_tokens"
             )
         return Query(i, QueryKind.ANSWER, prompt)
+
+    def _check_words(self, x: dict[str, Any]) -> None:
+        question = x[fields.QUESTION]
+        (ids,) = self.tokenizer.encode([question])
+        if not self.tokenizer.has_words(ids):
+            raise ValueError(
+                f"{describe_input(x)}: the question {quote(question)} has no word in the "
+                "tokenizer's vocabulary: use the language that the model was trained on"
+            )
+
+    def _known_phrases(self, text: str, phrases: Sequence[Sequence[Span]]) -> list[Sequence[Span]]:
+        """The phrases with a word in the tokenizer's vocabulary."""
+        ids_per_phrase = self.tokenizer.encode(span_texts(text, phrases))
+        return [
+            spans
+            for spans, ids in zip(phrases, ids_per_phrase, strict=True)
+            if self.tokenizer.has_words(ids)
+        ]
 
     def _num_tokens(self, prompt: Prompt) -> int:
         return self.tokenizer.count(prompt.text) + self.tokenizer.num_special_tokens
@@ -264,11 +286,11 @@ class QueryBuilder:
             return []
         if isinstance(captions, str) or not captions:
             raise ValueError(
-                f"{describe_input(x)}: target_captions {captions!r} is not a list of captions"
+                f"{describe_input(x)}: target_captions {quote(captions)} is not a list of captions"
             )
         for caption in captions:
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"{describe_input(x)}: the caption {caption!r} is empty")
+                raise ValueError(f"{describe_input(x)}: the caption {quote(caption)} is empty")
         return [self.tokenizer.fit(Prompt(caption.strip(), (), ())) for caption in captions]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glipv2_d2.messages import quote
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -30,7 +32,7 @@ class GenerationConfig:
         if not isinstance(self.length_penalty, int | float):
             raise TypeError(f"length_penalty is {self.length_penalty!r}; it must be a number")
         if not isinstance(self.prefix, str):
-            raise TypeError(f"prefix is {self.prefix!r}; it must be a string")
+            raise TypeError(f"prefix is {quote(self.prefix)}; it must be a string")
         for name in ("beam_size", "min_length", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

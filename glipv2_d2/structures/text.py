@@ -66,7 +66,12 @@ class Prompt:
         >>> Prompt("a cat. dog", (((2, 5),), ((7, 10),)), (0, 1)).phrases
         ['cat', 'dog']
         """
-        return [" ".join(self.text[start:end] for start, end in spans) for spans in self.spans]
+        return span_texts(self.text, self.spans)
+
+
+def span_texts(text: str, spans_per_phrase: Sequence[Sequence[Span]]) -> list[str]:
+    """The text of each phrase, its spans joined by blanks."""
+    return [" ".join(text[start:end] for start, end in spans) for spans in spans_per_phrase]
 
 
 @dataclass(frozen=True)

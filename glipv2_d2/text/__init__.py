@@ -4,12 +4,12 @@ Noun phrases need the extra ``phrases``; they are in :mod:`glipv2_d2.text.noun_p
 """
 
 from glipv2_d2.text.model_files import resolve_model, resolve_weights
+from glipv2_d2.text.names import clean_name
 from glipv2_d2.text.prompts import (
     Decoration,
     caption_prompt,
     class_prompt,
     class_prompts,
-    clean_name,
     demo_prompt,
 )
 from glipv2_d2.text.token_maps import label_scores, positive_map

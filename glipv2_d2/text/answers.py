@@ -11,6 +11,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from glipv2_d2.messages import quote
+from glipv2_d2.text_files import read_lines
+
 _PACKAGE_PREFIX = "package:"
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -91,17 +94,19 @@ def check_answers(answers: Sequence[str], source: str) -> list[str]:
             after normalization.
     """
     if isinstance(answers, str) or not answers:
-        raise ValueError(f"{source}: {answers!r} is not a list of answers; pass at least one")
+        raise ValueError(f"{source}: {quote(answers)} is not a list of answers; pass at least one")
     index_of: dict[str, int] = {}
     for i, answer in enumerate(answers):
         key = isinstance(answer, str) and canonical_answer(answer)
         if not key:
-            raise ValueError(f"{source}: answer {answer!r} (index {i}) has no words: remove it")
+            raise ValueError(
+                f"{source}: answer {quote(answer)} (index {i}) has no words: remove it"
+            )
         first = index_of.setdefault(key, i)
         if first != i:
             raise ValueError(
-                f"{source}: answers {answers[first]!r} (index {first}) and {answer!r} (index {i}) "
-                "are equal after normalization: remove one"
+                f"{source}: answers {quote(answers[first])} (index {first}) and {quote(answer)} "
+                f"(index {i}) are equal after normalization: remove one"
             )
     return list(answers)
 
@@ -125,11 +130,12 @@ def load_answers(path: str) -> list[str]:
             raise ModuleNotFoundError(f"{path!r}: the package {package!r} is not installed")
         file = Path(next(iter(spec.submodule_search_locations))) / inside
     try:
-        # Some editors write a byte order mark.
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no such file: {path!r}. It must have one answer or name per line; "
             "tools/answer_vocabulary.py writes one from datasets"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from error
     return check_answers(lines, repr(path))

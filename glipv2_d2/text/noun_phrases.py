@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from glipv2_d2.structures.text import Span
+from glipv2_d2.text.limits import check_text
 
 # The characters that GLIP's demo strips from phrases (glip_reference.md 2.2).
 PUNCTUATION = "|:;@()[]{}^'\"\u2019`?$%#!&*+,."
@@ -43,8 +44,10 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
         articles: include a leading determiner or quantifier ("many", "several").
 
     Raises:
-        ValueError: spaCy or its English model is not installed.
+        ValueError: the caption is too long (see :func:`~glipv2_d2.text.limits.check_text`); spaCy
+            or its English model is not installed.
     """
+    check_text(caption, "text")
     words = load_tagger()(caption)
     spans: list[list[Span]] = []
     for first, last in chunk([word.tag for word in words]):
@@ -54,6 +57,29 @@ def noun_phrases(caption: str, *, articles: bool = True) -> list[list[Span]]:
         if span is not None:
             spans.append([span])
     return spans
+
+
+def separated_phrases(caption: str) -> list[list[Span]]:
+    """The parts of a caption that lists phrases between " . ", as for Grounding DINO.
+
+    Each is a list with one character span. A sentence whose full stop follows a blank has one part
+    and is no list: the result is empty.
+
+    >>> separated_phrases("cat . red dog .")
+    [[(0, 3)], [(6, 13)]]
+    >>> separated_phrases("a cat sits on a mat .")
+    []
+    """
+    separators = [match.span() for match in re.finditer(r"(?:^|\s)\.(?=\s|$)", caption)]
+    starts = [0, *(end for _, end in separators)]
+    ends = [*(start for start, _ in separators), len(caption)]
+    phrases = []
+    for start, end in zip(starts, ends, strict=True):
+        part = caption[start:end]
+        if re.search(r"\w", part):
+            start += len(part) - len(part.lstrip())
+            phrases.append([(start, start + len(part.strip()))])
+    return phrases if len(phrases) > 1 else []
 
 
 def _is_determiner(caption: str, word: TaggedWord) -> bool:

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import NEGATIVE, Span
+from glipv2_d2.text.names import check_names, clean_name, normalized_name
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -30,57 +34,6 @@ class Decoration(NamedTuple):
     prefix: str
     name: str
     suffix: str
-
-
-def clean_name(name: str) -> str:
-    """Clean a class name as GLIP does (glip_reference.md 2.1).
-
-    Everything from the first "(" to the last ")" is removed, "_" becomes a blank, and two blanks
-    become one (in one pass: three become two). A blank left at the end is kept, as in GLIP.
-
-    >>> clean_name("bat_(animal)")
-    'bat '
-
-    If nothing would be left, the words in parentheses are kept (unlike GLIP).
-
-    >>> clean_name("(animal)")
-    'animal'
-    """
-    cleaned = _normalize_blanks(re.sub(r"\(.*\)", "", name, flags=re.DOTALL))
-    return cleaned if cleaned.strip() else _normalize_blanks(re.sub(r"[()]", " ", name)).strip()
-
-
-def normalized_name(name: str) -> str:
-    """A key that equates spellings of a class name: case, underscores and blanks.
-
-    >>> normalized_name("Traffic_Light ")
-    'traffic light'
-    """
-    return " ".join(name.replace("_", " ").split()).casefold()
-
-
-def _normalize_blanks(name: str) -> str:
-    return name.replace("_", " ").replace("  ", " ")
-
-
-def check_names(names: Sequence[str], separator: str = ". ") -> list[str]:
-    """Check a list of class names, and return it as a list.
-
-    Raises:
-        ValueError: ``names`` is a string or empty, or a name is not a string or has no words.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"class names must be a list of names, not one string: {names!r}")
-    if len(names) == 0:
-        raise ValueError("the list of class names is empty: pass at least one name")
-    for i, name in enumerate(names):
-        if not isinstance(name, str):
-            raise ValueError(f"class name {name!r} (index {i}) is not a string: put it in quotes")
-        if not clean_name(name).replace(separator.strip(), "").strip():
-            raise ValueError(
-                f"class name {name!r} (index {i} of {len(names)}) has no words: remove or rename it"
-            )
-    return list(names)
 
 
 def class_prompt(
@@ -159,18 +112,50 @@ def caption_prompt(caption: str, phrases: Sequence[Sequence[Span]]) -> Prompt:
         ValueError: an empty caption, a phrase without spans, or a span outside the caption.
     """
     if not caption.strip():
-        raise ValueError(f"caption {caption!r} is empty: describe the objects to detect")
+        raise ValueError(f"caption {quote(caption)} is empty: describe the objects to detect")
     for phrase in phrases:
         if not phrase:
-            raise ValueError(f"a phrase of caption {caption!r} has no span: pass one or remove it")
+            raise ValueError(
+                f"a phrase of caption {quote(caption)} has no span: pass one or remove it"
+            )
         for start, end in phrase:
             if not 0 <= start < end <= len(caption):
                 raise ValueError(
-                    f"span [{start}, {end}) is outside caption {caption!r} of {len(caption)} "
+                    f"span [{start}, {end}) is outside caption {quote(caption)} of {len(caption)} "
                     "characters: spans are character indices with start < end"
                 )
     spans = tuple(tuple((start, end) for start, end in phrase) for phrase in phrases)
     return Prompt(caption, spans, tuple(range(len(spans))))
+
+
+def known_labels(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt of a caption without the labels that have no word in the tokenizer's vocabulary.
+
+    The classes of the others, and the text, stay. A warning names what is left out.
+
+    Raises:
+        ValueError: the prompt has labels, and none of them has such a word.
+    """
+    phrases = prompt.phrases
+    is_known = [tokenizer.has_words(ids) for ids in tokenizer.encode(phrases)]
+    unknown = [phrase for phrase, known in zip(phrases, is_known, strict=True) if not known]
+    if not unknown:
+        return prompt
+    if len(unknown) == len(phrases):
+        raise ValueError(
+            f"none of the phrases {quote(unknown)} of caption {quote(prompt.text)} has a word in "
+            "the tokenizer's vocabulary: use words of the language that the model was trained on"
+        )
+    logger.warning(
+        "%d phrases have no word in the tokenizer's vocabulary and are never detected: %s",
+        len(unknown),
+        quote(unknown),
+    )
+    return replace(
+        prompt,
+        spans=tuple(itertools.compress(prompt.spans, is_known)),
+        classes=tuple(itertools.compress(prompt.classes, is_known)),
+    )
 
 
 def class_prompts(
@@ -185,9 +170,10 @@ def class_prompts(
 ) -> list[Prompt]:
     """Split class names into as few prompts as the limits allow, in the caller's order.
 
-    A duplicate name is used once, with its first index, and logged as a warning. Names that differ
-    only in case, underscores or blanks are duplicates. Names that differ in parentheses are not,
-    although GLIP's prompts omit these: "fish" and "fish_(food)" are two classes with equal scores.
+    Three cases are logged as warnings. A duplicate name (:func:`normalized_name`) is used once,
+    with its first index. A name without a word in the tokenizer's vocabulary is left out, so that
+    nothing is detected for it. Different names with equal tokens are all used, with equal scores:
+    "cafe" and "café", but also "fish" and "fish_(food)", because GLIP's prompts omit parentheses.
 
     Args:
         names: class names; the class of each is its index.
@@ -199,13 +185,15 @@ def class_prompts(
         key: sort key of names and negatives; default: the caller's order.
 
     Raises:
-        ValueError: no names; a name without words or tokens; a name longer than ``max_tokens``; a
-            negative that is also a class; too many negatives; a separator that merges two names.
+        ValueError: no names; a name without words or tokens; none with words that are known; a name
+            longer than ``max_tokens``; a negative that is also a class; too many negatives; a
+            separator that merges two names.
     """
     check_names(names, separator)
     check_separator(separator, tokenizer)
-    negatives = _check_negatives(negatives, names, separator, tokenizer)
-    classes = _drop_duplicates(names)
+    ids_of_class = _encode_names(names, _drop_duplicates(names), tokenizer)
+    negatives = _check_negatives(negatives, names, ids_of_class, separator, tokenizer)
+    classes = list(ids_of_class)
     if key is not None:
         classes.sort(key=lambda i: key(names[i]))
     gap = tokenizer.count(separator)
@@ -218,18 +206,13 @@ def class_prompts(
         )
     if max_classes > 0:
         max_classes -= len(negatives)
-    lengths = tokenizer.counts([clean_name(names[i]) for i in classes])
+    lengths = [len(ids_of_class[i]) for i in classes]
     for i, length in zip(classes, lengths, strict=True):
-        if length == 0:
-            raise ValueError(
-                f"class name {names[i]!r} (index {i}) has no characters in the tokenizer's "
-                "vocabulary: rename the class"
-            )
         if length > room:
             beside = f" beside {len(negatives)} negatives" if negatives else ""
             raise ValueError(
-                f"class name {names[i]!r} (index {i}) has {length} tokens, but a prompt has room "
-                f"for {room}{beside}: shorten the name or raise max_tokens"
+                f"class name {quote(names[i])} (index {i}) has {length} tokens, but a prompt has "
+                f"room for {room}{beside}: shorten the name or raise max_tokens"
             )
     prompts = []
     for chunk in _chunks(classes, lengths, gap=gap, room=room, max_classes=max_classes):
@@ -243,24 +226,89 @@ def class_prompts(
     return prompts
 
 
+def _encode_names(
+    names: Sequence[str], classes: Sequence[int], tokenizer: Tokenizer
+) -> dict[int, tuple[int, ...]]:
+    """The token ids of each class that the tokenizer knows words of; warns of what is not read."""
+    encoded = tokenizer.encode([clean_name(names[i]) for i in classes])
+    ids_of_class = {i: tuple(ids) for i, ids in zip(classes, encoded, strict=True)}
+    for i, ids in ids_of_class.items():
+        if not ids:
+            raise ValueError(
+                f"class name {quote(names[i])} (index {i}) has no characters in the tokenizer's "
+                "vocabulary: rename the class"
+            )
+    known = {i: ids for i, ids in ids_of_class.items() if tokenizer.has_words(ids)}
+    unknown = [names[i] for i in ids_of_class if i not in known]
+    if not known:
+        raise ValueError(
+            f"none of the class names {quote(unknown)} has a word in the tokenizer's vocabulary: "
+            "use words of the language that the model was trained on"
+        )
+    if unknown:
+        logger.warning(
+            "%d class names have no word in the tokenizer's vocabulary and are never detected: %s",
+            len(unknown),
+            quote(unknown),
+        )
+    special_ids = set(tokenizer.special_ids)
+    partly = [names[i] for i, ids in known.items() if not special_ids.isdisjoint(ids)]
+    if partly:
+        logger.warning(
+            "%d class names have words outside the tokenizer's vocabulary, which do not "
+            "distinguish them: %s",
+            len(partly),
+            quote(partly),
+        )
+    _warn_of_equal_tokens(names, known)
+    return known
+
+
+def _warn_of_equal_tokens(
+    names: Sequence[str], ids_of_class: Mapping[int, tuple[int, ...]]
+) -> None:
+    names_of_ids = defaultdict(list)
+    for i, ids in ids_of_class.items():
+        names_of_ids[ids].append(names[i])
+    groups = [group for group in names_of_ids.values() if len(group) > 1]
+    if groups:
+        logger.warning(
+            "%d groups of class names have equal tokens, hence equal scores and boxes; the first "
+            "group is %s",
+            len(groups),
+            quote(groups[0]),
+        )
+
+
 def _check_negatives(
-    negatives: Sequence[str], names: Sequence[str], separator: str, tokenizer: Tokenizer
+    negatives: Sequence[str],
+    names: Sequence[str],
+    ids_of_class: Mapping[int, tuple[int, ...]],
+    separator: str,
+    tokenizer: Tokenizer,
 ) -> list[str]:
-    """Check the negatives, and return them without duplicates."""
+    """Check the negatives, and return them without duplicates.
+
+    Args:
+        ids_of_class: the token ids of the class names; a negative with equal tokens is a class.
+    """
     if len(negatives) == 0:
         return []
     check_names(negatives, separator)
-    class_of = {normalized_name(name): name for name in names}
+    class_of_name = {normalized_name(name): name for name in names}
+    class_of_ids = {ids: names[i] for i, ids in ids_of_class.items()}
     first_of: dict[str, str] = {}
-    for negative in negatives:
+    ids_of_negative = tokenizer.encode([clean_name(negative) for negative in negatives])
+    for negative, ids in zip(negatives, ids_of_negative, strict=True):
         normalized = normalized_name(negative)
-        if normalized in class_of:
+        same = class_of_name.get(normalized) or class_of_ids.get(tuple(ids))
+        if same is not None:
             raise ValueError(
-                f"{negative!r} is a negative and a class ({class_of[normalized]!r}): remove one"
+                f"{quote(negative)} is a negative and a class ({quote(same)}): remove one"
             )
-        if tokenizer.count(clean_name(negative)) == 0:
+        if not tokenizer.has_words(ids):
             raise ValueError(
-                f"negative {negative!r} has no characters in the tokenizer's vocabulary: remove it"
+                f"negative {quote(negative)} has no word in the tokenizer's vocabulary: remove it"
             )
         first_of.setdefault(normalized, negative)
     return list(first_of.values())
@@ -289,11 +337,11 @@ def _drop_duplicates(names: Sequence[str]) -> list[int]:
         first = first_of.setdefault(normalized_name(name), i)
         if first != i:
             logger.warning(
-                "class name %r (index %d) duplicates %r (index %d): it is used once, and its "
+                "class name %s (index %d) duplicates %s (index %d): it is used once, and its "
                 "detections have index %d",
-                name,
+                quote(name),
                 i,
-                names[first],
+                quote(names[first]),
                 first,
                 first,
             )
@@ -305,6 +353,6 @@ def check_separator(separator: str, tokenizer: Tokenizer) -> None:
     joined, name, between = tokenizer.encode([f"a{separator}a", "a", separator])
     if joined != name + between + name:
         raise ValueError(
-            f"separator {separator!r} does not keep two class names apart in the tokenizer: begin "
-            "and end it with a blank or a punctuation mark"
+            f"separator {quote(separator)} does not keep two class names apart in the tokenizer: "
+            "begin and end it with a blank or a punctuation mark"
         )

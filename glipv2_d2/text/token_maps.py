@@ -20,7 +20,8 @@ def positive_map(
 ) -> Tensor:
     """Mark the tokens of each label (glip_reference.md 2.1).
 
-    A span's tokens run from the token of its first character to that of its last. Characters
+    A span's tokens run from the first token of its first character to the last of its last (GLIP
+    takes the first there, too, so that Hangul syllables lose letters). Characters
     without a token at its ends (blanks, accents and control characters that the tokenizer drops)
     are skipped: any number of them, while GLIP skips at most two at each end.
 
@@ -33,25 +34,27 @@ def positive_map(
     Returns:
         (labels, T) bool.
     """
-    token_of = _token_of_char(offsets)
+    first_of, last_of = _tokens_of_chars(offsets)
     result = torch.zeros(len(spans), num_tokens, dtype=torch.bool)
     for label, label_spans in enumerate(spans):
         for start, end in label_spans:
-            tokens = token_of[start:end]
-            tokens = tokens[tokens >= 0]
-            if len(tokens) > 0:
-                result[label, int(tokens[0]) : int(tokens[-1]) + 1] = True
+            (characters,) = np.nonzero(first_of[start:end] >= 0)
+            if len(characters) > 0:
+                first, last = start + characters[[0, -1]]
+                result[label, int(first_of[first]) : int(last_of[last]) + 1] = True
     return result
 
 
-def _token_of_char(offsets: Sequence[Span]) -> np.ndarray:
-    """For each character its first token, or -1."""
-    token_of = np.full(max((end for _, end in offsets), default=0), -1, dtype=np.int64)
-    # A character may have several tokens (a Hangul syllable does); in reverse, the first remains.
-    for token in reversed(range(len(offsets))):
-        start, end = offsets[token]
-        token_of[start:end] = token
-    return token_of
+def _tokens_of_chars(offsets: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+    """For each character its first and its last token, or -1."""
+    num_characters = max((end for _, end in offsets), default=0)
+    first_of, last_of = np.full((2, num_characters), -1, dtype=np.int64)
+    # A character may have several tokens (a Hangul syllable does).
+    for token, (start, end) in enumerate(offsets):
+        last_of[start:end] = token
+    for token, (start, end) in reversed(list(enumerate(offsets))):
+        first_of[start:end] = token
+    return first_of, last_of
 
 
 def label_scores(token_probs: Tensor, positive_map: Tensor, aggregation: str = "mean") -> Tensor:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt, TokenBatch
+from glipv2_d2.text.limits import check_unicode
 from glipv2_d2.text.model_files import resolve_model
 from glipv2_d2.text.token_maps import positive_map
 
@@ -71,6 +73,19 @@ class Tokenizer:
         """The ids of all special tokens, including [CLS] and [SEP]."""
         return sorted(self._tokenizer.all_special_ids)
 
+    def has_words(self, ids: Sequence[int]) -> bool:
+        """Whether the token ids of a string, :meth:`encode`, have a meaning.
+
+        They have none if all are special tokens, or if some are unknown and the others are
+        punctuation.
+        """
+        special, unknown = set(self._tokenizer.all_special_ids), self._tokenizer.unk_token_id
+        known = [i for i in ids if i not in special]
+        if unknown not in ids:
+            return len(known) > 0
+        tokens = self._tokenizer.convert_ids_to_tokens(known)
+        return any(character.isalnum() for token in tokens for character in token)
+
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
         """Tokenize prompts and pad them to the longest.
 
@@ -82,7 +97,7 @@ class Tokenizer:
         for prompt, length in zip(prompts, lengths, strict=True):
             if length > self.max_tokens:
                 raise ValueError(
-                    f"prompt {_shorten(prompt.text)!r} has {length} tokens, the limit is "
+                    f"prompt {quote(prompt.text)} has {length} tokens, the limit is "
                     f"{self.max_tokens}: shorten it, use fewer class names, or raise max_tokens"
                 )
         num_tokens = max(lengths, default=0)
@@ -150,7 +165,7 @@ class Tokenizer:
         if len(texts) == 0:
             return BatchEncoding({"input_ids": [], "offset_mapping": []})
         for text in texts:
-            _check_unicode(text)
+            check_unicode(text)
         return self._tokenizer(
             list(texts),
             add_special_tokens=add_special_tokens,
@@ -175,16 +190,3 @@ def _load(model: str) -> PreTrainedTokenizerBase:
             "tokenizer (tokenizer.json)"
         )
     return tokenizer
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text {text!r} is not valid unicode ({error.reason}): load it with the right encoding"
-        ) from error
-
-
-def _shorten(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -24,7 +24,7 @@ from glipv2_d2.modeling.prompt_builder import PromptBuilder
 from glipv2_d2.modeling.queries import QueryBuilder
 from glipv2_d2.structures import DensePredictions, FusedFeatures, TextFeatures, TokenBatch
 from glipv2_d2.text import Tokenizer
-from glipv2_d2.text.prompts import clean_name, normalized_name
+from glipv2_d2.text.names import clean_name, normalized_name
 
 CENTERNESS = 0.5
 NUM_VALUES = 9973
@@ -146,14 +146,9 @@ def image_number(number: int) -> Tensor:
 
 
 def known_score(tokenizer: Tokenizer, name: str, image: int = 0) -> float:
-    """The score of a name: the geometric mean of its mean token score and of the centerness.
-
-    Of a last character of several tokens, such as a Hangul syllable, the first is used, as in GLIP.
-    """
-    encoding = tokenizer._tokenize([clean_name(name)], add_special_tokens=False)
-    (ids,), (offsets,) = encoding["input_ids"], encoding["offset_mapping"]
-    used = ids[: offsets.index(offsets[-1]) + 1]
-    mean = word_scores(torch.tensor(used), image).mean().item()
+    """The score of a name: the geometric mean of its mean token score and of the centerness."""
+    (ids,) = tokenizer.encode([clean_name(name)])
+    mean = word_scores(torch.tensor(ids), image).mean().item()
     return math.sqrt(mean * CENTERNESS)
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import NEGATIVE
 from glipv2_d2.text import Tokenizer, class_prompts
+from glipv2_d2.text.names import clean_name
 from glipv2_d2.text.permutations import permuted_prompts
-from glipv2_d2.text.prompts import clean_name
 
 SEPARATOR = ". "
 

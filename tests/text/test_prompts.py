@@ -2,13 +2,13 @@
 
 import logging
 import re
-import unicodedata
 
 import pytest
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import NEGATIVE
 from glipv2_d2.text import (
@@ -20,6 +20,8 @@ from glipv2_d2.text import (
     clean_name,
     demo_prompt,
 )
+from glipv2_d2.text.names import normalized_name
+from glipv2_d2.text.prompts import known_labels
 
 LVIS_NAMES = [
     category["synonyms"][0] for category in sorted(LVIS_CATEGORIES, key=lambda c: c["id"])
@@ -238,15 +240,60 @@ def test_a_duplicate_has_the_first_index_and_is_logged(tokenizer, caplog):
     assert prompt.phrases == ["cat", "traffic light"]
     assert prompt.classes == (0, 1)
     assert [record.args[:4] for record in caplog.records] == [
-        ("Cat", 2, "cat", 0),
-        ("traffic  light", 3, "traffic_light", 1),
+        ("'Cat'", 2, "'cat'", 0),
+        ("'traffic  light'", 3, "'traffic_light'", 1),
     ]
 
 
-def test_names_that_differ_in_parentheses_are_two_classes(tokenizer, caplog):
-    (prompt,) = class_prompts(["bow_(weapon)", "bow_(decorative_ribbons)"], tokenizer)
+@pytest.mark.parametrize(
+    "names", [["bow_(weapon)", "bow_(decorative_ribbons)"], ["café", "cafe"], ["x 杯", "x 猫"]]
+)
+def test_different_names_with_equal_tokens_are_two_classes_with_a_warning(names, tokenizer, caplog):
+    (prompt,) = class_prompts(names, tokenizer)
     assert prompt.classes == (0, 1)
+    assert f"equal scores and boxes; the first group is {names}" in caplog.text
+
+
+def test_names_that_differ_in_letters_are_told_apart_without_a_warning(tokenizer, caplog):
+    (prompt,) = class_prompts(["Ma\xdfe", "Masse", "가", "거"], tokenizer)
+    assert prompt.classes == (0, 1, 2, 3)
     assert not caplog.records
+
+
+# Names that the tokenizer does not know
+
+UNKNOWN = ["杯", "猫", "🦊", "[MASK]", "猫!", "x" * 101]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_name_is_left_out_with_a_warning(name, tokenizer, caplog):
+    (prompt,) = class_prompts(["cat", name, "dog"], tokenizer)
+    assert (prompt.phrases, prompt.classes) == (["cat", "dog"], (0, 2))
+    assert f"never detected: {quote([name])}" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["杯"], UNKNOWN])
+def test_a_list_of_unknown_names_is_rejected(names, tokenizer):
+    with pytest.raises(ValueError, match="none of the class names .* has a word"):
+        class_prompts(names, tokenizer)
+
+
+def test_a_name_with_one_known_word_is_used_with_a_warning(tokenizer, caplog):
+    (prompt,) = class_prompts(["cat", "杯 sign"], tokenizer)
+    assert prompt.classes == (0, 1)
+    assert "1 class names have words outside" in caplog.text and "杯 sign" in caplog.text
+
+
+def test_unknown_phrases_of_a_caption_are_left_out_with_a_warning(tokenizer, caplog):
+    prompt = caption_prompt("a cat, a 猫", [[(7, 10)], [(2, 5)], [(9, 10)]])
+    known = known_labels(prompt, tokenizer)
+    assert (known.text, known.phrases, known.classes) == (prompt.text, ["a 猫", "cat"], (0, 1))
+    assert "never detected: ['猫']" in caplog.text
+
+
+def test_a_caption_of_unknown_phrases_is_rejected(tokenizer):
+    with pytest.raises(ValueError, match=r"none of the phrases \['猫'\] of caption 'my 猫'"):
+        known_labels(caption_prompt("my 猫", [[(3, 4)]]), tokenizer)
 
 
 # Any names
@@ -264,12 +311,9 @@ arbitrary_names = st.lists(
 
 def is_valid(name: str, tokenizer: Tokenizer) -> bool:
     cleaned = clean_name(name)
-    return bool(cleaned.replace(".", "").strip()) and tokenizer.count(cleaned) > 0
-
-
-def words_of(name: str) -> str:
-    """Equal for two names of one class."""
-    return " ".join(name.replace("_", " ").split()).casefold()
+    return bool(cleaned.replace(".", "").strip()) and tokenizer.has_words(
+        tokenizer.encode([cleaned])[0]
+    )
 
 
 def pieces_per_class(names: list[str], tokenizer: Tokenizer) -> dict[int, list[int]]:
@@ -291,21 +335,22 @@ def pieces_per_class(names: list[str], tokenizer: Tokenizer) -> dict[int, list[i
 def test_every_class_is_one_label_with_the_tokens_of_its_name(names, tokenizer):
     names = [name for name in names if is_valid(name, tokenizer)] or ["cat"]
     pieces = pieces_per_class(names, tokenizer)
-    assert [words_of(names[i]) for i in pieces] == list(dict.fromkeys(map(words_of, names)))
+    assert [normalized_name(names[i]) for i in pieces] == list(
+        dict.fromkeys(map(normalized_name, names))
+    )
     for i, ids in pieces.items():
         (expected,) = tokenizer.encode([clean_name(names[i])])
         assert len(ids) > 0
-        # A final character with several tokens (Hangul) keeps the first, as in GLIP.
-        assert ids == expected[: len(ids)]
-        if unicodedata.is_normalized("NFD", names[i]):
-            assert ids == expected
+        assert ids == expected
 
 
 @settings(max_examples=50, deadline=None)
 @given(names=arbitrary_names, data=st.data())
 def test_the_tokens_of_a_class_do_not_depend_on_the_order(names, data, tokenizer):
     # Of duplicates, the first is used.
-    unique = {words_of(name): name for name in names if is_valid(name, tokenizer)} or {"a": "a"}
+    unique = {normalized_name(name): name for name in names if is_valid(name, tokenizer)} or {
+        "a": "a"
+    }
     names = list(unique.values())
     shuffled = data.draw(st.permutations(names))
     pieces = {names[i]: ids for i, ids in pieces_per_class(names, tokenizer).items()}
@@ -315,8 +360,15 @@ def test_the_tokens_of_a_class_do_not_depend_on_the_order(names, data, tokenizer
 @settings(max_examples=50, deadline=None)
 @given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4))
 def test_any_list_is_valid_or_rejected(names, tokenizer):
-    if names and all(is_valid(name, tokenizer) for name in names):
-        assert class_prompts(names, tokenizer)
+    has_tokens = [tokenizer.count(clean_name(name)) > 0 for name in names]
+    has_words = [is_valid(name, tokenizer) for name in names]
+    is_empty = [not clean_name(name).replace(".", "").strip() for name in names]
+    if any(has_words) and all(has_tokens) and not any(is_empty):
+        used = {
+            normalized_name(name) for name, known in zip(names, has_words, strict=True) if known
+        }
+        prompts = class_prompts(names, tokenizer)
+        assert sum(prompt.num_labels for prompt in prompts) == len(used)
     else:
         with pytest.raises(ValueError, match="class name"):
             class_prompts(names, tokenizer)
@@ -361,6 +413,8 @@ def test_duplicate_negatives_are_used_once(tokenizer):
         (["wolf", ""], {}, "''.*index 1.*no words"),
         ("wolf", {}, "'wolf'"),
         (["\u200b\u0301"], {}, "remove it"),
+        (["猫"], {}, "negative '猫' has no word.*remove it"),
+        (["cát"], {}, r"is a negative and a class \('cat'\)"),
         (["wolf", "fox"], {"max_classes": 2}, "2 negatives leave no room.*max_classes"),
         (["wolf", "fox"], {"max_tokens": 6}, "2 negatives leave no room.*max_tokens"),
         (["wolf"], {"max_tokens": 5}, r"'hot dog' \(index 0\) has 2 tokens.*room for 1 beside"),

@@ -24,6 +24,7 @@ from glipv2_d2.data.readers.captions import (
     UNUSABLE_SAMPLE,
     shard_members,
 )
+from glipv2_d2.messages import quote
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _caption_of(sample: dict[str, Any]) -> Any:
 
 def _pair(image: Any, caption: Any) -> Pair:
     if not isinstance(image, str) or not isinstance(caption, str):
-        raise TypeError(f"image {image!r} and caption {caption!r} should be strings")
+        raise TypeError(f"image {quote(image)} and caption {quote(caption)} should be strings")
     return Pair(image, caption)
 
 

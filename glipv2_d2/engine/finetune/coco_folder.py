@@ -13,6 +13,8 @@ from typing import Any
 
 from glipv2_d2.data.coco_truth import CocoTruth, read_truth
 from glipv2_d2.data.readers.coco import file_name_of
+from glipv2_d2.messages import quote
+from glipv2_d2.text.names import normalized_name
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +90,10 @@ def open_coco_folder(root: str | Path) -> CocoFolder:
     }
     expected = _categories(splits["train"])
     for split in splits.values():
-        if _categories(split) != expected:
+        if _comparable(_categories(split)) != _comparable(expected):
             raise ValueError(
-                f"'{split.annotations}' has the classes {_categories(split)}, but the training "
-                f"split has {expected}: all splits must have the same ids and names"
+                f"'{split.annotations}' has the classes {quote(_categories(split))}, but the "
+                f"training split has {quote(expected)}: all splits must have the same ids and names"
             )
     return CocoFolder(splits["train"], splits["valid"], splits.get("test"))
 
@@ -159,6 +161,10 @@ def _with_groups_of_others(truth: CocoTruth, others: Iterable[CocoTruth]) -> Coc
     kept = [group for group in truth.groups if group["id"] in classes]
     categories = sorted([*truth.categories, *kept], key=lambda category: category["id"])
     return replace(truth, categories=categories)
+
+
+def _comparable(categories: dict[Any, str]) -> dict[Any, str]:
+    return {key: normalized_name(str(name)) for key, name in categories.items()}
 
 
 def _categories(split: Split) -> dict[Any, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import GenerationConfig
 
 NEVER = float("-inf")
@@ -102,7 +103,7 @@ def beam_search(
     num_beams, num_given = generation.beam_size, len(begin) - 1
     if num_given >= generation.max_length:
         raise ValueError(
-            f"the prefix {generation.prefix!r} has {num_given} tokens, but max_length is "
+            f"the prefix {quote(generation.prefix)} has {num_given} tokens, but max_length is "
             f"{generation.max_length}: shorten the prefix or raise max_length"
         )
     log_probs = next_log_probs(torch.tensor([begin] * batch_size, device=device))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.messages import quote
 from glipv2_d2.modeling.heads.region_word_score import DotProductScore
 from glipv2_d2.modeling.language import LanguageBackbone
 from glipv2_d2.modeling.language.text_embedder import TextEmbedder
@@ -193,7 +194,7 @@ class LinearAnswerScores(nn.Module):
         indices = [self._index_of.get(canonical_answer(answer)) for answer in answers]
         if None in indices:
             raise ValueError(
-                f"answer {answers[indices.index(None)]!r} is not in the model's vocabulary of "
+                f"answer {quote(answers[indices.index(None)])} is not in the model's vocabulary of "
                 f"{len(self.answers)} answers; a model whose answer classifier is 'text' accepts "
                 "any answer"
             )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.messages import quote
 from glipv2_d2.modeling.generation.beam_search import beam_search, check_beam_size
 from glipv2_d2.modeling.generation.caption_decoder import CaptionDecoder, DecoderOutput
 from glipv2_d2.modeling.heads.lm_head import LMPredictionHead, build_token_decoder
@@ -23,6 +24,7 @@ from glipv2_d2.modeling.language import LanguageBackbone
 from glipv2_d2.modeling.losses.language_modeling import mean_over_tokens
 from glipv2_d2.modeling.registry import build_part
 from glipv2_d2.structures import GenerationConfig, TextFeatures, TokenBatch
+from glipv2_d2.text.limits import check_text
 from glipv2_d2.text.tokenizer import Tokenizer
 
 CAPTION_HEAD_REGISTRY = Registry("CAPTION_HEAD")
@@ -168,10 +170,11 @@ class CaptionHead(LMPredictionHead, Configurable):
         return [self.tokenizer.decode(ids) for ids in sequences]
 
     def _prefix(self, generation: GenerationConfig) -> list[int]:
+        check_text(generation.prefix, "caption prefix")
         (prefix,) = self.tokenizer.encode([generation.prefix])
         if not set(prefix).isdisjoint(self.tokenizer.special_ids):
             raise ValueError(
-                f"the caption prefix {generation.prefix!r} has words outside the tokenizer's "
+                f"the caption prefix {quote(generation.prefix)} has words outside the tokenizer's "
                 "vocabulary: choose other words"
             )
         return prefix

@@ -29,7 +29,7 @@ from glipv2_d2.structures import (
     TokenBatch,
     gt_instances_of,
 )
-from glipv2_d2.text.prompts import normalized_name
+from glipv2_d2.text.names import normalized_name
 
 # As in CLIP (arXiv:2103.00020, section 2.5): logits are at most 100.
 MIN_TEMPERATURE = 0.01

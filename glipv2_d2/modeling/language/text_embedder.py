@@ -12,9 +12,11 @@ from torch import Tensor
 
 from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.layers.lru_cache import LRUCache
+from glipv2_d2.messages import quote
 from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.modeling.language.cache import PhraseCache, PhraseIds, weights_version
 from glipv2_d2.structures import Prompt
+from glipv2_d2.text.limits import check_text
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # A model has a few lists of answers or names, each used repeatedly.
@@ -60,6 +62,8 @@ class TextEmbedder:
     def _token_ids(self, strings: tuple[str, ...]) -> list[PhraseIds]:
         cached = self._ids_of.find([strings])
         if not cached:
+            for string in strings:
+                check_text(string, "answer or name")
             cached[strings] = [tuple(ids) for ids in self.tokenizer.encode(strings)]
             self._check(strings, cached[strings])
             self._ids_of.keep(cached)
@@ -67,17 +71,16 @@ class TextEmbedder:
 
     def _check(self, strings: Sequence[str], ids_per_string: Sequence[PhraseIds]) -> None:
         room = self.tokenizer.max_tokens - self.tokenizer.num_special_tokens
-        special_ids = set(self.tokenizer.special_ids)
         for string, ids in zip(strings, ids_per_string, strict=True):
             if len(ids) > room:
                 raise ValueError(
-                    f"answer or name {string[:60]!r} has {len(ids)} tokens, but a prompt has room "
+                    f"answer or name {quote(string)} has {len(ids)} tokens, but a prompt has room "
                     f"for {room}: shorten it, or raise the tokenizer's max_tokens"
                 )
-            if special_ids.issuperset(ids):
+            if not self.tokenizer.has_words(ids):
                 raise ValueError(
-                    f"answer or name {string!r} has no word in the tokenizer's vocabulary: use "
-                    "other words"
+                    f"answer or name {quote(string)} has no word in the tokenizer's vocabulary: "
+                    "use other words"
                 )
 
     @torch.no_grad()

@@ -25,7 +25,11 @@ from glipv2_d2.modeling.closed_set import build_closed_set_evidence
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.input_checks import check_inputs
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
-from glipv2_d2.modeling.prompt_builder import PromptBuilder, build_prompt_builder
+from glipv2_d2.modeling.prompt_builder import (
+    PromptBuilder,
+    build_prompt_builder,
+    caption_phrases,
+)
 from glipv2_d2.structures import Prompt, fields
 from glipv2_d2.text.tokenizer import Tokenizer
 
@@ -169,7 +173,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
         results = self._postprocess(detections, batched_inputs, images.image_sizes)
         for x, prompts, result in zip(batched_inputs, prompts_per_image, results, strict=True):
             if fields.CAPTION in x:
-                result[fields.PHRASES] = prompts[0].phrases
+                result[fields.PHRASES] = caption_phrases(x, prompts[0])
         return results
 
     def propose(

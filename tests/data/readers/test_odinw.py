@@ -18,7 +18,7 @@ from glipv2_d2.data.readers.odinw import (
 )
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.build import build_evaluator
-from glipv2_d2.text.prompts import check_names
+from glipv2_d2.text.names import check_names
 
 SETS = odinw_datasets()
 
