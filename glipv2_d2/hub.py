@@ -10,7 +10,6 @@ from detectron2.config import CfgNode, get_cfg
 from huggingface_hub import HfApi, ModelCard, ModelCardData, errors
 from torch import nn
 
-from glipv2_d2.checkpoint.file_writing import state_to_save
 from glipv2_d2.engine.finetune.tuning import read_delta
 from glipv2_d2.file_writing import atomic_open, atomic_write
 from glipv2_d2.model_zoo import ModelFiles, download
@@ -95,7 +94,7 @@ def save_model(model: nn.Module, cfg: CfgNode, folder: str | Path, name: str | N
     state = {
         # A copy, because a view would share the memory of another tensor.
         key: value.detach().cpu().contiguous().clone()
-        for key, value in state_to_save(model).items()
+        for key, value in model.state_dict().items()
     }
     with atomic_open(folder / WEIGHTS_FILE) as file:
         file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
