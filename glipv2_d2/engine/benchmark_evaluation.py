@@ -27,6 +27,11 @@ from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.test_time_augmentation import (
+    build_tta_model,
+    check_tta_datasets,
+    with_suffix,
+)
 from glipv2_d2.evaluation import BackgroundEvaluator, build_evaluator, missing_head
 from glipv2_d2.evaluation.benchmark_table import (
     Outcome,
@@ -191,13 +196,21 @@ def _read_stored(path: Path, key: str) -> Results | None:
 
 
 def _evaluate(cfg: CfgNode, dataset: str, models: ModelCache) -> Results:
+    if cfg.TEST.AUG.ENABLED:
+        check_tta_datasets([dataset])
     folder = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset)
     # Loading the dataset sets its class names, which the evaluator needs.
     loader = build_test_loader(cfg, dataset)
     evaluator = BackgroundEvaluator(build_evaluator(cfg, dataset, folder))
-    results = inference_on_dataset(models.load(cfg), loader, evaluator)
+    model = models.load(cfg)
+    augmented_model = build_tta_model(cfg, model) if cfg.TEST.AUG.ENABLED else None
     # None in processes other than the main one.
-    return without_nan(results or {})
+    results = inference_on_dataset(model, loader, evaluator) or {}
+    if augmented_model is not None:
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA" / dataset)
+        evaluator = BackgroundEvaluator(build_evaluator(cfg, dataset, folder))
+        results |= with_suffix(inference_on_dataset(augmented_model, loader, evaluator) or {})
+    return without_nan(results)
 
 
 def _write_report(run: EvaluationRun, reports: Sequence[Report]) -> None:

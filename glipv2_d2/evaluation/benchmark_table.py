@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from glipv2_d2.evaluation.benchmarks import Benchmark
+from glipv2_d2.evaluation.build import TTA_SUFFIX
 
 Results = dict[str, dict[str, float | None]]
 """Task -> metric -> value; None in place of nan."""
@@ -108,13 +109,19 @@ def _numbers(benchmark: Benchmark, outcome: Outcome) -> str:
     >>> of = Benchmark("b", (), ("bbox/AP", "bbox/AP50", "segm/AP"))
     >>> _numbers(of, Outcome("set", {"bbox": {"AP": 12.345, "AP50": 30.0}}))
     'bbox: AP 12.35, AP50 30.00'
+
+    Those with test-time augmentation come last:
+
+    >>> _numbers(of, Outcome("set", {"bbox": {"AP": 12.345}, "bbox_TTA": {"AP": 13.0}}))
+    'bbox: AP 12.35; bbox_TTA: AP 13.00'
     """
     by_task: dict[str, list[str]] = {}
-    for metric in benchmark.metrics:
-        task, name = metric.split("/", 1)
-        value = _value(outcome, metric)
-        if value is not None:
-            by_task.setdefault(task, []).append(f"{name} {value:.2f}")
+    for suffix in ("", TTA_SUFFIX):
+        for metric in benchmark.metrics:
+            task, name = metric.split("/", 1)
+            value = _value(outcome, f"{task}{suffix}/{name}")
+            if value is not None:
+                by_task.setdefault(f"{task}{suffix}", []).append(f"{name} {value:.2f}")
     return "; ".join(f"{task}: {', '.join(values)}" for task, values in by_task.items())
 
 

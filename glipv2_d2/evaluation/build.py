@@ -21,6 +21,9 @@ from glipv2_d2.evaluation.refcoco import RefCOCOEvaluator
 from glipv2_d2.evaluation.staging import StagedEvaluator
 from glipv2_d2.evaluation.vqa import VQAEvaluator
 
+TTA_SUFFIX = "_TTA"
+"""Ends the names of results with test-time augmentation, as in Detectron2's train_net."""
+
 
 class NoEvaluatorError(ValueError, NotImplementedError):
     """A dataset has no known ``evaluator_type``.
@@ -69,6 +72,11 @@ def missing_head(cfg: CfgNode, dataset_name: str) -> str | None:
     if key is None or cfg.MODEL[key].WEIGHT != 0:
         return None
     return f"the model has no head for this task: MODEL.{key}.WEIGHT is {cfg.MODEL[key].WEIGHT:g}"
+
+
+def requests_text(dataset_name: str) -> bool:
+    """Whether the evaluator of a dataset reads answers or captions."""
+    return MetadataCatalog.get(dataset_name).get("evaluator_type") in _NEEDED_HEADS
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:

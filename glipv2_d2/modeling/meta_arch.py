@@ -26,6 +26,7 @@ from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.postprocess import (
     ChunkDetections,
+    DetectionsPerImage,
     image_results,
     keep_topk,
 )
@@ -325,19 +326,35 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             earlier: detections of earlier chunks. Detections that cannot be among the best of
                 their image get no mask.
         """
-        tokens = self.tokenize(queries)
-        text = self.encode_text(tokens)
-        fused = self.fuse(features, queries, tokens, text)
-        detections = self.proposal_generator.detect(self.score_labels(features, fused), fused)
+        fused = self.fuse_queries(features, queries)
+        detections = self.detect_boxes(features, fused)
         if self.roi_heads is not None:
-            limit = self.max_detections_per_image
-            if limit >= 0:
-                detections = [
-                    keep_topk(found, [x.detections for x in _of_image(earlier, query.image)], limit)
-                    for found, query in zip(detections, queries, strict=True)
-                ]
+            detections = [
+                self.keep_best(found, query, earlier)
+                for found, query in zip(detections, queries, strict=True)
+            ]
             detections = self.roi_heads.predict_masks(fused, detections)
         return [ChunkDetections(q, found) for q, found in zip(queries, detections, strict=True)]
+
+    def fuse_queries(self, features: ImageFeatures, queries: Sequence[Query]) -> FusedFeatures:
+        """Encode the text of each query, and fuse it with its image."""
+        tokens = self.tokenize(queries)
+        return self.fuse(features, queries, tokens, self.encode_text(tokens))
+
+    def detect_boxes(
+        self, features: ImageFeatures, fused: FusedFeatures
+    ) -> list[DetectionsPerImage]:
+        """Detections without masks, per query."""
+        return self.proposal_generator.detect(self.score_labels(features, fused), fused)
+
+    def keep_best(
+        self, found: DetectionsPerImage, query: Query, earlier: Sequence[ChunkDetections]
+    ) -> DetectionsPerImage:
+        """The detections of a chunk that can be among the best of their image."""
+        limit = self.max_detections_per_image
+        if limit < 0:
+            return found
+        return keep_topk(found, [x.detections for x in _of_image(earlier, query.image)], limit)
 
     def _mask_losses(
         self, fused: FusedFeatures, predictions: DensePredictions

@@ -144,6 +144,19 @@ def detect_labels(
     return _suppress_and_limit(_clip(candidates, image_size), settings, negative_labels)
 
 
+def merge_detections(
+    parts: Sequence[DetectionsPerImage], image_size: tuple[int, int], settings: PostprocessSettings
+) -> DetectionsPerImage:
+    """Detections of one prompt from several views of an image, best first: NMS and limit.
+
+    Args:
+        parts: at least one, in pixels of the same image.
+        image_size: (height, width) of that image; boxes are clipped to it.
+        settings: thresholds and limits of each part.
+    """
+    return _suppress_and_limit(_clip(DetectionsPerImage.cat(parts), image_size), settings, ())
+
+
 def keep_topk(
     detections: DetectionsPerImage, others: Sequence[DetectionsPerImage], limit: int
 ) -> DetectionsPerImage:

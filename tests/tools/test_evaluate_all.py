@@ -150,6 +150,13 @@ def test_failing_dataset_does_not_stop_the_others(command: list[str], tmp_path: 
     assert datasets[SECOND]["results"]["bbox"]["AP"] == pytest.approx(AP)
 
 
+def test_augmentation_that_the_model_does_not_support_is_a_failure(command: list[str]) -> None:
+    opts = ["--only", "two", "--opts", "TEST.AUG.ENABLED", "True"]
+    assert evaluate_all.main([*command, *opts]) == evaluate_all.FAILED
+    for dataset in report(command)["two"]["datasets"].values():
+        assert dataset["failed"] and "TEST.AUG.ENABLED" in dataset["reason"]
+
+
 @pytest.mark.parametrize(
     ("kind", "key"), [("vqa", "MODEL.ANSWER.WEIGHT"), ("captions", "MODEL.CAPTION.WEIGHT")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -41,6 +42,7 @@ from glipv2_d2.engine.finetune.tuning import (
     save_delta,
 )
 from glipv2_d2.engine.precision import inference_precision
+from glipv2_d2.engine.test_time_augmentation import build_tta_model, with_suffix
 from glipv2_d2.engine.train.best_checkpoint import (
     PLATEAU_SCHEDULE,
     BestMetricHook,
@@ -141,6 +143,15 @@ class Trainer(DefaultTrainer):
             self.checkpointer.add_checkpointable("model_ema", average)
             hooks.append(EMAHook(average))
         timer, *others = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Fails before the training if the model or a test set does not support it.
+            build_tta_model(self.cfg, model)
+            others = [
+                EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+                if isinstance(hook, EvalHook)
+                else hook
+                for hook in others
+            ]
         device = next(model.parameters()).device
         hooks += [timer, ResourceMetrics(self.cfg.SOLVER.IMS_PER_BATCH, device), *others]
         self.best_metric_hook = self._build_best_metric_hook()
@@ -171,6 +182,16 @@ class Trainer(DefaultTrainer):
             plateau=build_plateau_scheduler(self.cfg, self.optimizer),
             early_stop_patience=solver.EARLY_STOP_PATIENCE,
         )
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate; with test-time augmentation only after the last iteration, as it is slow."""
+        cfg = self.cfg
+        if self.iter + 1 < self.max_iter:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.AUG.ENABLED = False
+        self._last_eval_results = self.test(cfg, self.model)
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Detectron2's; this project's data loader also continues at the resumed iteration.
@@ -300,15 +321,62 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Detectron2's; also writes the results to ``OUTPUT_DIR/results.json``."""
-        with inference_precision(cfg):
-            results = super().test(cfg, model, evaluators)
+        """Detectron2's; also writes the results to ``OUTPUT_DIR/results.json``.
+
+        With ``TEST.AUG.ENABLED`` the datasets are also evaluated with test-time augmentation. These
+        results have the suffix ``_TTA``: of the dataset, or of the task if there is one dataset.
+
+        Raises:
+            ValueError: the model, a setting or a dataset does not support test-time augmentation.
+        """
+        augmented_model = build_tta_model(cfg, model) if cfg.TEST.AUG.ENABLED else None
+        per_dataset = cls._test_datasets(cfg, model, evaluators)
+        results = dict(per_dataset)
+        if augmented_model is not None:
+            augmented = cls._test_with_tta(cfg, augmented_model, evaluators)
+            results |= with_suffix(augmented)
+            per_dataset = {
+                name: tasks | with_suffix(augmented.get(name, {})) for name, tasks in per_dataset.items()
+            }
         if comm.is_main_process():
-            names = list(cfg.DATASETS.TEST)
-            per_dataset = {names[0]: results} if len(names) == 1 else results
             with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
                 file.write(dump_json(per_dataset, indent=1).encode())
-        return results
+        return next(iter(per_dataset.values())) if len(per_dataset) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The part of :meth:`test` with test-time augmentation, as in Detectron2's train_net."""
+        augmented = cls._test_with_tta(cfg, build_tta_model(cfg, model), None)
+        return with_suffix(next(iter(augmented.values())) if len(augmented) == 1 else augmented)
+
+    @classmethod
+    def _test_with_tta(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None
+    ) -> dict[str, Any]:
+        """Results per dataset of a model with test-time augmentation."""
+        logger.info("Running inference with test-time augmentation ...")
+        if evaluators is not None:
+            return cls._test_datasets(cfg, model, evaluators)
+        folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
+        built: dict[str, DatasetEvaluator] = {}
+        for name in cfg.DATASETS.TEST:
+            # Without an evaluator: skipped, as in the evaluation without augmentation.
+            with contextlib.suppress(NotImplementedError):
+                built[name] = cls.build_evaluator(cfg, name, str(folder / name))
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = tuple(built)
+        return cls._test_datasets(cfg, model, list(built.values()))
+
+    @classmethod
+    def _test_datasets(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None
+    ) -> dict[str, Any]:
+        """Results per dataset."""
+        with inference_precision(cfg):
+            results = super().test(cfg, model, evaluators)
+        names = list(cfg.DATASETS.TEST)
+        return {names[0]: results} if len(names) == 1 else results
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
