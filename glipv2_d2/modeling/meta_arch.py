@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint.loading import convert_foreign
@@ -29,10 +30,12 @@ from glipv2_d2.modeling.postprocess import (
     DetectionsPerImage,
     image_results,
     keep_topk,
+    to_instances,
 )
 from glipv2_d2.modeling.prompt_builder import build_prompt_builder
 from glipv2_d2.modeling.queries import QueryBuilder, iterate_chunks
 from glipv2_d2.modeling.text_tasks import TextTasks, build_text_tasks
+from glipv2_d2.modeling.training_events import put_grounding_scalars, put_training_image
 from glipv2_d2.modeling.unread_keys import warn_of_unread_keys
 from glipv2_d2.structures import (
     DensePredictions,
@@ -85,6 +88,8 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         text_tasks: TextTasks | None = None,
         language_cache_size: int = 0,
         max_detections_per_image: int = -1,
+        input_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         """
         Args:
@@ -99,6 +104,8 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             text_tasks: answers questions and captions images; None: neither.
             language_cache_size: prompts whose text features are cached at inference; 0: none.
             max_detections_per_image: limit of the results of an image; -1: none.
+            input_format: order of the channels, for pictures.
+            vis_period: iterations between two pictures of the training; 0: none.
 
         Raises:
             ValueError: text tasks need a fused head that fuses text.
@@ -122,6 +129,8 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         self.query_builder = query_builder
         self.language_cache = LanguageCache(language_cache_size)
         self.max_detections_per_image = max_detections_per_image
+        self.input_format = input_format
+        self.vis_period = vis_period
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -159,6 +168,8 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             "text_tasks": build_text_tasks(cfg, shapes, tokenizer, language_backbone),
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     def convert_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
@@ -185,10 +196,13 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         text = self.encode_text(tokens)
         fused = self.fuse(features, localized, tokens, text)
         predictions = self.proposal_generator.predict(fused)
+        self.visualize_training(batched_inputs, fused, predictions)
         if self.trains_masks_only:
             return self._mask_losses(fused, predictions)
 
         targets = self.proposal_generator.label_anchors(predictions, fused)
+        if has_event_storage():
+            put_grounding_scalars(predictions, targets)
         losses = self.proposal_generator.losses(predictions, targets, fused)
         for head in self._loss_heads():
             losses |= head.losses(fused, targets)
@@ -355,6 +369,28 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         if limit < 0:
             return found
         return keep_topk(found, [x.detections for x in _of_image(earlier, query.image)], limit)
+
+    @torch.no_grad()
+    def visualize_training(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        fused: FusedFeatures,
+        predictions: DensePredictions,
+    ) -> None:
+        """Every ``vis_period`` iterations, draw the first query into Detectron2's EventStorage."""
+        query = fused.queries[0]
+        is_due = (
+            self.vis_period > 0
+            and has_event_storage()
+            and get_event_storage().iter % self.vis_period == 0
+        )
+        if not is_due or query.is_placeholder:
+            return
+        scores = self.proposal_generator.score_labels(predictions, fused)
+        found = self.proposal_generator.detect(scores, fused)[0]
+        size = fused.image_sizes[0]
+        instances = to_instances(found, size, size, query.prompt.classes)
+        put_training_image(batched_inputs[query.image], query, instances, self.input_format)
 
     def _mask_losses(
         self, fused: FusedFeatures, predictions: DensePredictions

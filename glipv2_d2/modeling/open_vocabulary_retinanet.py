@@ -16,7 +16,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from glipv2_d2.config import Configurable, configurable
@@ -156,9 +157,14 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
         for x, classes in zip(batched_inputs, class_embeddings, strict=True):
             check_ground_truth(x, classes)
         gt_instances = [x[fields.INSTANCES].to(self.device) for x in batched_inputs]
-        features = self._features(self.preprocess_image(batched_inputs).tensor)
+        images = self.preprocess_image(batched_inputs)
+        features = self._features(images.tensor)
         logits, deltas = self.predict(features, class_embeddings)
         anchors = self.anchor_generator(features)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            with torch.no_grad():
+                detections = self.detect(anchors, logits, deltas, images.image_sizes)
+            self.visualize_training(batched_inputs, detections)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
 
@@ -174,15 +180,12 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
         features = self._features(images.tensor)
         logits, deltas = self.predict(features, self.encode_classes(prompts_per_image))
         anchors = self.anchor_generator(features)
+        detections = self.detect(anchors, logits, deltas, images.image_sizes)
         results = []
-        for i, (x, prompts) in enumerate(zip(batched_inputs, prompts_per_image, strict=True)):
-            height, width = images.image_sizes[i]
-            instances: Instances = self.inference_single_image(
-                anchors,
-                [level[i].sigmoid() for level in logits],
-                [level[i] for level in deltas],
-                (height, width),
-            )
+        for x, prompts, instances in zip(
+            batched_inputs, prompts_per_image, detections, strict=True
+        ):
+            height, width = instances.image_size
             result: dict[str, Any] = {
                 fields.INSTANCES: detector_postprocess(
                     instances, x.get(fields.HEIGHT, height), x.get(fields.WIDTH, width)
@@ -192,6 +195,30 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
                 result[fields.PHRASES] = caption_phrases(x, prompts[0])
             results.append(result)
         return results
+
+    def detect(
+        self,
+        anchors: list[Boxes],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Detections per image in pixels of the network input.
+
+        Args:
+            anchors: per level.
+            logits, deltas: of :meth:`predict`.
+            image_sizes: (height, width) of the images without padding.
+        """
+        return [
+            self.inference_single_image(
+                anchors,
+                [level[i].sigmoid() for level in logits],
+                [level[i] for level in deltas],
+                image_size,
+            )
+            for i, image_size in enumerate(image_sizes)
+        ]
 
     def predict(
         self, features: Sequence[Tensor], class_embeddings: Sequence[ClassEmbeddings]

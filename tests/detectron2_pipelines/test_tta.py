@@ -286,7 +286,7 @@ def test_training_augments_the_last_evaluation_only(
         enabled.append(cfg.TEST.AUG.ENABLED)
         return {}
 
-    monkeypatch.setattr(Trainer, "test", record)
+    monkeypatch.setattr(Trainer, "test", staticmethod(record))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
