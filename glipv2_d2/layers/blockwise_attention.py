@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glipv2_d2.layers.dropout import apply_keep_mask_, keep_mask
+from glipv2_d2.layers.tracing import is_tracing
 
 # GLIP clamps the scores so that fp16 does not overflow.
 MAX_SCORE = 50000.0
@@ -115,7 +116,7 @@ def _draw_seed() -> int:
 def _blocks(visual: Tensor, key: Tensor) -> Iterator[slice]:
     """Slices of the positions with a limited number of scores each."""
     num_positions, scores_per_position = visual.shape[1], len(visual) * key.shape[2]
-    limit = MAX_BLOCK_SCORES.get(visual.device.type)
+    limit = None if is_tracing() else MAX_BLOCK_SCORES.get(visual.device.type)
     size = num_positions if limit is None else limit // max(1, scores_per_position)
     size = max(1, size)
     for start in range(0, num_positions, size):
@@ -245,7 +246,7 @@ def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
 
     On a CPU image by image: a batched product would first copy the transposed matrix.
     """
-    if a.device.type != "cpu":
+    if a.device.type != "cpu" or is_tracing():
         return a.transpose(1, 2) @ b
     product = a.new_empty(len(a), a.shape[2], b.shape[2])
     for of_image, left, right in zip(product, a, b, strict=True):

@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from glipv2_d2.layers.tracing import is_tracing
+
 # Samples per block: 19 MB at 256 channels, which stay in the cache until they are multiplied. With
 # half as many the matrix products are too small to be fast.
 _BLOCK_SAMPLES = 18432
@@ -60,6 +62,8 @@ def modulated_deform_conv(
             return deform_conv2d(
                 x, offsets, weight, bias, stride=stride, padding=padding, mask=modulation
             )
+        if is_tracing():
+            return _gather_at_once(x, offsets, modulation, weight, bias, stride)
         if torch.is_grad_enabled():
             return _with_gradients(x, offsets, modulation, weight, bias, stride)
         return _gather_and_multiply(x, offsets, modulation, weight, bias, stride)
@@ -85,6 +89,27 @@ def _gather_and_multiply(
         products = out[image, block].flatten(0, 1)
         torch.addmm(bias, samples.view(-1, kernel.shape[0]), kernel, out=products)
     return out.permute(0, 3, 1, 2)
+
+
+def _gather_at_once(
+    x: Tensor, offsets: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, stride: int
+) -> Tensor:
+    """:func:`_gather_and_multiply` in plain operations, with all samples of an image in memory."""
+    kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
+    pixels = F.pad(x, (2, 2, 2, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+    rows, row_weights = _bilinear_rows(offsets, modulation, x.shape[-2:], stride)
+    row_weights = row_weights.to(x)
+    maps = []
+    for table, image_rows, image_weights in zip(
+        pixels.unbind(), rows.unbind(), row_weights.unbind(), strict=True
+    ):
+        samples = sum(
+            table[image_rows[..., corner].long()] * image_weights[..., corner, None]
+            for corner in range(4)
+        )
+        assert isinstance(samples, Tensor)
+        maps.append(samples.flatten(2) @ kernel + bias)  # (Ho, Wo, Co)
+    return torch.stack(maps).permute(0, 3, 1, 2)
 
 
 def _blocks(modulation: Tensor, max_samples: int) -> Iterator[tuple[int, slice]]:

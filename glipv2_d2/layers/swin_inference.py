@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.layers.lru_cache import LRUCache
+from glipv2_d2.layers.tracing import is_tracing
 
 # Elements of the largest tensor of a chunk: on a CPU intermediate results fit in the cache (8 MB),
 # and peak memory is that of a chunk.
@@ -115,7 +116,7 @@ class FastSwinBlock(nn.Module):
 
     def forward(self, maps: Tensor, mask: Tensor) -> Tensor:
         """(N, H, W, C) maps and the (V, A, A) mask of the shifted map -> maps of the same shape."""
-        if torch.is_grad_enabled() or self.training:
+        if torch.is_grad_enabled() or self.training or is_tracing():
             maps = maps + self.drop_path(self._window_attention(self.norm1(maps), mask))
             return maps + self.drop_path(self.mlp(self.norm2(maps)))
         maps = self._add_window_attention(maps, mask)

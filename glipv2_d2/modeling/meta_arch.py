@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from glipv2_d2.checkpoint.loading import convert_foreign
 from glipv2_d2.config import Configurable, configurable
@@ -256,10 +257,10 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         """Normalise, then pad right and bottom with zeros to the batch's largest image."""
         images = [x[fields.IMAGE].to(self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(
+        return pad_images(
             images,
             self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
+            self.backbone.padding_constraints.get("square_size", 0),
         )
 
     def tokenize(self, queries: Sequence[Query], *, causal: bool = False) -> TokenBatch:
@@ -434,6 +435,26 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             if name != "roi_heads"
             for parameter in part.parameters()
         )
+
+
+def pad_images(images: Sequence[Tensor], divisibility: int, square_size: int = 0) -> ImageList:
+    """As Detectron2's ``ImageList.from_tensors``, with sizes that are numbers in a tracer, too.
+
+    Args:
+        images: (C, H, W) each.
+        divisibility: height and width of the batch are multiples of it; 0: of 1.
+        square_size: height and width of the batch before that; 0: those of the largest images.
+    """
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    step = max(divisibility, 1)
+    height, width = (
+        -(-(square_size or max(of_axis)) // step) * step for of_axis in zip(*sizes, strict=True)
+    )
+    padded = [
+        F.pad(image, (0, width - w, 0, height - h))
+        for image, (h, w) in zip(images, sizes, strict=True)
+    ]
+    return ImageList(torch.stack(padded), sizes)
 
 
 def _of_image(chunks: Sequence[ChunkDetections], image: int) -> list[ChunkDetections]:

@@ -15,6 +15,7 @@ import torch
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import nms
 
 from glipv2_d2.layers.box_coder import (
@@ -291,10 +292,10 @@ def nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: flo
     Returns:
         Indices of the boxes to keep, best first.
     """
-    if len(boxes) == 0:
-        return labels.new_zeros(0)
     boxes = to_exclusive(boxes.double())
-    extent = boxes.max() - boxes.min() + 1
+    # With a zero, there is an extreme without boxes; tracers cannot branch on the number of boxes.
+    coordinates = F.pad(boxes.flatten(), (0, 1))
+    extent = coordinates.max() - coordinates.min() + 1
     return nms(boxes + (labels * extent)[:, None], scores.double(), iou_thresh)
 
 
@@ -316,10 +317,14 @@ def _select_candidates(
         anchors: (A_i, 4).
         first_location: number of locations of the finer levels.
     """
-    anchor_idxs, labels = (label_scores > settings.score_thresh).nonzero(as_tuple=True)
-    scores = label_scores[anchor_idxs, labels] * centerness[anchor_idxs]
+    scores = label_scores * centerness[:, None]
+    # Pairs below the threshold come last, so that the number of the best does not depend on the
+    # image, which a tracer would record as a constant.
+    scores = scores.masked_fill(~(label_scores > settings.score_thresh), -1).flatten()
     scores, best = scores.topk(min(settings.pre_nms_topk, len(scores)))
-    anchor_idxs, labels = anchor_idxs[best], labels[best]
+    scores, best = scores[scores >= 0], best[scores >= 0]
+    num_labels = label_scores.shape[1]
+    anchor_idxs, labels = best // max(num_labels, 1), best % max(num_labels, 1)
     boxes = box_coder.decode(box_deltas[anchor_idxs], anchors[anchor_idxs])
     return DetectionsPerImage(boxes, scores.sqrt(), labels, anchor_idxs + first_location)
 
@@ -341,9 +346,9 @@ def _suppress_and_limit(
     ]
     if len(negative_labels) > 0:
         kept = _suppress_by_negatives(kept, candidates, negative_labels, settings.nms_thresh)
-    if len(kept) <= settings.detections_per_prompt:
-        return kept
-    worst_score = kept.scores[settings.detections_per_prompt - 1]
+    limit = settings.detections_per_prompt
+    # The padding stands in for detections that are missing: all are kept then.
+    worst_score = F.pad(kept.scores, (0, limit))[limit - 1]
     return kept[kept.scores >= worst_score]
 
 
