@@ -97,7 +97,7 @@ def _gather_at_once(
     """:func:`_gather_and_multiply` in plain operations, with all samples of an image in memory."""
     kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
     pixels = F.pad(x, (2, 2, 2, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-    rows, row_weights = _bilinear_rows(offsets, modulation, x.shape[-2:], stride)
+    rows, row_weights = _bilinear_rows(offsets, modulation, (x.shape[-2], x.shape[-1]), stride)
     row_weights = row_weights.to(x)
     maps = []
     for table, image_rows, image_weights in zip(

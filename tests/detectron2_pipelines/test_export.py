@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.structures import ImageList
+from detectron2.utils.analysis import FlopCountAnalysis
 from helpers.models import random_image, tiny_model
 from torch import Tensor, nn
 
@@ -39,6 +40,15 @@ def test_a_traced_model_is_right_on_other_images_of_the_same_size() -> None:
         assert len(expected[0]) != len(detector(first)[0])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_detectron2_counts_the_operations_of_a_model() -> None:
+    inputs = [{"image": random_image(64, 64), "classes": NAMES}]
+    model = tiny_model()
+    by_part = FlopCountAnalysis(model, inputs).by_module()
+    parts = [f"model.{x}" for x in ("backbone", "language_backbone", "fused_head")]
+    assert all(by_part[part] > 0 for part in parts)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

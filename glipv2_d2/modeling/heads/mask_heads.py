@@ -78,7 +78,7 @@ class HourglassMaskHead(nn.Module, Configurable):
         with torch.autocast(pixels.device.type, enabled=False):
             text = full_precision(text)
             projected = self.projection(text / 2) / self.log_scale.exp()  # (K, M)
-            bias = text @ self.bias_language
+            bias = (text @ self.bias_language[:, None]).squeeze(-1)
             products = torch.einsum("kmhw,km->khw", full_precision(pixels), projected)
             return products + bias[:, None, None]
 

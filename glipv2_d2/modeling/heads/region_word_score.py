@@ -68,7 +68,9 @@ class DotProductScore(RegionWordScore):
 
     def forward(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
         normalized = F.normalize(text.hidden, dim=-1)
-        bias = (normalized @ self.bias_language + self.bias)[:, None]  # (N, 1, T)
+        # A product of matrices: FLOP counters have no rule for one with a vector.
+        word_bias = (normalized @ self.bias_language[:, None]).squeeze(-1)
+        bias = (word_bias + self.bias)[:, None]  # (N, 1, T)
         # The temperature divides the few tokens, not the many logits: the same numbers.
         projected = self.projection(normalized / 2) / self.log_scale.exp()
         projected = projected.transpose(1, 2)  # (N, C, T)
