@@ -60,7 +60,7 @@ setup(
     package_data={
         "glipv2_cli": ["py.typed"],
         "glipv2_d2": ["py.typed", "text/bert-base-uncased/*", "**/assets/*"],
-        "glipv2_d2.configs": ["**/*.yaml"],
+        "glipv2_d2.configs": ["**/*.yaml", "**/*.py"],
         "glipv2_mini": ["py.typed", "assets/*"],
         "glipv2_mini.configs": ["*.yaml"],
     },

@@ -62,6 +62,7 @@ def test_bundled_files_are_package_data(distribution: Distribution) -> None:
     assert "glipv2_d2/text/bert-base-uncased/vocab.txt" in bundled
     assert "projects/GLIPv2Mini/glipv2_mini/assets/glipv2_mini.pth" in bundled
     assert "configs/glip/Base-GLIP.yaml" in bundled
+    assert "configs/lazy/glip_swin_t.py" in bundled
     assert "projects/GLIPv2Mini/configs/glipv2_mini.yaml" in bundled
     for package in ("glipv2_cli", "glipv2_d2", "projects/GLIPv2Mini/glipv2_mini"):
         assert f"{package}/py.typed" in bundled
