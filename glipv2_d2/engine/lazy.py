@@ -77,7 +77,7 @@ def lazy_config(file: str) -> dict[str, Any]:
 
 
 def _cfg(file: str, opts: Sequence[Any]) -> CfgNode:
-    options = OmegaConf.to_container(opts) if isinstance(opts, ListConfig) else opts
+    options: Any = OmegaConf.to_container(opts) if isinstance(opts, ListConfig) else opts
     return load_config(CONFIGS / file, list(options))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.config import CfgNode
@@ -126,7 +126,7 @@ class GLIPv2WithTTA(nn.Module):
                 "TEST.AUG.ENABLED to False"
             )
         self.model = model
-        self.input_format: str = cfg.INPUT.FORMAT
+        self.input_format: Literal["BGR", "RGB"] = cfg.INPUT.FORMAT
         self.tta_mapper = tta_mapper or build_tta_mapper(cfg)
         self.batch_size = batch_size
         self.train(model.training)
@@ -321,7 +321,7 @@ def augmented_views(x: dict[str, Any], mapper: Mapper) -> list[View]:
     return views
 
 
-def with_image(x: dict[str, Any], image_format: str) -> dict[str, Any]:
+def with_image(x: dict[str, Any], image_format: Literal["BGR", "RGB"]) -> dict[str, Any]:
     """The input with the image of its ``file_name`` if it has none, and with a result's size."""
     x = dict(x)
     if fields.IMAGE not in x:

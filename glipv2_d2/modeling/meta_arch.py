@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from glipv2_d2.checkpoint.loading import convert_foreign
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
+from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
 from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_generator
@@ -270,6 +271,8 @@ class GLIPv2(CheckpointPrefixes, Configurable):
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """The text features before fusion, cached at inference."""
+        if is_tracing():
+            return self.language_backbone(tokens)
         return self.language_cache(self.language_backbone, tokens)
 
     def fuse(

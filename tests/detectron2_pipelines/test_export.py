@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.export import TracingAdapter
 from detectron2.structures import ImageList
 from detectron2.utils.analysis import FlopCountAnalysis
 from helpers.models import random_image, tiny_model
@@ -35,8 +36,9 @@ def test_a_traced_model_is_right_on_other_images_of_the_same_size() -> None:
     detector = FixedNames(tiny_model("MODEL.GROUNDING.SCORE_THRESH", 0.01))
     first, other = random_image(64, 64), random_image(64, 64, seed=3)
     with torch.no_grad():
-        traced = torch.jit.trace(detector, (first,), check_trace=False)
-        expected, found = detector(other), traced(other)
+        adapter = TracingAdapter(detector, first)
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        expected, found = detector(other), adapter.outputs_schema(traced(other))
         assert len(expected[0]) != len(detector(first)[0])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)

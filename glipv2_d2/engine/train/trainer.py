@@ -336,7 +336,8 @@ class Trainer(DefaultTrainer):
             augmented = cls._test_with_tta(cfg, augmented_model, evaluators)
             results |= with_suffix(augmented)
             per_dataset = {
-                name: tasks | with_suffix(augmented.get(name, {})) for name, tasks in per_dataset.items()
+                name: tasks | with_suffix(augmented.get(name, {}))
+                for name, tasks in per_dataset.items()
             }
         if comm.is_main_process():
             with atomic_open(Path(cfg.OUTPUT_DIR) / RESULTS_FILE) as file:
