@@ -76,12 +76,13 @@ def complete_config(cfg: CfgNode) -> CfgNode:
     """The config with all keys of this project.
 
     Another project that replaces a group of keys, such as ``MODEL.SWIN``, removes the keys that it
-    does not have; they get their default values in a copy.
+    does not have; they get their default values in a copy. A node without ``MODEL`` is part of a
+    config and stays as it is.
 
     Raises:
         ValueError: ``cfg`` was built without :func:`add_glipv2_config`.
     """
-    missing = list(_missing_keys(cfg, _own_keys()))
+    missing = list(_missing_keys(cfg, _own_keys())) if "MODEL" in cfg else []
     if not missing:
         return cfg
     if "LANGUAGE_BACKBONE" not in cfg.MODEL:

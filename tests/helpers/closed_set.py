@@ -71,6 +71,8 @@ def closed_set_cfg(kind: str, *opts: Any) -> CfgNode:
         *("MODEL.LANGUAGE_BACKBONE.FREEZE", True, *PHRASES),
         *("MODEL.CLOSED_SET.CLASS_NAMES", NAMES, "MODEL.CLOSED_SET.MAX_SIMILARITY", 0.999),
         *("MODEL.ROI_HEADS.NUM_CLASSES", len(NAMES), "MODEL.RETINANET.NUM_CLASSES", len(NAMES)),
+        # With -1, Detectron2's RetinaNet drops the last detection.
+        *("TEST.DETECTIONS_PER_IMAGE", 100),
         *common,
         *ours,
         *opts,

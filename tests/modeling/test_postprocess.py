@@ -520,9 +520,9 @@ def test_boxes_are_in_the_callers_pixels_and_classes() -> None:
     assert results["instances"].image_size == (80, 60)
 
 
-def test_only_several_prompts_share_the_limit() -> None:
+def test_all_prompts_of_an_image_share_the_limit() -> None:
     first, second = chunk([0.9, 0.2], class_=0), chunk([0.5, 0.1], class_=1)
-    assert len(image_results({}, [first], IMAGE_SIZE, limit=1)["instances"]) == 2
+    assert len(image_results({}, [first], IMAGE_SIZE, limit=1)["instances"]) == 1
     both = image_results({}, [first, second], IMAGE_SIZE, limit=2)
     assert scores_by_class(both) == [(0, pytest.approx(0.9)), (1, pytest.approx(0.5))]
     assert len(image_results({}, [first, second], IMAGE_SIZE, limit=-1)["instances"]) == 4

@@ -121,7 +121,7 @@ def test_a_file_has_its_right_pixels_everywhere(
     in_training = mapper(record)["image"].numpy()[::-1].transpose(1, 2, 0)
     np.testing.assert_array_equal(in_training, expected)
     faults = Faults()
-    check_images([record], faults, progress=no_progress, label="")
+    check_images([record], faults, progress=no_progress, label="", max_image_size=1333)
     assert not faults and image_size(path) == (height, width)
     assert not recwarn.list
 
@@ -138,7 +138,9 @@ def test_pixels_of_unknown_range_are_refused_everywhere(
     with pytest.raises(ValueError, match=f"{name}.*{message}"):
         mapper({"file_name": str(path)})
     faults = Faults()
-    check_images([{"file_name": str(path)}], faults, progress=no_progress, label="")
+    check_images(
+        [{"file_name": str(path)}], faults, progress=no_progress, label="", max_image_size=1333
+    )
     assert name in faults.examples["image-does-not-open"][0]
 
 
