@@ -39,6 +39,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from glipv2_d2.data.annotation_file import read_annotation_file
 from glipv2_d2.data.coco_truth import coco_api, read_truth
 from glipv2_d2.evaluation.random_baseline import shift_categories
 from glipv2_d2.predictor import Predictor
@@ -159,7 +160,13 @@ def load_photos(directory: Path) -> COCO:
         raise FileNotFoundError(
             f"{path} does not exist: run projects/GLIPv2Mini/datasets/prepare_photos.py"
         )
-    return coco_api(read_truth(str(path)).to_coco())
+    content = read_truth(str(path)).to_coco()
+    # A field of prepare_photos.py, unknown to read_truth.
+    listed = read_annotation_file(str(path)).categories
+    coco_names = {entry.get("name"): entry["coco80"] for entry in listed if "coco80" in entry}
+    for category in content["categories"]:
+        category["coco80"] = coco_names.get(category["name"])
+    return coco_api(content)
 
 
 def predict_photos(

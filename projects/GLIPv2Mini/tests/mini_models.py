@@ -15,7 +15,7 @@ from glipv2_d2.modeling.class_evidence import ClassEvidence
 from glipv2_d2.projects import add_project_configs
 from glipv2_mini.modeling import evidence_rpn
 from glipv2_mini.modeling.evidence_backbone import NUM_IMAGENET_CLASSES
-from glipv2_mini.modeling.evidence_score import LearnedEvidenceScore
+from glipv2_mini.modeling.evidence_score import EvidenceScore, LearnedEvidenceScore
 from glipv2_mini.modeling.nanodet import NUM_CLASSES, PIXEL_MEAN, PIXEL_STD
 
 EVIDENCE = (
@@ -57,13 +57,16 @@ def mini_model(*opts: Any) -> GLIPv2:
         return build_model(mini_cfg(*opts)).eval()
 
 
-def random_evidence_score(cfg: CfgNode, language_dim: int) -> LearnedEvidenceScore:
+def random_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
     """In place of :func:`build_evidence_score`, which needs a pretrained text encoder."""
+    evidence = {
+        "detector_evidence": random_class_evidence(NUM_CLASSES, language_dim),
+        "classifier_evidence": random_class_evidence(NUM_IMAGENET_CLASSES, language_dim),
+    }
+    if not cfg.MODEL.EVIDENCE.LEARNS_BOXES:
+        return EvidenceScore(**evidence, learns_scale=False)
     return LearnedEvidenceScore(
-        detector_evidence=random_class_evidence(NUM_CLASSES, language_dim),
-        classifier_evidence=random_class_evidence(NUM_IMAGENET_CLASSES, language_dim),
-        language_dim=language_dim,
-        log_scale=cfg.MODEL.GROUNDING.LOG_SCALE,
+        **evidence, language_dim=language_dim, log_scale=cfg.MODEL.GROUNDING.LOG_SCALE
     )
 
 

@@ -25,6 +25,7 @@ from torchvision.ops import nms, roi_align
 from glipv2_d2.checkpoint import read_checkpoint
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
+from glipv2_mini.modeling.colors import NUM_COLORS, colors_of_boxes
 from glipv2_mini.modeling.nanodet import (
     FEATURE_CHANNELS,
     NUM_CLASSES,
@@ -39,7 +40,7 @@ from glipv2_mini.modeling.nanodet import (
 
 NUM_IMAGENET_CLASSES = 1000
 # Channels of a level beside the features.
-EVIDENCE_CHANNELS = NUM_CLASSES + 4 + 1 + NUM_IMAGENET_CLASSES
+EVIDENCE_CHANNELS = NUM_CLASSES + 4 + NUM_COLORS + 1 + NUM_IMAGENET_CLASSES
 
 # Of the classifier: EfficientNet-Lite's own normalisation, R, G, B, and its input size.
 CLASSIFIER_MEAN, CLASSIFIER_STD = 127.0, 128.0
@@ -59,6 +60,8 @@ class EvidenceLevel:
         class_probs: (..., 80), 0..1, of COCO's classes, independent of each other.
         distances: (..., 4), to the left, top, right and bottom of the box, in pixels of the network
             input.
+        color_probs: (..., 11), of the box, of the colours in
+            :data:`~glipv2_mini.modeling.colors.COLOR_NAMES`; they sum to 1.
         is_cut_out: (..., 1), 1 where the box was cut out and classified, else 0.
         class_logits: (..., 1000), of ImageNet's classes; zeros where ``is_cut_out`` is 0.
     """
@@ -66,13 +69,14 @@ class EvidenceLevel:
     features: Tensor
     class_probs: Tensor
     distances: Tensor
+    color_probs: Tensor
     is_cut_out: Tensor
     class_logits: Tensor
 
     @staticmethod
     def split(regions: Tensor, dim: int = -1) -> EvidenceLevel:
-        """The parts of regions (..., 128 + 1085), or of a level with ``dim=1``, as views."""
-        sizes = (FEATURE_CHANNELS, NUM_CLASSES, 4, 1, NUM_IMAGENET_CLASSES)
+        """The parts of regions (..., 128 + 1096), or of a level with ``dim=1``, as views."""
+        sizes = (FEATURE_CHANNELS, NUM_CLASSES, 4, NUM_COLORS, 1, NUM_IMAGENET_CLASSES)
         return EvidenceLevel(*regions.split(sizes, dim=dim))
 
 
@@ -132,61 +136,53 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {"p<k>": (N, 128 + 1085, H / 2^k, W / 2^k)}, see :class:`EvidenceLevel`.
+        """(N, 3, H, W) -> {"p<k>": (N, 128 + 1096, H / 2^k, W / 2^k)}, see :class:`EvidenceLevel`.
 
         Args:
             image: as of :class:`~glipv2_mini.modeling.nanodet.NanoDet`.
         """
         levels = self.detector(image)
+        boxes = all_boxes(levels)
         num_locations = [level[0, 0].numel() for level in levels.values()]
-        cutouts = image.new_zeros(
-            len(image), 1 + NUM_IMAGENET_CLASSES, sum(num_locations), dtype=torch.float32
+        evidence = image.new_zeros(
+            len(image),
+            NUM_COLORS + 1 + NUM_IMAGENET_CLASSES,
+            sum(num_locations),
+            dtype=torch.float32,
         )
+        pixels = self.rgb(image)
+        evidence[:, :NUM_COLORS] = colors_of_boxes(pixels, boxes).transpose(1, 2)
         count = self.num_cutouts_train if self.training else self.num_cutouts
         if count > 0:
-            boxes, locations = self._best_boxes(levels, count, image.shape[-2:])
-            logits = self.classify(image, boxes).split([len(x) for x in locations])
-            for own, rows, index in zip(cutouts, logits, locations, strict=True):
-                own[0, index] = 1
-                own[1:, index] = rows.T
+            cutouts, locations = best_boxes(levels, boxes, count, image.shape[-2:])
+            logits = self.classify(pixels, cutouts).split([len(x) for x in locations])
+            for own, rows, index in zip(evidence, logits, locations, strict=True):
+                own[NUM_COLORS, index] = 1
+                own[NUM_COLORS + 1 :, index] = rows.T
         return {
             name: torch.cat([level, part.unflatten(2, level.shape[-2:]).to(level)], dim=1)
             for (name, level), part in zip(
-                levels.items(), cutouts.split(num_locations, dim=2), strict=True
+                levels.items(), evidence.split(num_locations, dim=2), strict=True
             )
         }
 
-    def _best_boxes(
-        self, levels: dict[str, Tensor], count: int, image_size: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Per image the (K, 4) boxes of the most probable objects, and their locations (K,)."""
-        parts = [NanoDetLevel.split(level) for level in levels.values()]
-        scores = torch.cat([x.class_probs.amax(dim=1).flatten(1) for x in parts], dim=1)
-        boxes = torch.cat(
-            [boxes_of(x.distances, stride) for x, stride in zip(parts, STRIDES, strict=True)], dim=1
-        )
-        height, width = image_size
-        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-        locations = [
-            nms(own.float(), score.float(), CUTOUT_NMS_THRESH)[:count]
-            for own, score in zip(boxes, scores, strict=True)
-        ]
-        return [own[index] for own, index in zip(boxes, locations, strict=True)], locations
+    def rgb(self, image: Tensor) -> Tensor:
+        """Normalised B, G, R -> R, G, B in 0..255."""
+        return (image * self.pixel_std + self.pixel_mean).flip(1)
 
-    def classify(self, image: Tensor, boxes_per_image: Sequence[Tensor]) -> Tensor:
+    def classify(self, pixels: Tensor, boxes_per_image: Sequence[Tensor]) -> Tensor:
         """Logits of ImageNet's classes for boxes cut out of the images.
 
         Args:
-            image: (N, 3, H, W), normalised, B, G, R.
+            pixels: (N, 3, H, W), R, G, B in 0..255.
             boxes_per_image: (K, 4) each, XYXY in pixels of the network input.
 
         Returns:
             (all boxes, 1000).
         """
-        pixels = (image * self.pixel_std + self.pixel_mean).flip(1)
+        height, width = pixels.shape[-2:]
+        limit = pixels.new_tensor([width, height, width, height])
         pixels = (pixels - CLASSIFIER_MEAN) / CLASSIFIER_STD
-        height, width = image.shape[-2:]
-        limit = image.new_tensor([width, height, width, height])
         enlarged = [
             torch.minimum(enlarge(boxes, CUTOUT_MARGIN).clamp(min=0), limit)
             for boxes in boxes_per_image
@@ -195,6 +191,29 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
             pixels, enlarged, output_size=CUTOUT_SIZE, sampling_ratio=2, aligned=True
         )
         return self.classifier(cutouts.contiguous(memory_format=torch.channels_last)).float()
+
+
+def all_boxes(levels: dict[str, Tensor]) -> Tensor:
+    """(N, A, 4), the boxes of all locations of NanoDet's levels, not clipped."""
+    parts = [NanoDetLevel.split(level) for level in levels.values()]
+    return torch.cat(
+        [boxes_of(x.distances, stride) for x, stride in zip(parts, STRIDES, strict=True)], dim=1
+    )
+
+
+def best_boxes(
+    levels: dict[str, Tensor], boxes: Tensor, count: int, image_size: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Per image the (K, 4) boxes of the most probable objects, and their locations (K,)."""
+    parts = [NanoDetLevel.split(level) for level in levels.values()]
+    scores = torch.cat([x.class_probs.amax(dim=1).flatten(1) for x in parts], dim=1)
+    height, width = image_size
+    boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    locations = [
+        nms(own.float(), score.float(), CUTOUT_NMS_THRESH)[:count]
+        for own, score in zip(boxes, scores, strict=True)
+    ]
+    return [own[index] for own, index in zip(boxes, locations, strict=True)], locations
 
 
 def enlarge(boxes: Tensor, share: float) -> Tensor:

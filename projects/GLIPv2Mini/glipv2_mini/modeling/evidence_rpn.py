@@ -21,10 +21,11 @@ from glipv2_d2.modeling.language import build_language_backbone
 from glipv2_d2.modeling.language.text_embedder import TextEmbedder
 from glipv2_d2.structures import DensePredictions, FusedFeatures
 from glipv2_d2.text.tokenizer import Tokenizer
+from glipv2_mini.modeling.description_score import DescriptionScore, describe
 from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS, EvidenceLevel
 from glipv2_mini.modeling.evidence_score import EvidenceScore, LearnedEvidenceScore
 from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
-from glipv2_mini.modeling.relational_score import RelationalScore
+from glipv2_mini.text.class_kinds import coco_names_with_kinds, imagenet_names_with_kinds
 
 # The class probabilities of a detector with a quality focal loss include how well the box fits:
 # centerness starts at about 1.
@@ -37,22 +38,21 @@ MIN_DISTANCE = 0.05
 class EvidenceRPN(GroundingRPN):
     """Boxes of NanoDet plus learned deltas, scored by an :class:`EvidenceScore`.
 
-    A :class:`RelationalScore` compares the boxes of a phrase such as "the left dog". With the
+    A :class:`DescriptionScore` compares the boxes of a phrase such as "the left dog". With the
     learned parts at zero, as initialised, it detects the words of a prompt without training, and
     without ``learns_boxes`` they stay there. Our choice; GLIP's head has only the features of a
     location.
     """
 
     @configurable
-    def __init__(self, *, language_dim: int, learns_boxes: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *, learns_boxes: bool = True, **kwargs: Any) -> None:
         """
         Args:
-            language_dim: D.
             learns_boxes: train the box deltas and the centerness.
             kwargs: as in :class:`GroundingRPN`.
         """
         super().__init__(**kwargs)
-        self.comparison = RelationalScore(language_dim=language_dim)
+        self.description = DescriptionScore()
         for layer in (self.bbox_pred, self.centerness):
             nn.init.zeros_(layer.weight)
         assert self.centerness.bias is not None
@@ -66,7 +66,6 @@ class EvidenceRPN(GroundingRPN):
         return {
             **super().from_config(cfg, input_shape),
             "visual_dim": FEATURE_CHANNELS,
-            "language_dim": language_dim,
             "learns_boxes": cfg.MODEL.EVIDENCE.LEARNS_BOXES,
             "region_word": build_evidence_score(cfg, language_dim),
         }
@@ -87,8 +86,11 @@ class EvidenceRPN(GroundingRPN):
         logits = self.region_word(
             [level.flatten(2).transpose(1, 2) for level in levels], fused.region_text
         )
+        color_probs = torch.cat([x.color_probs.flatten(2) for x in parts], dim=2)
         return DensePredictions(
-            token_logits_per_level=self.comparison(logits, boxes, fused.region_text),
+            token_logits_per_level=self.description(
+                logits, boxes, color_probs.transpose(1, 2), describe(fused.tokens)
+            ),
             box_deltas_per_level=deltas,
             centerness_per_level=[self.centerness(part.features).flatten(1) for part in parts],
             anchors_per_level=anchors_per_level,
@@ -139,11 +141,15 @@ def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
         )
     tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
     embed = TextEmbedder(build_language_backbone(cfg).eval(), tokenizer)
-    detector_evidence = build_class_evidence(coco_class_names(), embed)
-    classifier_evidence = build_class_evidence(imagenet_class_names(), embed)
+    detector_evidence = build_class_evidence(coco_names_with_kinds(coco_class_names()), embed)
+    classifier_evidence = build_class_evidence(
+        imagenet_names_with_kinds(imagenet_class_names()), embed
+    )
     if not cfg.MODEL.EVIDENCE.LEARNS_BOXES:
         return EvidenceScore(
-            detector_evidence=detector_evidence, classifier_evidence=classifier_evidence
+            detector_evidence=detector_evidence,
+            classifier_evidence=classifier_evidence,
+            learns_scale=False,
         )
     return LearnedEvidenceScore(
         detector_evidence=detector_evidence,

@@ -43,7 +43,7 @@ class EvidenceScore(RegionWordScore):
     are exclusive and contribute their sum. A cut-out also distinguishes words of related classes,
     such as forks from spoons: the word is regressed on the class names, and the same combination
     of the class logits is added, in proportion to the word's similarity to the detector's classes.
-    Only a scale and a bias are learned. Our choice, not GLIP's.
+    Only a scale and a bias are learned, if at all. Our choice, not GLIP's.
     """
 
     regression: Tensor
@@ -53,19 +53,21 @@ class EvidenceScore(RegionWordScore):
         *,
         detector_evidence: ClassEvidence,
         classifier_evidence: ClassEvidence,
+        learns_scale: bool = True,
     ) -> None:
         """
         Args:
             detector_evidence: of COCO's class names.
             classifier_evidence: of ImageNet's class names.
+            learns_scale: train the scale and the bias.
         """
         super().__init__()
         self.detector_evidence = detector_evidence
         self.classifier_evidence = classifier_evidence
         regression = regress_on_classes(classifier_evidence, REGRESSION_PENALTY)
         self.register_buffer("regression", regression, persistent=False)
-        self.evidence_scale = nn.Parameter(torch.ones(1))
-        self.evidence_bias = nn.Parameter(torch.zeros(1))
+        self.evidence_scale = nn.Parameter(torch.ones(1), requires_grad=learns_scale)
+        self.evidence_bias = nn.Parameter(torch.zeros(1), requires_grad=learns_scale)
 
     def forward(self, regions_per_level: list[Tensor], text: TextFeatures) -> list[Tensor]:
         regions = torch.cat(regions_per_level, dim=1)

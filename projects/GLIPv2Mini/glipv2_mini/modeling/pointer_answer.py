@@ -22,15 +22,20 @@ from glipv2_d2.modeling.heads.answer import ANSWER_HEAD_REGISTRY, AnswerHead, Qu
 from glipv2_d2.modeling.language import LanguageBackbone
 from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.tokenizer import Tokenizer
+from glipv2_mini.modeling.colors import NUM_COLORS, color_logits
+from glipv2_mini.modeling.evidence_backbone import EvidenceLevel
 from glipv2_mini.modeling.region_pointer import (
     BOX_DIM,
     INITIAL_POINTER_LOGIT,
+    ClassPointer,
     RegionPointer,
     check_class_logits,
     configured_class_names,
     masked_softmax,
 )
 from glipv2_mini.modeling.region_text_tasks import RegionQuestionFeatures
+from glipv2_mini.modeling.regions import is_part
+from glipv2_mini.text.phrases import COLOR_NAMES, COLOR_OF
 
 # Offsets of a region's x, y, width and height to another region, and the weight of that other one.
 _RELATION_DIM = 5
@@ -38,13 +43,15 @@ _CACHED_LISTS = 16
 
 # Of a RegionCounter, initially. A region with this logit is as likely there as not, and regions
 # within this margin of the best one are counted.
-PRESENCE_LOGIT = -2.0
-COUNT_MARGIN = 1.5
+PRESENCE_LOGIT = -1.9
+COUNT_MARGIN = 1.25
 PRESENCE_WEIGHT = 3.0
 COUNT_WEIGHT = 3.0
 SHARPNESS = 3.0
-# Of its area, from which a box lies in another one.
-PART_SHARE = 0.8
+# Of a ColorPointer, initially.
+COLOR_MATCH_WEIGHT = 3.0
+COLOR_WEIGHT = 2.0
+_COLOR_INDEX = {word: COLOR_NAMES.index(color) for word, color in COLOR_OF.items()}
 # The lowest logit of a match: images may have no region.
 MIN_MATCH = -12.0
 
@@ -64,6 +71,7 @@ class PointerAnswerHead(AnswerHead):
         *,
         pointer: AnswerPointer,
         counter: RegionCounter,
+        color_pointer: ColorPointer,
         names: Sequence[str],
         **others: Any,
     ) -> None:
@@ -71,6 +79,7 @@ class PointerAnswerHead(AnswerHead):
         Args:
             pointer: points at the region that answers a question.
             counter: scores "yes", "no" and numbers by the regions that match a question.
+            color_pointer: scores colours by the region that a question mentions.
             names: the class names that regions are scored against.
             others: see :class:`AnswerHead`.
 
@@ -80,6 +89,7 @@ class PointerAnswerHead(AnswerHead):
         super().__init__(**others)
         self.pointer = pointer
         self.counter = counter
+        self.color_pointer = color_pointer
         self._name_of = {canonical_answer(name): i for i, name in enumerate(names)}
         self._cache: LRUCache[tuple[str, ...], dict[int, int]] = LRUCache(_CACHED_LISTS)
         if not self._names_among(self.answers):
@@ -100,8 +110,14 @@ class PointerAnswerHead(AnswerHead):
             listed = {canonical_answer(answer) for answer in answers}
             others = [name for name in names if canonical_answer(name) not in listed]
             arguments["answers"] = [*answers, *others]
-        pointer = AnswerPointer(language_dim=language_backbone.width)
-        return {**arguments, "pointer": pointer, "counter": RegionCounter(), "names": names}
+        width = language_backbone.width
+        return {
+            **arguments,
+            "pointer": AnswerPointer(language_dim=width),
+            "counter": RegionCounter(),
+            "color_pointer": ColorPointer(language_dim=width),
+            "names": names,
+        }
 
     def logits(self, questions: QuestionFeatures, answers: Sequence[str]) -> Tensor:
         assert isinstance(questions, RegionQuestionFeatures)
@@ -109,7 +125,9 @@ class PointerAnswerHead(AnswerHead):
         pooled = self.pool(questions.text)
         name_of = self._names_among(answers)
         with torch.autocast(pooled.device.type, enabled=False):
-            own = self.scores(pooled, answers) + self.counter(questions, answers)
+            own = level_kinds(self.scores(pooled, answers), answers)
+            own = own + self.counter(questions, answers)
+            own = own + self.color_pointer(pooled, questions, answers)
             if not name_of:
                 return own
             pointed = self.pointer(pooled, questions, among=list(name_of.values()))
@@ -143,19 +161,14 @@ class RegionCounter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.presence_weight = nn.Parameter(torch.tensor(PRESENCE_WEIGHT))
-        self.presence_logit = nn.Parameter(torch.tensor(PRESENCE_LOGIT))
         self.count_weight = nn.Parameter(torch.tensor(COUNT_WEIGHT))
-        self.count_margin = nn.Parameter(torch.tensor(COUNT_MARGIN))
 
     def forward(self, questions: RegionQuestionFeatures, answers: Sequence[str]) -> Tensor:
         """(Q, A), to be added to the logits of the answers."""
-        logits = full_precision(questions.region_word_logits)
-        is_valid = questions.regions.is_valid[:, :, None] & questions.text.mask[:, None]
-        lowest = torch.finfo(logits.dtype).min
-        matches = logits.masked_fill(~is_valid, lowest).amax(dim=2)  # (Q, R)
+        matches = best_matches(questions)
         best = matches.amax(dim=1, keepdim=True).clamp(min=MIN_MATCH)
-        presence = torch.tanh(SHARPNESS * (best - self.presence_logit))  # (Q, 1), -1..1
-        is_counted = (SHARPNESS * (matches - best + self.count_margin)).sigmoid()
+        presence = torch.tanh(SHARPNESS * (best - PRESENCE_LOGIT))  # (Q, 1), -1..1
+        is_counted = (SHARPNESS * (matches - best + COUNT_MARGIN)).sigmoid()
         is_counted = is_counted.masked_fill(is_part(questions.regions.boxes, matches), 0)
         number = is_counted.sum(dim=1, keepdim=True) * (1 + presence) / 2
         texts = [canonical_answer(answer) for answer in answers]
@@ -169,25 +182,70 @@ class RegionCounter(nn.Module):
         )
 
 
-def is_part(boxes: Tensor, scores: Tensor) -> Tensor:
-    """(Q, R) bool: whether :data:`PART_SHARE` of a box lies in one with a higher score.
+class ColorPointer(RegionPointer):
+    """Logits of colours by those of the region that a question mentions.
 
-    Args:
-        boxes: (Q, R, 5), see :class:`~glipv2_mini.modeling.regions.Regions`.
-        scores: (Q, R).
-
-    >>> boxes = torch.tensor([[[0.5, 0.5, 0.8, 0.8, 1], [0.5, 0.5, 0.2, 0.2, 1]]])
-    >>> is_part(boxes, torch.tensor([[2.0, 1.0]])).tolist()
-    [[False, True]]
+    The region matches the words of the question, and may be one of several by its place: "what
+    color is the book on the right?". The question decides between colours and other answers by the
+    head's own scores (our choice).
     """
-    center, size = full_precision(boxes[..., :2]), full_precision(boxes[..., 2:4])
-    low, high = center - size / 2, center + size / 2
-    overlap = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
-        low[:, :, None], low[:, None]
+
+    def __init__(self, *, language_dim: int) -> None:
+        """
+        Args:
+            language_dim: D.
+        """
+        super().__init__(language_dim=language_dim, box_dim=BOX_DIM)
+        self.match_weight = nn.Parameter(torch.tensor(COLOR_MATCH_WEIGHT))
+        self.color_weight = nn.Parameter(torch.tensor(COLOR_WEIGHT))
+
+    def forward(
+        self, pooled: Tensor, questions: RegionQuestionFeatures, answers: Sequence[str]
+    ) -> Tensor:
+        """(Q, A), to be added to the logits of the answers.
+
+        Args:
+            pooled: (Q, D).
+        """
+        regions = questions.regions
+        boxes = full_precision(regions.boxes)
+        logits = self.box_logits(pooled[:, None], regions, boxes).squeeze(1)
+        logits = logits + self.match_weight * best_matches(questions).clamp(min=MIN_MATCH)
+        pointed = masked_softmax(logits, regions.is_valid)  # (Q, R)
+        colors = color_logits(EvidenceLevel.split(regions.fused_features).color_probs)
+        best = colors.amax(dim=-1, keepdim=True)
+        scores = (pointed[:, None] @ (colors - best)).squeeze(1) * self.color_weight  # (Q, 11)
+        scores = scores.masked_fill(~regions.is_valid.any(dim=1, keepdim=True), 0)
+        columns = [_COLOR_INDEX.get(canonical_answer(answer), NUM_COLORS) for answer in answers]
+        # Other answers have the score 0.
+        return F.pad(scores, (0, 1))[:, columns]
+
+
+def level_kinds(scores: Tensor, answers: Sequence[str]) -> Tensor:
+    """(Q, A) scores in which the answers of one kind are equal: yes and no, numbers, colours.
+
+    Each gets the best score of its kind. A pooled vector gives the kind of an answer; which one it
+    is, the regions decide (our choice).
+    """
+    texts = [canonical_answer(answer) for answer in answers]
+    kinds = (
+        [i for i, text in enumerate(texts) if text in ("yes", "no")],
+        [i for i, text in enumerate(texts) if text.isdigit()],
+        [i for i, text in enumerate(texts) if text in _COLOR_INDEX],
     )
-    covered = overlap.clamp(min=0).prod(dim=-1) / size.prod(dim=-1).clamp(min=1e-6)[:, :, None]
-    is_better = scores[:, :, None] < scores[:, None]
-    return ((covered >= PART_SHARE) & is_better).any(dim=2)
+    for kind in kinds:
+        if kind:
+            columns = torch.tensor(kind, device=scores.device)
+            best = scores[:, columns].amax(dim=1, keepdim=True)
+            scores = scores.index_copy(1, columns, best.expand(-1, len(kind)))
+    return scores
+
+
+def best_matches(questions: RegionQuestionFeatures) -> Tensor:
+    """(Q, R): the best region-word logit of each region over the tokens of a question."""
+    logits = full_precision(questions.region_word_logits)
+    is_valid = questions.regions.is_valid[:, :, None] & questions.text.mask[:, None]
+    return logits.masked_fill(~is_valid, torch.finfo(logits.dtype).min).amax(dim=2)
 
 
 @dataclass(frozen=True)
@@ -203,7 +261,7 @@ class PointedAnswers:
     probabilities: Tensor
 
 
-class AnswerPointer(RegionPointer):
+class AnswerPointer(ClassPointer):
     """Points from a question to the region that answers it, through the region that it mentions.
 
     The answer to "what is left of the dog?" is a region with a spatial relation to the dog.

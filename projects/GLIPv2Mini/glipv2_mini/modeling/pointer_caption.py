@@ -25,19 +25,28 @@ from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_mini.modeling.region_pointer import (
     BOX_DIM,
     INITIAL_POINTER_LOGIT,
-    RegionPointer,
+    ClassPointer,
     check_class_logits,
     configured_class_names,
     masked_softmax,
 )
 from glipv2_mini.modeling.region_text_tasks import RegionCaptionFeatures, RegionDecoderOutput
-from glipv2_mini.modeling.regions import Regions
+from glipv2_mini.modeling.regions import Regions, is_part
 from glipv2_mini.text.articles import agree_articles
 
 _NO_TOKEN = -1
+# From this region-word logit a caption may mention a region (our choice, on photos).
+MIN_NAMED_LOGIT = 0.0
 # Initially, begun names are completed and mentioned names are not repeated.
 _BEGUN_WEIGHT = 4.0
 _REPETITION_WEIGHT = 4.0
+# What a generated caption may continue with after a name.
+_AFTER_NAME = (
+    *(",", ".", "and", "on", "in", "left", "right", "above", "below", "beside", "near", "next"),
+    *("behind", "with", "under"),
+)
+# Of the end against all other tokens, after a complete caption.
+_ENDING_WEIGHT = 1e4
 
 
 @CAPTION_HEAD_REGISTRY.register()
@@ -58,6 +67,8 @@ class PointerCaptionHead(CaptionHead):
         """
         super().__init__(**others)
         self.pointer = pointer
+        words = [ids for ids in self.tokenizer.encode(_AFTER_NAME) if len(ids) == 1]
+        self._after_name = [self.tokenizer.end_id, *(ids[0] for ids in words)]
 
     @classmethod
     def from_config(
@@ -76,11 +87,11 @@ class PointerCaptionHead(CaptionHead):
         has_next, targets = tokens.mask[:, 1:], tokens.input_ids[:, 1:]
         regions = check_class_logits(captions.regions, self)
         names = self.pointer(hidden, tokens.input_ids, regions)
-        is_mentioned, token_ids, probabilities, logits = (
+        is_barred, token_ids, probabilities, logits = (
             x[:, :-1][has_next]
-            for x in (names.is_mentioned, names.token_ids, names.probabilities, names.logits)
+            for x in (names.is_barred, names.token_ids, names.probabilities, names.logits)
         )
-        own = self._own(hidden[:, :-1][has_next], is_mentioned, token_ids)
+        own = self._own(hidden[:, :-1][has_next], is_barred, token_ids)
         targets = targets[has_next][:, None]
         copied = (probabilities * (token_ids == targets)).sum(dim=1)
         return _mix(own.gather(1, targets).squeeze(1), copied, logits)
@@ -89,11 +100,15 @@ class PointerCaptionHead(CaptionHead):
         assert isinstance(output, RegionDecoderOutput)
         regions = check_class_logits(output.regions, self)
         names = self.pointer(output.hidden[:, None], output.input_ids, regions)
-        own = self._own(output.hidden, names.is_mentioned[:, 0], names.token_ids[:, 0])
+        own = self._own(output.hidden, names.is_barred[:, 0], names.token_ids[:, 0])
         copied = torch.zeros_like(own).scatter_add(
             1, names.token_ids[:, 0], names.probabilities[:, 0]
         )
-        return _mix(own, copied, names.logits)
+        mixed = _mix(self._continued(own, names), copied, names.logits)
+        # Still in order, for captions that must be longer.
+        is_end = torch.arange(mixed.shape[1], device=mixed.device) == self.tokenizer.end_id
+        ending = (mixed - _ENDING_WEIGHT * ~is_end).log_softmax(dim=-1)
+        return torch.where(names.is_complete, ending, mixed)
 
     def generate(
         self, decoder: CaptionDecoder, generation: GenerationConfig | None = None
@@ -101,10 +116,20 @@ class PointerCaptionHead(CaptionHead):
         """As :meth:`CaptionHead.generate`; articles are corrected for the copied names."""
         return [agree_articles(caption) for caption in super().generate(decoder, generation)]
 
-    def _own(self, hidden: Tensor, is_mentioned: Tensor, token_ids: Tensor) -> Tensor:
-        """(K, V) log-probabilities of (K, D) tokens, lowered for (K, A) mentioned names."""
+    def _continued(self, own: Tensor, names: NextNames) -> Tensor:
+        """(N, V) log-probabilities without words that cannot follow the name that just ended.
+
+        The names of photos are often none of the training captions', after which any word comes.
+        """
+        allowed = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
+        allowed[self._after_name] = True
+        lowered = (own - _ENDING_WEIGHT * ~allowed).log_softmax(dim=-1)
+        return torch.where(names.ends_name, lowered, own)
+
+    def _own(self, hidden: Tensor, is_barred: Tensor, token_ids: Tensor) -> Tensor:
+        """(K, V) log-probabilities of (K, D) tokens, lowered for (K, A) barred names."""
         logits = self(hidden)
-        penalty = -self.pointer.repetition_weight * is_mentioned.to(logits)
+        penalty = -self.pointer.repetition_weight * is_barred.to(logits)
         return logits.scatter_add(1, token_ids, penalty).log_softmax(dim=-1)
 
 
@@ -117,15 +142,22 @@ class NextNames:
         probabilities: (N, T, A), of the class names.
         token_ids: (N, T, A) int64, the next token of each name.
         is_mentioned: (N, T, A) bool, the caption contains the whole name.
+        is_barred: (N, T, A) bool, the name is mentioned, or another one has just ended: names do
+            not follow each other without a word between them.
+        ends_name: (N, T) bool, a name ends here.
+        is_complete: (N, T) bool, and no region is left to mention.
     """
 
     logits: Tensor
     probabilities: Tensor
     token_ids: Tensor
     is_mentioned: Tensor
+    is_barred: Tensor
+    ends_name: Tensor
+    is_complete: Tensor
 
 
-class CaptionPointer(RegionPointer):
+class CaptionPointer(ClassPointer):
     """Points from a token to the region to mention next, and so to the names that it matches."""
 
     name_tokens: Tensor
@@ -154,30 +186,56 @@ class CaptionPointer(RegionPointer):
             regions: of each caption's image, with class logits.
         """
         num_tokens = hidden.shape[1]
-        token_ids, is_begun, is_mentioned = (
-            x[:, -num_tokens:] for x in match_names(input_ids, self.name_tokens)
+        token_ids, is_begun, is_mentioned = match_names(input_ids, self.name_tokens)
+        ends_name = (is_mentioned & ~F.pad(is_mentioned, (0, 0, 1, 0))[:, :-1]).any(dim=2)
+        token_ids, is_begun, is_mentioned, ends_name = (
+            x[:, -num_tokens:] for x in (token_ids, is_begun, is_mentioned, ends_name)
         )
         classes = self.class_probabilities(regions)
         # (N, T, A); weighted by the classes of each region (N, T, R).
         bonus = self.begun_weight * is_begun.to(classes)
         bonus = bonus - self.repetition_weight * is_mentioned.to(classes)
         logits = self.box_logits(hidden, regions, full_precision(regions.boxes))
-        pointed = masked_softmax(
-            logits + bonus @ classes.transpose(1, 2), regions.is_valid[:, None]
-        )
+        is_left = nameable_regions(regions)[:, None] & ~is_mentioned_region(regions, is_mentioned)
+        pointed = masked_softmax(logits + bonus @ classes.transpose(1, 2), is_left)
         # The region that is pointed at may still match a name that is mentioned already.
         names = (pointed @ classes).clamp(min=torch.finfo(classes.dtype).tiny).log()
         names = (names + bonus).softmax(dim=-1)
         # A copied name is completed: the head's own distribution may not contain its tokens.
         begun = self.begun_weight * (names * is_begun).sum(dim=-1)
         logits = self.is_name(hidden).squeeze(-1) + begun
+        is_done = ~is_left.any(dim=2)
         is_empty = ~regions.is_valid.any(dim=1)[:, None]
+        cannot_copy = is_empty | ((is_done | ends_name) & ~is_begun.any(dim=2))
         return NextNames(
-            logits.masked_fill(is_empty, torch.finfo(logits.dtype).min),
+            logits.masked_fill(cannot_copy, torch.finfo(logits.dtype).min),
             names,
             token_ids,
             is_mentioned,
+            is_mentioned | ends_name[:, :, None],
+            ends_name,
+            is_done & ends_name,
         )
+
+
+def nameable_regions(regions: Regions) -> Tensor:
+    """(N, R) bool: the regions that a caption may mention.
+
+    Those that match a class name well and are no part of a better one; without any, the best.
+    """
+    assert regions.class_logits is not None
+    matches = full_precision(regions.class_logits).amax(dim=-1)
+    matches = matches.masked_fill(~regions.is_valid, torch.finfo(matches.dtype).min)
+    is_best = (matches == matches.amax(dim=1, keepdim=True)) & regions.is_valid
+    is_good = (matches >= MIN_NAMED_LOGIT) & ~is_part(regions.boxes, matches)
+    return is_best | (is_good & regions.is_valid)
+
+
+def is_mentioned_region(regions: Regions, is_mentioned: Tensor) -> Tensor:
+    """(N, T, R) bool: the most probable class of the region is among the (N, T, A) mentioned."""
+    assert regions.class_logits is not None
+    classes = regions.class_logits.argmax(dim=-1)[:, None].expand(-1, is_mentioned.shape[1], -1)
+    return is_mentioned.gather(2, classes)
 
 
 def match_names(input_ids: Tensor, name_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ _CLASS_SCALE = 4.0
 
 
 class RegionPointer(nn.Module):
-    """The common part of pointer heads (our choice)."""
+    """Points from text to regions by their boxes and objectness (our choice)."""
 
     def __init__(self, *, language_dim: int, box_dim: int) -> None:
         """
@@ -41,18 +41,7 @@ class RegionPointer(nn.Module):
         self.box = nn.Sequential(
             nn.Linear(box_dim, _POINTER_DIM), nn.GELU(), nn.Linear(_POINTER_DIM, _POINTER_DIM)
         )
-        self.log_class_scale = nn.Parameter(torch.tensor(math.log(_CLASS_SCALE)))
         self.objectness_weight = nn.Parameter(torch.tensor(1.0))
-
-    def class_probabilities(self, regions: Regions, among: Sequence[int] | None = None) -> Tensor:
-        """(N, R, A) probabilities of the class names of each region.
-
-        Args:
-            among: indices of the class names to choose from; None: all.
-        """
-        assert regions.class_logits is not None
-        logits = regions.class_logits if among is None else regions.class_logits[..., list(among)]
-        return (full_precision(logits) * self.log_class_scale.exp()).softmax(dim=-1)
 
     def box_logits(self, hidden: Tensor, regions: Regions, boxes: Tensor) -> Tensor:
         """(N, T, R) logits of pointing at each region by its box and objectness.
@@ -64,6 +53,24 @@ class RegionPointer(nn.Module):
         logits = self.query(hidden) @ self.box(boxes).transpose(1, 2) / math.sqrt(_POINTER_DIM)
         scores = full_precision(regions.boxes)[:, None, :, 4]
         return logits + self.objectness_weight * scores.clamp(min=1e-6).log()
+
+
+class ClassPointer(RegionPointer):
+    """A :class:`RegionPointer` that reads the class names of regions."""
+
+    def __init__(self, *, language_dim: int, box_dim: int) -> None:
+        super().__init__(language_dim=language_dim, box_dim=box_dim)
+        self.log_class_scale = nn.Parameter(torch.tensor(math.log(_CLASS_SCALE)))
+
+    def class_probabilities(self, regions: Regions, among: Sequence[int] | None = None) -> Tensor:
+        """(N, R, A) probabilities of the class names of each region.
+
+        Args:
+            among: indices of the class names to choose from; None: all.
+        """
+        assert regions.class_logits is not None
+        logits = regions.class_logits if among is None else regions.class_logits[..., list(among)]
+        return (full_precision(logits) * self.log_class_scale.exp()).softmax(dim=-1)
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from glipv2_d2.layers.dtypes import full_precision
+
+# Of its area, from which a box lies in another one.
+PART_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -40,3 +46,24 @@ class Regions:
             self.boxes[rows],
             None if self.class_logits is None else self.class_logits[rows],
         )
+
+
+def is_part(boxes: Tensor, scores: Tensor) -> Tensor:
+    """(N, R) bool: whether :data:`PART_SHARE` of a box lies in one with a higher score.
+
+    Args:
+        boxes: (N, R, 5), see :class:`Regions`.
+        scores: (N, R).
+
+    >>> boxes = torch.tensor([[[0.5, 0.5, 0.8, 0.8, 1], [0.5, 0.5, 0.2, 0.2, 1]]])
+    >>> is_part(boxes, torch.tensor([[2.0, 1.0]])).tolist()
+    [[False, True]]
+    """
+    center, size = full_precision(boxes[..., :2]), full_precision(boxes[..., 2:4])
+    low, high = center - size / 2, center + size / 2
+    overlap = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
+        low[:, :, None], low[:, None]
+    )
+    covered = overlap.clamp(min=0).prod(dim=-1) / size.prod(dim=-1).clamp(min=1e-6)[:, :, None]
+    is_better = scores[:, :, None] < scores[:, None]
+    return ((covered >= PART_SHARE) & is_better).any(dim=2)

@@ -1,6 +1,6 @@
 """A score for relational phrases such as "the left apple".
 
-N: images. A: locations of all levels. T: tokens. D: width of the text features.
+N: images. A: locations of all levels. T: tokens.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from torch.nn import functional as F
 
 from glipv2_d2.layers.box_coder import box_centers, box_sizes
 from glipv2_d2.layers.dtypes import full_precision
-from glipv2_d2.structures import TextFeatures
 
 # Inverse temperature of the softmax that weights the candidate locations of a token.
 SHARPNESS = 2.0
+INITIAL_STRENGTH = 3.0
 
 
 class RelationalScore(nn.Module):
     """A score of each box by its position and size relative to the candidates of a token.
 
     The candidates are all locations, weighted by the softmax of their region-word logits. Their
-    weighted mean and spread normalise the x, y and log-area of every box. Each token predicts a
-    direction in this space; the log-sigmoid of the projection onto it (plus log 2) is added to the
-    logit. Boxes on the wrong side are penalised; boxes that do not match the token hardly change.
+    weighted mean and spread normalise the x, y and log-area of every box. The log-sigmoid of the
+    projection onto the direction that a phrase describes (plus log 2) is added to the logit. Boxes
+    on the wrong side are penalised; boxes that do not match the token hardly change.
 
-    Boxes are used without gradient. The image's size and padding do not matter.
+    The image's size and padding do not matter.
     """
 
-    def __init__(self, *, language_dim: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        # Right, down, larger; zeros change no score.
-        self.direction = nn.Linear(language_dim, 3, bias=False)
-        nn.init.zeros_(self.direction.weight)
+        # Of right, down and larger.
+        self.strength = nn.Parameter(torch.full((3,), INITIAL_STRENGTH))
 
     def forward(
-        self, token_logits_per_level: Sequence[Tensor], boxes: Tensor, text: TextFeatures
+        self, token_logits_per_level: Sequence[Tensor], boxes: Tensor, directions: Tensor
     ) -> list[Tensor]:
         """(N, A_i, T) region-word logits each -> the same with the relational score added.
 
         Args:
             boxes: (N, A, 4) of all locations, XYXY with inclusive corners, in pixels.
-            text: (N, T, D), what regions are scored against.
+            directions: (N, T, 3), right, down, larger, of the phrase of each token; zeros change no
+                score.
         """
         logits = torch.cat([full_precision(level) for level in token_logits_per_level], dim=1)
         with torch.autocast(logits.device.type, enabled=False):
@@ -52,7 +52,7 @@ class RelationalScore(nn.Module):
             mean, spread = _candidate_statistics(
                 logits.detach(), coordinates, full_precision(boxes)
             )
-            direction = self.direction(full_precision(text.hidden)) / spread  # (N, T, 3)
+            direction = self.strength * directions / spread  # (N, T, 3)
             offset = (mean * direction).sum(dim=-1)[:, None]
             projection = coordinates @ direction.transpose(1, 2) - offset
             scored = logits + F.logsigmoid(projection) + math.log(2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from glipv2_mini.modeling.nanodet import (
     NanoDet,
     NanoDetLevel,
 )
+from glipv2_mini.text.phrases import COLOR_NAMES
 
 SIZE = 64
 FEATURE = 0.25
@@ -107,21 +109,22 @@ def cut_out_locations(levels: dict[str, Tensor], image: int = 0) -> list[tuple[s
 
 
 def test_the_parts_of_regions_are_in_order() -> None:
-    parts = EvidenceLevel.split(torch.arange(128.0 + 1085).expand(2, 3, -1))
+    parts = EvidenceLevel.split(torch.arange(128.0 + 1096).expand(2, 3, -1))
     assert parts.features[1, 2].tolist() == list(range(128))
     assert parts.class_probs[0, 1].tolist() == list(range(128, 208))
     assert parts.distances[0, 0].tolist() == [208, 209, 210, 211]
-    assert parts.is_cut_out[1, 0].tolist() == [212]
-    assert parts.class_logits[0, 0].tolist() == list(range(213, 1213))
+    assert parts.color_probs[1, 1].tolist() == list(range(212, 223))
+    assert parts.is_cut_out[1, 0].tolist() == [223]
+    assert parts.class_logits[0, 0].tolist() == list(range(224, 1224))
 
 
 def test_the_parts_of_a_level_are_along_its_channels() -> None:
-    level = torch.randn(2, 128 + 1085, 3, 4)
+    level = torch.randn(2, 128 + 1096, 3, 4)
     regions = level.flatten(2).transpose(1, 2)
     ours, expected = EvidenceLevel.split(level, dim=1), EvidenceLevel.split(regions)
-    for name in ("features", "class_probs", "distances", "is_cut_out", "class_logits"):
-        flat = getattr(ours, name).flatten(2).transpose(1, 2)
-        assert torch.equal(flat, getattr(expected, name))
+    for field in dataclasses.fields(EvidenceLevel):
+        flat = getattr(ours, field.name).flatten(2).transpose(1, 2)
+        assert torch.equal(flat, getattr(expected, field.name))
 
 
 def test_the_margin_is_a_share_of_the_longer_side() -> None:
@@ -183,6 +186,22 @@ def test_every_image_has_cut_outs_of_its_own() -> None:
     torch.testing.assert_close(white, torch.full((3,), 1.0), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("num_cutouts", [0, 2])
+def test_every_location_has_the_colours_of_its_box(num_cutouts: int) -> None:
+    images = torch.stack(
+        [plain_image(0, 0, 220, box=[0, 0, 24, 24]), plain_image(0, 0, 220, box=[24, 24, 64, 64])]
+    )
+    objects = [FIRST, SECOND, THIRD]
+    levels = make_backbone(objects, objects, num_cutouts=num_cutouts)(images)
+    for image, colors in enumerate([("red", "black", "black"), ("black", "red", "black")]):
+        for (name, x, y, *_), color in zip(objects, colors, strict=True):
+            own = split(levels, name).color_probs[image, :, y, x]
+            assert own[COLOR_NAMES.index(color)] > 0.85
+    for name in levels:
+        sums = split(levels, name).color_probs.sum(dim=1)
+        torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-3, rtol=0)
+
+
 def test_without_cut_outs_their_channels_are_zero() -> None:
     levels = make_backbone([FIRST], num_cutouts=0)(plain_image(0, 0, 0)[None])
     for name in levels:
@@ -217,7 +236,7 @@ def test_the_backbone_is_built_by_its_name_with_the_shapes_that_it_promises() ->
     assert [shape.stride for shape in shapes.values()] == [8, 16, 32]
     for name, shape in shapes.items():
         size = (64 // shape.stride, 96 // shape.stride)
-        assert levels[name].shape == (2, shape.channels, *size) == (2, 128 + 1085, *size)
+        assert levels[name].shape == (2, shape.channels, *size) == (2, 128 + 1096, *size)
     assert [len(cut_out_locations(levels, i)) for i in range(2)] == [2, 2]
 
 

@@ -25,7 +25,7 @@ from glipv2_mini.modeling import EvidenceFusedHead
 globals().update(shared_tests(test_causal, "head"))
 text = test_causal.text
 
-VISUAL_DIM, CHANNELS = 128, 128 + 1085
+VISUAL_DIM, CHANNELS = 128, 128 + 1096
 SHAPES = {
     "p3": ShapeSpec(channels=CHANNELS, stride=8),
     "p4": ShapeSpec(channels=CHANNELS, stride=16),
@@ -66,7 +66,7 @@ def test_evidence_does_not_change_and_features_do(
 @pytest.mark.parametrize(
     ("part", "matters"),
     [(slice(128, 208), True), (slice(208, 212), False), (slice(212, None), False)],
-    ids=["class probabilities", "distances", "cut-outs"],
+    ids=["class probabilities", "distances", "colours and cut-outs"],
 )
 def test_of_the_evidence_only_class_probabilities_are_fused(
     head: EvidenceFusedHead, features: Pyramid, text: TextFeatures, part: slice, matters: bool
@@ -106,6 +106,6 @@ def test_the_head_is_built_by_its_name() -> None:
 def test_levels_without_evidence_raise() -> None:
     shapes = SHAPES | {"p4": ShapeSpec(channels=128 + 84, stride=16)}
     with pytest.raises(
-        ValueError, match=r"level p4 has 212 channels, not 1213.*needs .*build_evidence_backbone"
+        ValueError, match=r"level p4 has 212 channels, not 1224.*needs .*build_evidence_backbone"
     ):
         build_fused_head(mini_cfg(), shapes, TEXT_DIM)

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
+from helpers.masks import MASKS
 from helpers.models import random_image
-from mini_models import UNFUSED_TEXT, mini_cfg, mini_model
+from helpers.text_tasks import TEXT_TASKS, caption_input, detection_input, question_input
+from mini_models import POINTERS, UNFUSED_TEXT, mini_cfg, mini_model
+from modeling.test_text_tasks import without_gradient
 from torch import Tensor
 
 from glipv2_d2.layers.box_coder import to_exclusive
@@ -14,6 +17,7 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import FusedFeatures, Prompt, Query, QueryKind
 from glipv2_d2.text.prompts import demo_prompt
 from glipv2_mini.modeling import evidence_rpn
+from glipv2_mini.modeling.description_score import describe
 from glipv2_mini.modeling.evidence_backbone import EvidenceLevel
 from glipv2_mini.modeling.evidence_rpn import (
     EvidenceRPN,
@@ -126,21 +130,51 @@ def test_untrained_centerness_is_near_1(model: GLIPv2) -> None:
 
 
 @torch.no_grad()
-def test_logits_are_the_region_word_scores_compared_by_the_relational_score() -> None:
-    model = mini_model()
-    head, fused = model.proposal_generator, fuse(model)
-    regions = [level.flatten(2).transpose(1, 2) for level in fused.fused_features.values()]
-    scores = head.region_word(regions, fused.region_text)
-    for ours, expected in zip(head.predict(fused).token_logits_per_level, scores, strict=True):
+def test_logits_are_the_region_word_scores_with_those_of_the_descriptions(model: GLIPv2) -> None:
+    head = model.proposal_generator
+    plain = fuse(model, demo_prompt(["cat", "black bear"]))
+    for ours, expected in zip(logits_of(head, plain), region_word_logits(head, plain), strict=True):
         torch.testing.assert_close(ours, expected)
-    torch.nn.init.normal_(head.comparison.direction.weight)
-    boxes = torch.cat(predicted_boxes(head, fused), dim=1) - torch.tensor([0, 0, 1, 1])
-    compared = head.comparison(scores, boxes, fused.region_text)
-    for ours, plain, expected in zip(
-        head.predict(fused).token_logits_per_level, scores, compared, strict=True
+    text = "the red dog on the left"
+    phrase = fuse(model, Prompt(text, (((0, len(text)),),), (0,)))
+    boxes = torch.cat(predicted_boxes(head, phrase), dim=1) - torch.tensor([0, 0, 1, 1])
+    color_probs = torch.cat([x.color_probs.flatten(2) for x in parts(phrase)], dim=2)
+    scores = region_word_logits(head, phrase)
+    described = head.description(
+        scores, boxes, color_probs.transpose(1, 2), describe(phrase.tokens)
+    )
+    for ours, plain_scores, expected in zip(
+        logits_of(head, phrase), scores, described, strict=True
     ):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(ours, plain, atol=0.1)
+        assert not torch.allclose(ours, plain_scores, atol=0.1)
+
+
+def logits_of(head: EvidenceRPN, fused: FusedFeatures) -> list[Tensor]:
+    return head.predict(fused).token_logits_per_level
+
+
+def region_word_logits(head: EvidenceRPN, fused: FusedFeatures) -> list[Tensor]:
+    """The logits of each level without the descriptions."""
+    regions = [level.flatten(2).transpose(1, 2) for level in fused.fused_features.values()]
+    return head.region_word(regions, fused.region_text)
+
+
+@torch.no_grad()
+def test_the_phrase_of_a_side_detects_the_object_on_that_side(model: GLIPv2) -> None:
+    """Two locations have the same logits; all others are unlikely."""
+    for text, expected in (("the cat on the left", 1), ("the cat on the right", 9)):
+        fused = fuse(model, Prompt(text, (((0, len(text)),),), (0,)))
+        for level in parts(fused):
+            level.class_probs.fill_(1e-4)
+            level.is_cut_out.zero_()
+        finest = parts(fused)[0]
+        finest.distances[0, :, 4, [1, 9]] = 8.0
+        finest.color_probs[0, :, 4, 1] = finest.color_probs[0, :, 4, 9]
+        finest.class_probs[0, CAT, 4, [1, 9]] = 0.8
+        logits = logits_of(model.proposal_generator, fused)[0][0, :, 1]
+        best, other = logits.topk(2).values
+        assert int(logits.argmax()) == 4 * 12 + expected and best > other + 1
 
 
 @torch.no_grad()
@@ -219,4 +253,18 @@ def test_boxes_that_are_not_learned_stay_those_of_the_evidence() -> None:
     model = mini_model("MODEL.EVIDENCE.LEARNS_BOXES", False)
     head = model.proposal_generator
     trained = {name for name, x in head.named_parameters() if x.requires_grad}
-    assert not [name for name in trained if name.startswith(("bbox_pred", "center", "level"))]
+    assert trained == {"description.relation.strength", "description.color_weight"}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [detection_input(), question_input(), caption_input()],
+    ids=["boxes", "question", "caption"],
+)
+def test_every_trained_parameter_gets_a_gradient_without_learned_boxes(x: dict) -> None:
+    """Distributed training waits for all of them."""
+    model = mini_model(
+        *(*TEXT_TASKS, *POINTERS, *MASKS, "MODEL.EVIDENCE.LEARNS_BOXES", False),
+        *("MODEL.ROI_HEADS.NAME", "EvidenceROIHeads"),
+    )
+    assert without_gradient(model.train(), x) == []

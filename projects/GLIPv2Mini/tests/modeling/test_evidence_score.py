@@ -41,14 +41,14 @@ def trained_score() -> LearnedEvidenceScore:
 def make_regions() -> list[Tensor]:
     """Regions of two images, on levels of 4 and 3 locations."""
     generator = torch.Generator().manual_seed(1)
-    regions = torch.zeros(2, 7, 128 + 1085)
+    regions = torch.zeros(2, 7, 128 + 1096)
     regions[..., :128] = torch.randn(2, 7, 128, generator=generator)
     regions[..., 128:208] = torch.rand(2, 7, 80, generator=generator) ** 4
     for image, row in CUT_OUT:
-        regions[image, row, 212] = 1
-        regions[image, row, 213:] = torch.randn(1000, generator=generator)
+        regions[image, row, 223] = 1
+        regions[image, row, 224:] = torch.randn(1000, generator=generator)
         # Confident, as a trained classifier.
-        regions[image, row, 213 + CLASS] = 9.0
+        regions[image, row, 224 + CLASS] = 9.0
     return list(regions.split((4, 3), dim=1))
 
 
@@ -80,7 +80,7 @@ def expected_evidence(score: LearnedEvidenceScore) -> tuple[Tensor, set[int]]:
     for image in range(2):
         for row in range(7):
             probs = regions[image, row, 128:208]
-            class_logits = regions[image, row, 213:]
+            class_logits = regions[image, row, 224:]
             for token in range(NUM_TOKENS):
                 word = hidden[image, token]
                 candidates: list[float] = [
@@ -128,7 +128,7 @@ def test_learned_products_are_added_those_of_class_logits_where_cut_out() -> Non
         1.5 * expected_evidence(score)[0].logit()
         - 0.2
         + 0.7 * cosines(score.feature_score, regions[..., :128])
-        - 1.3 * cosines(score.cutout_score, regions[..., 213:]) * is_cut_out
+        - 1.3 * cosines(score.cutout_score, regions[..., 224:]) * is_cut_out
     )
     logits = torch.cat(score(make_regions(), make_text()), dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
@@ -153,7 +153,7 @@ def test_every_parameter_receives_a_gradient(make, has_cut_outs: bool) -> None:
     """Distributed training waits for all of them."""
     score, regions = make(), make_regions()
     if not has_cut_outs:
-        regions = [x * (torch.arange(1213) < 212) for x in regions]
+        regions = [x * (torch.arange(1224) < 212) for x in regions]
     logits = torch.cat(score(regions, make_text()), dim=1)
     logits.square().sum().backward()
     for name, parameter in score.named_parameters():

@@ -14,7 +14,14 @@ from mini_models import NAMED, REGIONS, mini_model
 from glipv2_d2.modeling.heads.answer import AnswerHead, LinearAnswerScores
 from glipv2_d2.structures import TextFeatures
 from glipv2_d2.text.answers import load_answers
-from glipv2_mini.modeling.pointer_answer import AnswerPointer, PointerAnswerHead, RegionCounter
+from glipv2_mini.modeling.evidence_backbone import EVIDENCE_CHANNELS, FEATURE_CHANNELS
+from glipv2_mini.modeling.pointer_answer import (
+    AnswerPointer,
+    ColorPointer,
+    PointerAnswerHead,
+    RegionCounter,
+    level_kinds,
+)
 from glipv2_mini.modeling.region_text_tasks import RegionQuestionFeatures
 from glipv2_mini.modeling.regions import Regions
 
@@ -22,7 +29,8 @@ ANSWERS = ["yes", "Dog", "cat", "apple"]
 NAMES = ["apple", "cat", "dog"]
 APPLE, CAT, DOG = range(3)
 NAME_OF_ANSWER = (None, DOG, CAT, APPLE)
-WIDTH, NUM_CHANNELS, NUM_TOKENS, NUM_REGIONS = 6, 5, 4, 3
+WIDTH, NUM_TOKENS, NUM_REGIONS = 6, 4, 3
+NUM_CHANNELS = FEATURE_CHANNELS + EVIDENCE_CHANNELS
 
 
 def silent_counter() -> RegionCounter:
@@ -39,6 +47,7 @@ def head() -> PointerAnswerHead:
     return PointerAnswerHead(
         pointer=AnswerPointer(language_dim=WIDTH),
         counter=silent_counter(),
+        color_pointer=ColorPointer(language_dim=WIDTH),
         names=NAMES,
         language_dim=WIDTH,
         answers=ANSWERS,
@@ -108,6 +117,37 @@ def test_choices_without_a_class_name_get_the_scores_of_the_plain_head(
     questions = make_questions([[(DOG, 0.2)]])
     plain = AnswerHead.logits(head, questions, ["yes"])
     assert torch.equal(head.logits(questions, ["yes"]), plain)
+
+
+def test_answers_of_one_kind_get_its_best_score() -> None:
+    answers = ["Yes", "dog", "2", "no", "red", "12", "grey", "cat"]
+    scores = torch.tensor([[1.0, 5, 3, 2, -1, 4, -3, 6], [2.0, 0, 3, 1, -4, 1, -2, 7]])
+    expected = torch.tensor([[2.0, 5, 4, 2, -1, 4, -1, 6], [2.0, 0, 3, 2, -2, 3, -2, 7]])
+    assert torch.equal(level_kinds(scores, answers), expected)
+
+
+def test_answers_of_no_kind_keep_their_scores() -> None:
+    scores = torch.tensor([[1.0, 2, 3]])
+    assert torch.equal(level_kinds(scores, ["dog", "left", "yes"]), scores)
+    assert level_kinds(scores[:, :0], []).shape == (1, 0)
+
+
+def test_the_own_score_does_not_choose_between_yes_and_no() -> None:
+    """Even if it prefers one of them by far: the regions choose."""
+    torch.manual_seed(0)
+    answers = ["yes", "no", "dog"]
+    head = PointerAnswerHead(
+        pointer=AnswerPointer(language_dim=WIDTH),
+        counter=RegionCounter(),
+        color_pointer=ColorPointer(language_dim=WIDTH),
+        names=NAMES,
+        language_dim=WIDTH,
+        answers=answers,
+        scores=lambda pooled, answers: torch.tensor([[0.0, 20.0, -20.0]]).expand(len(pooled), -1),
+        weight=1.0,
+    )
+    questions = make_questions([[(DOG, 0.2)], [(CAT, 0.2)]], mentioned=DOG)
+    assert [answer for answer, _ in head.predict(questions, [None] * 2)] == ["yes", "no"]
 
 
 def test_class_names_join_the_answers_of_a_text_classifier() -> None:
@@ -212,6 +252,26 @@ def test_gradients_are_finite_for_certain_names_and_without_regions(
     questions.regions.class_logits.mul_(1000)
     head.losses([questions], [{"cat": 1.0}, {"dog": 1.0}])["loss_answer"].backward()
     assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_every_parameter_receives_a_finite_gradient() -> None:
+    torch.manual_seed(0)
+    answers = ["yes", "no", "2", "3", "red", "blue", "cat", "dog"]
+    head = PointerAnswerHead(
+        pointer=AnswerPointer(language_dim=WIDTH),
+        counter=RegionCounter(),
+        color_pointer=ColorPointer(language_dim=WIDTH),
+        names=NAMES,
+        language_dim=WIDTH,
+        answers=answers,
+        scores=LinearAnswerScores(language_dim=WIDTH, answers=answers),
+        weight=1.0,
+    )
+    questions = make_questions([[(DOG, 0.2), (CAT, 0.8)]] * 4 + [[]], mentioned=DOG)
+    targets = [{"yes": 1.0}, {"2": 1.0}, {"red": 1.0}, {"cat": 1.0}, {"no": 1.0}]
+    head.losses([questions], targets)["loss_answer"].backward()
+    gradients = {name: p.grad for name, p in head.named_parameters()}
+    assert [n for n, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
 
 
 def test_regions_without_class_logits_raise(head: PointerAnswerHead) -> None:

@@ -52,10 +52,19 @@ def test_nothing_is_counted_where_no_region_matches() -> None:
     assert answer([-6.0, -6.0, -6.0], ANSWERS[3:]) == "0"
 
 
+@pytest.mark.parametrize(("x", "expected"), [(0.5, "1"), (0.9, "2")], ids=["in it", "beside it"])
+def test_a_region_in_a_better_one_is_not_counted(x: float, expected: str) -> None:
+    question = make_question([1.0, 0.9])
+    question.regions.boxes[0, 0] = torch.tensor([0.4, 0.5, 0.6, 0.6, 1.0])
+    question.regions.boxes[0, 1] = torch.tensor([x, 0.5, 0.1, 0.1, 1.0])
+    numbers = ANSWERS[3:]
+    assert numbers[int(RegionCounter()(question, numbers)[0].argmax())] == expected
+
+
 def test_the_logits_of_one_matching_region() -> None:
     scores = RegionCounter()(make_question([1.0]), ANSWERS)[0]
-    presence = math.tanh(3 * (1.0 + 2.0))
-    counted = 1 / (1 + math.exp(-3 * 1.5))
+    presence = math.tanh(3 * (1.0 + 1.9))
+    counted = 1 / (1 + math.exp(-3 * 1.25))
     number = counted * (1 + presence) / 2
     expected = [0, 3 * presence, -3 * presence, *(-3 * abs(number - n) for n in range(4))]
     torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=1e-4)

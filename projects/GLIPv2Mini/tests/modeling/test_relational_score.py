@@ -10,24 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glipv2_d2.structures import TextFeatures
 from glipv2_mini.modeling.relational_score import SHARPNESS, RelationalScore
 
-DIM = 3
 RIGHT, LEFT, LARGER = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
 
 def make_score(strength: float = 5.0) -> RelationalScore:
-    """A score whose text features of width 3 are the directions."""
-    score = RelationalScore(language_dim=DIM)
-    with torch.no_grad():
-        score.direction.weight.copy_(strength * torch.eye(DIM))
+    score = RelationalScore()
+    torch.nn.init.constant_(score.strength, strength)
     return score
-
-
-def text_features(*directions: tuple[float, ...]) -> TextFeatures:
-    hidden = torch.tensor(directions)[None]
-    return TextFeatures(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
 
 
 def score(
@@ -35,17 +26,17 @@ def score(
 ) -> list[float]:
     """The logits of one token, with the relational score."""
     before = torch.tensor(logits)[None, :, None]
-    (after,) = make_score()([before], torch.tensor([boxes]), text_features(direction))
+    (after,) = make_score()([before], torch.tensor([boxes]), torch.tensor([[direction]]))
     return after[0, :, 0].tolist()
 
 
-def random_inputs(seed: int) -> tuple[Tensor, Tensor, TextFeatures]:
+def random_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, boxes and directions."""
     random = torch.Generator().manual_seed(seed)
     corners = 200 * torch.rand(2, 7, 2, generator=random)
     boxes = torch.cat([corners, corners + 20 + 60 * torch.rand(2, 7, 2, generator=random)], dim=-1)
-    hidden = torch.randn(2, 4, DIM, generator=random)
-    logits = torch.randn(2, 7, 4, generator=random)
-    return logits, boxes, TextFeatures(hidden, torch.ones(2, 4, dtype=torch.bool))
+    directions = torch.randn(2, 4, 3, generator=random)
+    return torch.randn(2, 7, 4, generator=random), boxes, directions
 
 
 TWO_BOXES = [[10.0, 50, 49, 89], [200.0, 50, 239, 89]]
@@ -72,16 +63,18 @@ def test_a_box_with_a_low_logit_has_almost_no_influence() -> None:
     assert after[2] == pytest.approx(-30 + math.log(2), abs=1e-4)
 
 
-def test_it_is_initialised_to_change_nothing() -> None:
-    logits, boxes, text = random_inputs(0)
-    (after,) = RelationalScore(language_dim=DIM)([logits], boxes, text)
-    torch.testing.assert_close(after, logits)
+def test_words_without_a_direction_keep_their_logits() -> None:
+    logits, boxes, directions = random_inputs(0)
+    directions[:, 1] = 0
+    (after,) = RelationalScore()([logits], boxes, directions)
+    torch.testing.assert_close(after[..., 1], logits[..., 1])
+    assert not torch.isclose(after[..., [0, 2, 3]], logits[..., [0, 2, 3]]).all()
 
 
 def test_equals_the_definition_written_out() -> None:
-    logits, boxes, text = random_inputs(1)
+    logits, boxes, directions = random_inputs(1)
     relational = make_score(0.7)
-    after = torch.cat(relational([logits[:, :5], logits[:, 5:]], boxes, text), dim=1)
+    after = torch.cat(relational([logits[:, :5], logits[:, 5:]], boxes, directions), dim=1)
     for n in range(2):
         for t in range(4):
             weights = [math.exp(SHARPNESS * float(logit)) for logit in logits[n, :, t]]
@@ -106,7 +99,7 @@ def test_equals_the_definition_written_out() -> None:
                         variance = mean([(point[k] - center) ** 2 for point in coordinates])
                         half = mean([size[k] for size in sizes]) / 2
                         spread = math.sqrt(variance + half**2)
-                    direction = 0.7 * float(text.hidden[n, t, k])
+                    direction = 0.7 * float(directions[n, t, k])
                     projection += direction * (coordinates[a][k] - center) / spread
                 expected = float(logits[n, a, t]) + math.log(2 / (1 + math.exp(-projection)))
                 assert float(after[n, a, t]) == pytest.approx(expected, abs=1e-4)
@@ -114,18 +107,25 @@ def test_equals_the_definition_written_out() -> None:
 
 @given(shift=st.floats(-500, 500), scale=st.floats(0.5, 4.0), seed=st.integers(0, 20))
 def test_shift_and_scale_of_the_image_do_not_matter(shift: float, scale: float, seed: int) -> None:
-    logits, boxes, text = random_inputs(seed)
+    logits, boxes, directions = random_inputs(seed)
     moved = (boxes + boxes.new_tensor([0, 0, 1, 1])) * scale + shift
     moved = moved - boxes.new_tensor([0, 0, 1, 1])
     relational = make_score(1.0)
-    before, after = (relational([logits], b, text)[0] for b in (boxes, moved))
+    before, after = (relational([logits], b, directions)[0] for b in (boxes, moved))
     torch.testing.assert_close(before, after, atol=2e-3, rtol=1e-3)
 
 
-def test_the_direction_receives_gradients_and_boxes_do_not() -> None:
-    logits, boxes, text = random_inputs(2)
-    relational = RelationalScore(language_dim=DIM)
+def test_the_strength_and_logits_receive_gradients() -> None:
+    logits, boxes, directions = random_inputs(2)
+    relational = RelationalScore()
     logits.requires_grad_()
-    relational([logits], boxes, text)[0].square().sum().backward()
-    assert relational.direction.weight.grad.abs().sum() > 0
-    torch.testing.assert_close(logits.grad, 2 * logits.detach())
+    relational([logits], boxes, directions)[0].square().sum().backward()
+    assert relational.strength.grad.all() and logits.grad.all()
+
+
+def test_without_directions_the_strength_receives_a_gradient_of_zero() -> None:
+    """Distributed training waits for it."""
+    logits, boxes, directions = random_inputs(3)
+    relational = RelationalScore()
+    relational([logits], boxes, torch.zeros_like(directions))[0].sum().backward()
+    assert relational.strength.grad.tolist() == [0, 0, 0]
