@@ -23,7 +23,7 @@ from glipv2_d2.text.tokenizer import Tokenizer
 _CACHED_LISTS = 16
 # 8192 embeddings of BERT-base take 24 MiB.
 _CACHED_STRINGS = 8192
-_STRINGS_PER_BATCH = 256
+_STRINGS_PER_BATCH = 64
 
 
 class TextEmbedder:
@@ -50,12 +50,13 @@ class TextEmbedder:
         device = next(self.language_backbone.parameters()).device
 
         def encode(missing: Sequence[PhraseIds]) -> Tensor:
-            different = [string_of[token_ids] for token_ids in missing]
+            # Strings of similar length share a batch: padding would double the time of a long list.
+            order = torch.tensor([len(token_ids) for token_ids in missing]).argsort(stable=True)
             parts = [
-                self._encode(different[start : start + _STRINGS_PER_BATCH], device)
-                for start in range(0, len(different), _STRINGS_PER_BATCH)
+                self._encode([string_of[missing[i]] for i in rows.tolist()], device)
+                for rows in order.split(_STRINGS_PER_BATCH)
             ]
-            return torch.cat(parts)
+            return torch.cat(parts)[order.argsort()]
 
         return self._cache(ids, encode, weights_version(self.language_backbone), device)
 
