@@ -25,6 +25,7 @@ from torchvision.ops import nms, roi_align
 from glipv2_d2.checkpoint import read_checkpoint
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
+from glipv2_mini.modeling.batch_norm_folding import fold_batch_norms
 from glipv2_mini.modeling.colors import NUM_COLORS, colors_of_boxes
 from glipv2_mini.modeling.nanodet import (
     FEATURE_CHANNELS,
@@ -47,6 +48,8 @@ CLASSIFIER_MEAN, CLASSIFIER_STD = 127.0, 128.0
 CUTOUT_SIZE = 224
 # Share of the longer side that is added around a box: context, and room for inexact boxes.
 CUTOUT_MARGIN = 0.1
+# Cut-outs per call of the classifier: larger batches leave the cache of a CPU.
+CUTOUTS_PER_BATCH = {"cpu": 4}
 # IoU above which the less probable of two boxes is not cut out.
 CUTOUT_NMS_THRESH = 0.6
 
@@ -190,7 +193,9 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         cutouts = roi_align(
             pixels, enlarged, output_size=CUTOUT_SIZE, sampling_ratio=2, aligned=True
         )
-        return self.classifier(cutouts.contiguous(memory_format=torch.channels_last)).float()
+        cutouts = cutouts.contiguous(memory_format=torch.channels_last)
+        batch_size = CUTOUTS_PER_BATCH.get(cutouts.device.type, max(1, len(cutouts)))
+        return torch.cat([self.classifier(batch).float() for batch in cutouts.split(batch_size)])
 
 
 def all_boxes(levels: dict[str, Tensor]) -> Tensor:
@@ -249,6 +254,9 @@ def build_evidence_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EvidenceBac
     classifier = build_timm_classifier(
         name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
     )
+    if cfg.MODEL.TIMM.WEIGHTS:
+        # They come from a package and are not stored, so that parameters may change their names.
+        fold_batch_norms(classifier.eval())
     detector = build_nanodet_backbone(cfg, input_shape)
     if cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS:
         load_detector(detector, cfg.MODEL.EVIDENCE.DETECTOR_WEIGHTS)
