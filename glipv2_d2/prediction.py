@@ -258,6 +258,21 @@ class Caption:
         return Caption(output[fields.CAPTION], grounding)
 
 
+@dataclass(frozen=True)
+class TaskResults:
+    """What :meth:`~glipv2_d2.predictor.Predictor.run_tasks` predicts for one image.
+
+    Attributes:
+        detections: of the class names.
+        answers: one per question.
+        caption: None unless requested.
+    """
+
+    detections: Prediction
+    answers: list[Answer]
+    caption: Caption | None
+
+
 def _encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """(H, W) bool -> COCO's compressed RLE, with its bytes as a string."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -45,7 +45,7 @@ from glipv2_d2.item_errors import predict_each
 from glipv2_d2.model_zoo import is_model_name, model_files
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.class_scores import best_class_scores
-from glipv2_d2.prediction import Answer, Caption, Prediction, Thresholds
+from glipv2_d2.prediction import Answer, Caption, Prediction, TaskResults, Thresholds
 from glipv2_d2.predictor_inputs import (
     ClassNames,
     Phrase,
@@ -401,6 +401,49 @@ class Predictor:
             batch_size,
             on_error,
         )
+
+    def run_tasks(
+        self,
+        image: ImageSource,
+        *,
+        classes: Sequence[str],
+        questions: Sequence[str] = (),
+        describe: bool = False,
+        ground_answers: bool = False,
+        ground_caption: bool = False,
+        channel_order: ChannelOrder | None = None,
+    ) -> TaskResults:
+        """Detect classes in an image, answer questions and describe it, in one forward pass.
+
+        The image is encoded once. The results are those of :meth:`predict`, :meth:`answer` and
+        :meth:`caption`.
+
+        Args:
+            image, channel_order: see :meth:`predict`.
+            classes: class names to detect.
+            questions: about the image.
+            describe: generate a caption.
+            ground_answers, ground_caption: also detect their phrases.
+
+        Raises:
+            FileNotFoundError, ValueError: the image or a prompt is invalid, or the model lacks the
+                head.
+        """
+        requests = prompt_fields(1, classes, None, None, None)
+        if questions:
+            self._require_glipv2("answer")
+            requests += question_fields(
+                len(questions), list(questions), None, ground=ground_answers
+            )
+        if describe:
+            self._require_glipv2("caption")
+            requests.append({fields.DESCRIBE: True, fields.GROUND: ground_caption})
+        x = self._make_input(load_image(image, channel_order), {})
+        inputs = [x | request for request in requests]
+        detections, *texts = zip(inputs, self._forward(inputs), strict=True)
+        caption = Caption.from_output(*texts.pop()) if describe else None
+        answers = [Answer.from_output(*pair) for pair in texts]
+        return TaskResults(Prediction.from_output(*detections), answers, caption)
 
     def class_scores(
         self,

@@ -171,3 +171,51 @@ def test_a_model_without_the_heads_raises_an_error(images: list[np.ndarray]) -> 
         plain.answer(images[0], QUESTION, channel_order="RGB")
     with pytest.raises(ValueError, match="no caption head"):
         plain.caption(images[0], channel_order="RGB")
+
+
+def test_all_tasks_of_an_image_in_one_pass_equal_those_one_by_one(
+    predictor: Predictor, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, names, questions = images[0], ["cat", "mat"], [QUESTION, "is it red?"]
+    boxes = predictor.predict(image, classes=names, channel_order="RGB")
+    answers = predictor.answer([image] * 2, questions, channel_order="RGB")
+    caption = predictor.caption(image, ground=True, channel_order="RGB")
+
+    sizes = []
+    backbone = predictor.model.backbone
+    monkeypatch.setattr(
+        backbone,
+        "forward",
+        lambda x, forward=backbone.forward: (sizes.append(len(x)), forward(x))[1],
+    )
+    results = predictor.run_tasks(
+        image,
+        classes=names,
+        questions=questions,
+        describe=True,
+        ground_caption=True,
+        channel_order="RGB",
+    )
+    assert sizes == [1], "the image is encoded once"
+    assert [answer.answer for answer in results.answers] == [answer.answer for answer in answers]
+    assert [answer.score for answer in results.answers] == pytest.approx(
+        [answer.score for answer in answers], abs=1e-5
+    )
+    assert results.answers[0].grounding is None
+    assert results.caption.caption == caption.caption
+    for found, expected in (
+        (results.detections, boxes),
+        (results.caption.grounding, caption.grounding),
+    ):
+        assert found.labels == expected.labels
+        np.testing.assert_allclose(
+            found.instances.scores, expected.instances.scores, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_without_questions_and_caption_only_classes_are_detected(
+    predictor: Predictor, images: list[np.ndarray]
+) -> None:
+    results = predictor.run_tasks(images[0], classes=["cat"], channel_order="RGB")
+    assert results.detections.names == ["cat"]
+    assert (results.answers, results.caption) == ([], None)

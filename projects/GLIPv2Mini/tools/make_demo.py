@@ -17,7 +17,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rich.text import Text
 
 from glipv2_d2.batch_prediction import write_jpeg, write_json
 from glipv2_d2.images import read_image
-from glipv2_d2.prediction import Answer, Caption, Prediction
+from glipv2_d2.prediction import Prediction, TaskResults
 from glipv2_d2.predictor import Predictor
 from glipv2_d2.visualization import colored_words, draw_prediction, draw_words
 
@@ -66,21 +66,6 @@ class Picture:
     image: np.ndarray
     names: Sequence[str]
     questions: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a model predicts for a picture.
-
-    Attributes:
-        boxes: of the class names.
-        answers: one per question; none without an answer head.
-        caption: with the boxes of its phrases; None without a caption head.
-    """
-
-    boxes: Prediction
-    answers: Sequence[Answer]
-    caption: Caption | None
 
 
 # File in an installed package -> class names, those of present objects first, and questions.
@@ -168,29 +153,29 @@ def read_photo(file: str) -> np.ndarray:
     return read_image(Path(spec.submodule_search_locations[0]) / path)
 
 
-def predict(predictor: Predictor, picture: Picture, threshold: float) -> Results:
-    image, tasks = picture.image, predictor.model.text_tasks
-    boxes = predictor.predict(
-        image, classes=picture.names, one_name_per_box=True, channel_order="RGB"
+def predict(predictor: Predictor, picture: Picture, threshold: float) -> TaskResults:
+    """What is shown of a picture; no answers or caption if the model has no head for them."""
+    tasks = predictor.model.text_tasks
+    results = predictor.run_tasks(
+        picture.image,
+        classes=picture.names,
+        questions=picture.questions if tasks is not None and tasks.answer is not None else (),
+        describe=tasks is not None and tasks.caption is not None,
+        ground_caption=True,
+        channel_order="RGB",
     )
-    answers: Sequence[Any] = []
-    caption = None
-    if tasks is not None and tasks.answer is not None:
-        number = len(picture.questions)
-        answers = predictor.answer(
-            [image] * number, picture.questions, batch_size=number, channel_order="RGB"
-        )
-    if tasks is not None and tasks.caption is not None:
-        found = predictor.caption(image, ground=True, channel_order="RGB")
-        assert found.grounding is not None
-        caption = Caption(found.caption, found.grounding.above(threshold))
-    return Results(boxes.without_parts().above(threshold), answers, caption)
+    overlap = predictor.cfg.MODEL.GROUNDING.NMS_THRESH
+    boxes = results.detections.one_name_per_box(overlap).without_parts().above(threshold)
+    caption = results.caption
+    if caption is not None and caption.grounding is not None:
+        caption = replace(caption, grounding=caption.grounding.above(threshold))
+    return replace(results, detections=boxes, caption=caption)
 
 
-def make_table(picture: Picture, results: Results) -> Table:
+def make_table(picture: Picture, results: TaskResults) -> Table:
     """At most :data:`TABLE_ROWS` rows: the best boxes, the answers and the caption."""
     table = Table(box=None, show_header=False, padding=(0, 2))
-    rows = results.boxes.to_coco(picture.title)
+    rows = results.detections.to_coco(picture.title)
     room = TABLE_ROWS - len(results.answers) - (results.caption is not None)
     shown = rows if len(rows) <= room else rows[: room - 1]
     for row in shown:
@@ -207,11 +192,11 @@ def make_table(picture: Picture, results: Results) -> Table:
     return table
 
 
-def to_json(picture: Picture, results: Results) -> dict[str, Any]:
+def to_json(picture: Picture, results: TaskResults) -> dict[str, Any]:
     content: dict[str, Any] = {
         "picture": picture.title,
         "class_names": list(picture.names),
-        "detections": results.boxes.to_coco(picture.title),
+        "detections": results.detections.to_coco(picture.title),
         "answers": [
             {"question": answer.question, "answer": answer.answer, "score": answer.score}
             for answer in results.answers
@@ -223,9 +208,9 @@ def to_json(picture: Picture, results: Results) -> dict[str, Any]:
     return content
 
 
-def make_tiles(picture: Picture, results: Results) -> dict[str, np.ndarray]:
+def make_tiles(picture: Picture, results: TaskResults) -> dict[str, np.ndarray]:
     """The tile of each overview: title, image and text."""
-    tiles = {"boxes": make_tile(picture, results.boxes, [])}
+    tiles = {"boxes": make_tile(picture, results.detections, [])}
     if results.answers:
         lines = [
             [*((word, BLACK) for word in answer.question.split()), (answer.answer, BLUE)]

@@ -10,36 +10,34 @@ import make_demo
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from glipv2_d2.prediction import Answer, Caption, Prediction
+from glipv2_d2.prediction import Answer, Caption, Prediction, TaskResults
 
 
 class FirstNamesPredictor:
     """Scores decrease by 0.2 per name, from 0.9; boxes of different names do not overlap."""
 
     model = SimpleNamespace(text_tasks=SimpleNamespace(answer=object(), caption=object()))
+    cfg = CfgNode({"MODEL": {"GROUNDING": {"NMS_THRESH": 0.6}}})
 
     def __init__(self, *args) -> None:
         pass
 
-    def predict(self, image, *, classes, one_name_per_box, channel_order):
-        assert one_name_per_box
-        return detect(image, classes)
-
-    def answer(self, images, questions, *, batch_size, channel_order):
-        assert len(images) == batch_size and all(image is images[0] for image in images)
-        return [Answer(question, "yes", 0.8) for question in questions]
-
-    def caption(self, image, *, ground, channel_order):
-        assert ground
-        grounding = replace(
+    def run_tasks(self, image, *, classes, questions, describe, ground_caption, channel_order):
+        assert ground_caption
+        phrases = replace(
             detect(image, ["a cat", "a cup", "a sky"]),
             text="a cat a cup a sky",
             spans=(((0, 5),), ((6, 11),), ((12, 17),)),
         )
-        return Caption("a cat a cup a sky", grounding)
+        return TaskResults(
+            detect(image, classes),
+            [Answer(question, "yes", 0.8) for question in questions],
+            Caption("a cat a cup a sky", phrases) if describe else None,
+        )
 
 
 def detect(image: np.ndarray, names: list[str]) -> Prediction:
@@ -90,7 +88,7 @@ def test_a_model_without_text_heads_only_detects(few_pictures, tmp_path, monkeyp
 def test_a_table_has_at_most_ten_rows(num_boxes, num_rows):
     picture = make_demo.Picture("a", np.zeros((400, 400, 3), np.uint8), ["cat"], ["is it red?"])
     boxes = detect(picture.image, ["[cat]"] * num_boxes)
-    results = make_demo.Results(boxes, [Answer("is it red?", "no", 0.8)], Caption("a cat"))
+    results = TaskResults(boxes, [Answer("is it red?", "no", 0.8)], Caption("a cat"))
     table = make_demo.make_table(picture, results)
     assert table.row_count == num_rows
     cells = [str(cell) for column in table.columns for cell in column.cells]
