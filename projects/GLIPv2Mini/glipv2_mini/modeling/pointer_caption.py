@@ -117,14 +117,14 @@ class PointerCaptionHead(CaptionHead):
         return [agree_articles(caption) for caption in super().generate(decoder, generation)]
 
     def _continued(self, own: Tensor, names: NextNames) -> Tensor:
-        """(N, V) log-probabilities without words that cannot follow the name that just ended.
+        """(N, V) log-probabilities without words that cannot follow a name or its beginning.
 
         The names of photos are often none of the training captions', after which any word comes.
         """
-        allowed = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
-        allowed[self._after_name] = True
-        lowered = (own - _ENDING_WEIGHT * ~allowed).log_softmax(dim=-1)
-        return torch.where(names.ends_name, lowered, own)
+        follows_name = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
+        follows_name[self._after_name] = True
+        is_barred = (names.ends_name & ~follows_name) | (names.is_within_name & follows_name)
+        return (own - _ENDING_WEIGHT * is_barred).log_softmax(dim=-1)
 
     def _own(self, hidden: Tensor, is_barred: Tensor, token_ids: Tensor) -> Tensor:
         """(K, V) log-probabilities of (K, D) tokens, lowered for (K, A) barred names."""
@@ -145,6 +145,7 @@ class NextNames:
         is_barred: (N, T, A) bool, the name is mentioned, or another one has just ended: names do
             not follow each other without a word between them.
         ends_name: (N, T) bool, a name ends here.
+        is_within_name: (N, T) bool, a name that may be copied has begun, and none ends here.
         is_complete: (N, T) bool, and no region is left to mention.
     """
 
@@ -154,6 +155,7 @@ class NextNames:
     is_mentioned: Tensor
     is_barred: Tensor
     ends_name: Tensor
+    is_within_name: Tensor
     is_complete: Tensor
 
 
@@ -206,7 +208,8 @@ class CaptionPointer(ClassPointer):
         logits = self.is_name(hidden).squeeze(-1) + begun
         is_done = ~is_left.any(dim=2)
         is_empty = ~regions.is_valid.any(dim=1)[:, None]
-        cannot_copy = is_empty | ((is_done | ends_name) & ~is_begun.any(dim=2))
+        has_begun = is_begun.any(dim=2)
+        cannot_copy = is_empty | ((is_done | ends_name) & ~has_begun)
         return NextNames(
             logits.masked_fill(cannot_copy, torch.finfo(logits.dtype).min),
             names,
@@ -214,6 +217,7 @@ class CaptionPointer(ClassPointer):
             is_mentioned,
             is_mentioned | ends_name[:, :, None],
             ends_name,
+            has_begun & ~ends_name & ~is_empty,
             is_done & ends_name,
         )
 

@@ -258,8 +258,9 @@ def test_probabilities_of_the_next_token_sum_to_1() -> None:
 
 def test_training_and_generation_give_a_token_within_a_caption_the_same_probability() -> None:
     head = make_head()
-    # In generation, few words may follow a name: the last token is left out.
-    tokens, hidden = encode(["a fire truck", "t-rex", "dog"])
+    # In generation, few words may follow a name: the last token is left out. The word before "truck"
+    # begins no name.
+    tokens, hidden = encode(["a truck", "a cat", "dog"])
     regions = regions_of_classes([[TRUCK, CAT], [REX, REX, CAT], []])
     in_training = head.target_log_probs(caption_features(hidden, tokens, regions))
     in_generation = [
@@ -285,6 +286,16 @@ def test_another_name_or_word_cannot_follow_a_name_directly() -> None:
     )
     log_probs = head.next_log_probs(output)[0]
     assert log_probs[following].min() > -100 > log_probs[others].max()
+
+
+def test_a_caption_does_not_end_within_a_name() -> None:
+    head = make_head()
+    tokens, hidden = encode(["a fire"])
+    regions = regions_of_classes([[CAT]])
+    output = RegionDecoderOutput(hidden[:, 2], tokens.input_ids[:, :3], regions)
+    log_probs = head.next_log_probs(output)[0]
+    following, others = (head.tokenizer.encode([text])[0] for text in ("and on", "the truck"))
+    assert log_probs[others].min() > -80 > log_probs[[*following, head.tokenizer.end_id]].max()
 
 
 def test_training_copies_the_class_name_of_the_region() -> None:
