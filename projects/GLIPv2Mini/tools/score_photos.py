@@ -4,7 +4,7 @@
     python projects/GLIPv2Mini/datasets/prepare_photos.py
     python projects/GLIPv2Mini/tools/score_photos.py CONFIG WEIGHTS
 
-The metrics and their baselines are defined in glipv2_mini/photo_score.py. The photos are for
+The metrics and their baselines are defined in glipv2_mini/photo_metrics.py. The photos are for
 evaluation, never for training.
 """
 
@@ -21,7 +21,8 @@ from tabulate import tabulate
 
 from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.predictor import Predictor
-from glipv2_mini.photo_score import load_photos, photo_metrics, predict_photos
+from glipv2_mini.photo_metrics import photo_metrics
+from glipv2_mini.photo_predictions import load_photos, predict_photos
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

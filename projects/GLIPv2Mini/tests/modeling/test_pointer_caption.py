@@ -258,8 +258,8 @@ def test_probabilities_of_the_next_token_sum_to_1() -> None:
 
 def test_training_and_generation_give_a_token_within_a_caption_the_same_probability() -> None:
     head = make_head()
-    # In generation, few words may follow a name: the last token is left out. The word before "truck"
-    # begins no name.
+    # In generation, few words may follow a name or its beginning: the last token is left out, and
+    # "a" begins no name.
     tokens, hidden = encode(["a truck", "a cat", "dog"])
     regions = regions_of_classes([[TRUCK, CAT], [REX, REX, CAT], []])
     in_training = head.target_log_probs(caption_features(hidden, tokens, regions))

@@ -14,14 +14,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from glipv2_mini.photo_score import (
-    PhotoMetric,
-    answer_presence,
-    box_metrics,
-    load_photos,
-    photo_metrics,
-    predict_photos,
-)
+from glipv2_d2.prediction import Answer, Caption, Prediction, TaskResults
+from glipv2_mini.photo_metrics import PhotoMetric, box_metrics, photo_metrics
+from glipv2_mini.photo_predictions import load_photos, predict_photos, presence_questions
 
 CAT, LAMP, DOG = 1, 2, 3
 CAT_1, LAMP_1 = [0, 0, 50, 50], [60, 60, 20, 20]
@@ -51,31 +46,29 @@ class StandIn:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def predict(
-        self,
-        image: Path,
-        *,
-        classes: Sequence[str] = (),
-        caption: str = "",
-        phrases: Sequence[str] = (),
-    ) -> SimpleNamespace:
-        if classes:
-            found = [(classes.index(n), box, s) for n, box, s in DETECTIONS[image.name]]
-        else:
-            assert phrases == [caption]
-            found = [(0, box, 0.9 - 0.1 * i) for i, box in enumerate(PHRASES[caption])]
-        instances = Instances((100, 100))
-        boxes = [[x, y, x + w, y + h] for _, (x, y, w, h), _ in found]
-        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-        instances.scores = torch.tensor([score for _, _, score in found])
-        instances.pred_classes = torch.tensor([index for index, _, _ in found], dtype=torch.int64)
-        return SimpleNamespace(instances=instances)
+    def predict(self, image: Path, *, caption: str, phrases: Sequence[str]) -> Prediction:
+        assert phrases == [caption]
+        found = [(0, box, 0.9 - 0.1 * i) for i, box in enumerate(PHRASES[caption])]
+        return prediction(found, [caption])
 
-    def answer(self, image: Path, question: str) -> SimpleNamespace:
-        return SimpleNamespace(answer=ANSWERS[question])
+    def run_tasks(
+        self, image: Path, *, classes: Sequence[str], questions: Sequence[str], describe: bool
+    ) -> TaskResults:
+        found = [(classes.index(n), box, s) for n, box, s in DETECTIONS[image.name]]
+        return TaskResults(
+            prediction(found, classes),
+            [Answer(question, ANSWERS[question], 0.8) for question in questions],
+            Caption(CAPTIONS[image.name]) if describe else None,
+        )
 
-    def caption(self, image: Path) -> SimpleNamespace:
-        return SimpleNamespace(caption=CAPTIONS[image.name])
+
+def prediction(found: Sequence[tuple[int, list[int], float]], names: Sequence[str]) -> Prediction:
+    instances = Instances((100, 100))
+    boxes = [[x, y, x + w, y + h] for _, (x, y, w, h), _ in found]
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor([score for _, _, score in found])
+    instances.pred_classes = torch.tensor([index for index, _, _ in found], dtype=torch.int64)
+    return Prediction(instances, list(names), (100, 100))
 
 
 def annotation(number: int, image: int, category: int, box: list[int]) -> dict[str, Any]:
@@ -214,9 +207,8 @@ def test_affirmed_presence_is_compared_with_the_rate_over_all_names(
 def test_at_least_ten_absent_names_are_in_questions(num_absent: int, num_questions: int) -> None:
     names = {number: {"name": f"thing{number}"} for number in range(num_absent)}
     photos = SimpleNamespace(cats=names, imgToAnns={1: []})
-    image = {"id": 1, "file_name": "one.jpg", "neg_category_ids": list(names)}
-    predictor = SimpleNamespace(answer=lambda image, question: SimpleNamespace(answer="no"))
-    assert len(answer_presence(predictor, photos, image, Path("one.jpg"))) == num_questions
+    image = {"id": 1, "neg_category_ids": list(names)}
+    assert len(presence_questions(photos, image)) == num_questions
 
 
 def test_a_model_without_detections_has_ap_zero(photos: COCO) -> None:

@@ -1,7 +1,6 @@
-"""Scores of a model on photos with boxes, questions and phrases made by hand.
+"""Metrics of :mod:`glipv2_mini.photo_predictions`, each with a baseline.
 
-The photos are those of datasets/prepare_photos.py, whose fields are described there. Every value
-has a baseline that a model reaches without the image or without understanding names:
+Every value has a baseline that a model reaches without the image or without understanding names:
 
     boxes AP, AP50        every name of the set is detected in every photo.
                           Baseline: the same boxes with wrong names, each the next one of the set.
@@ -28,27 +27,23 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
-from glipv2_d2.data.annotation_file import read_annotation_file
-from glipv2_d2.data.coco_truth import coco_api, read_truth
 from glipv2_d2.evaluation.random_baseline import shift_categories
-from glipv2_d2.predictor import Predictor
-from glipv2_mini.data.questions import question_type
-from glipv2_mini.text.articles import article_of
+from glipv2_mini.photo_predictions import (
+    AnsweredQuestion,
+    PhotoPredictions,
+    PresenceAnswer,
+    ScoredCaption,
+)
 
 MIN_IOU = 0.5
-MIN_ABSENT_NAMES = 10
-"""Absent names in the "is there a ...?" questions of a photo: 10 to 19, if it has as many."""
 PERCENT = 100.0
 
 
@@ -68,226 +63,12 @@ class PhotoMetric:
     count: int
 
 
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question with the predicted answer in lower case.
-
-    Attributes:
-        kind: its first words, see :func:`~glipv2_mini.data.questions.question_type`.
-        accepted: the correct answers.
-    """
-
-    photo: str
-    question: str
-    kind: str
-    accepted: tuple[str, ...]
-    answer: str
-
-    def accepts(self, answer: str) -> bool:
-        return answer.lower() in {accepted.lower() for accepted in self.accepted}
-
-
-@dataclass(frozen=True)
-class PresenceAnswer:
-    """The answer to "is there a <name> in the picture?"."""
-
-    photo: str
-    name: str
-    is_present: bool
-    is_affirmed: bool
-
-
-@dataclass(frozen=True)
-class GroundedPhrase:
-    """A phrase for one object.
-
-    Attributes:
-        iou: of the best predicted box with the true one; 0 without a prediction.
-        largest_iou: of the largest annotated box of the photo with the true one.
-    """
-
-    photo: str
-    phrase: str
-    iou: float
-    largest_iou: float
-
-
-@dataclass(frozen=True)
-class ScoredCaption:
-    """A generated caption.
-
-    Attributes:
-        names: class names of the things in the photo.
-    """
-
-    photo: str
-    caption: str
-    names: tuple[str, ...]
-
-
-@dataclass
-class PhotoPredictions:
-    """The predictions for all photos; a model without heads for text has only ``detections``.
-
-    Attributes:
-        detections: a COCO result list.
-    """
-
-    detections: list[dict[str, Any]] = field(default_factory=list)
-    questions: list[AnsweredQuestion] = field(default_factory=list)
-    presence: list[PresenceAnswer] = field(default_factory=list)
-    phrases: list[GroundedPhrase] = field(default_factory=list)
-    captions: list[ScoredCaption] = field(default_factory=list)
-
-
 class BoxScores(NamedTuple):
     """COCO's metrics of boxes in percent."""
 
     ap: float
     ap50: float
     ar100: float
-
-
-def load_photos(directory: Path) -> COCO:
-    """The annotations of ``directory``.
-
-    Raises:
-        FileNotFoundError: the photos have not been prepared.
-        ValueError: the file is not in COCO's format.
-    """
-    path = directory / "annotations.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: run projects/GLIPv2Mini/datasets/prepare_photos.py"
-        )
-    content = read_truth(str(path)).to_coco()
-    # A field of prepare_photos.py, unknown to read_truth.
-    listed = read_annotation_file(str(path)).categories
-    coco_names = {entry.get("name"): entry["coco80"] for entry in listed if "coco80" in entry}
-    for category in content["categories"]:
-        category["coco80"] = coco_names.get(category["name"])
-    return coco_api(content)
-
-
-def predict_photos(
-    predictor: Predictor, photos: COCO, folder: Path, *, text: bool = True
-) -> PhotoPredictions:
-    """The predictions of a model for all photos.
-
-    Args:
-        folder: of the image files.
-        text: also questions, phrases and captions.
-
-    Raises:
-        FileNotFoundError, ValueError: an image is missing, or the model has no head for text.
-    """
-    predictions = PhotoPredictions()
-    for image_id in tqdm(sorted(photos.imgs), desc="photos", disable=None):
-        image = photos.imgs[image_id]
-        path = folder / image["file_name"]
-        predictions.detections += detect_all_names(predictor, photos, image, path)
-        if text:
-            predictions.questions += answer_questions(predictor, image, path)
-            predictions.presence += answer_presence(predictor, photos, image, path)
-            predictions.phrases += ground_phrases(predictor, photos, image, path)
-            caption = predictor.caption(path).caption
-            names = tuple(sorted(present_names(photos, image_id)))
-            predictions.captions.append(ScoredCaption(image["file_name"], caption, names))
-    return predictions
-
-
-def detect_all_names(
-    predictor: Predictor, photos: COCO, image: Mapping[str, Any], path: Path
-) -> list[dict[str, Any]]:
-    """Detections of every name of the set in one photo, as rows of a COCO result list."""
-    category_ids = sorted(photos.cats)
-    names = [photos.cats[category_id]["name"] for category_id in category_ids]
-    instances = predictor.predict(path, classes=names).instances
-    rows = zip(
-        instances.pred_boxes.tensor.tolist(),
-        instances.scores.tolist(),
-        instances.pred_classes.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "image_id": image["id"],
-            "category_id": category_ids[class_index],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        for (x1, y1, x2, y2), score, class_index in rows
-    ]
-
-
-def answer_questions(
-    predictor: Predictor, image: Mapping[str, Any], path: Path
-) -> list[AnsweredQuestion]:
-    return [
-        AnsweredQuestion(
-            image["file_name"],
-            entry["question"],
-            question_type(entry["question"]),
-            tuple(dict.fromkeys(entry["answers"])),
-            predictor.answer(path, entry["question"]).answer.lower(),
-        )
-        for entry in image["questions"]
-    ]
-
-
-def answer_presence(
-    predictor: Predictor, photos: COCO, image: Mapping[str, Any], path: Path
-) -> list[PresenceAnswer]:
-    """Questions for every name that is in a photo and for some of those that are not."""
-    absent = sorted(image["neg_category_ids"])
-    step = max(1, len(absent) // MIN_ABSENT_NAMES)
-    names = [(name, True) for name in sorted(present_names(photos, image["id"]))]
-    names += [(photos.cats[category_id]["name"], False) for category_id in absent[::step]]
-    answers = []
-    for name, is_present in names:
-        question = f"is there {article_of(name)} {name} in the picture?"
-        is_affirmed = predictor.answer(path, question).answer.lower() == "yes"
-        answers.append(PresenceAnswer(image["file_name"], name, is_present, is_affirmed))
-    return answers
-
-
-def ground_phrases(
-    predictor: Predictor, photos: COCO, image: Mapping[str, Any], path: Path
-) -> list[GroundedPhrase]:
-    largest = max(
-        (a for a in photos.imgToAnns[image["id"]] if not a["iscrowd"]),
-        key=lambda annotation: annotation["area"],
-        default=None,
-    )
-    phrases = []
-    for entry in image["referring"]:
-        prediction = predictor.predict(path, caption=entry["phrase"], phrases=[entry["phrase"]])
-        boxes = prediction.instances.pred_boxes.tensor[:1].tolist()
-        predicted = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes]
-        phrases.append(
-            GroundedPhrase(
-                image["file_name"],
-                entry["phrase"],
-                box_iou(predicted[0], entry["bbox"]) if predicted else 0.0,
-                box_iou(largest["bbox"], entry["bbox"]) if largest else 0.0,
-            )
-        )
-    return phrases
-
-
-def present_names(photos: COCO, image_id: int) -> set[str]:
-    """The class names of the boxes and crowds of a photo."""
-    return {photos.cats[a["category_id"]]["name"] for a in photos.imgToAnns[image_id]}
-
-
-def box_iou(box: Sequence[float], other: Sequence[float]) -> float:
-    """IoU of two boxes XYWH.
-
-    >>> box_iou([0, 0, 10, 10], [5, 0, 10, 10]) == 50 / 150
-    True
-    """
-    boxes = [np.array([b], dtype=np.float64) for b in (box, other)]
-    return float(coco_mask.iou(*boxes, [0])[0, 0])
 
 
 def photo_metrics(photos: COCO, predictions: PhotoPredictions) -> list[PhotoMetric]:
