@@ -16,6 +16,7 @@ EXTRAS = (
     "lvis",
     "mini-data",
     "phrases",
+    "remote",
     "supervision",
     "webdataset",
 )

@@ -10,27 +10,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glipv2_d2 import Predictor
+    from detectron2.config import CfgNode
 
+    from glipv2_d2 import Predictor
+    from glipv2_d2.evaluation.thresholds import ScoreThresholds
+
+DEFAULT_THRESHOLD = 0.3
 DEFAULT_MODEL = "glipv2-mini"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, default: str | None = DEFAULT_MODEL, runs: bool = True
+) -> None:
+    """Add the arguments that select a model.
+
+    Args:
+        default: the model without ``--model`` and ``--config``.
+        runs: whether the command runs the model, and does not only read its config.
+    """
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=default,
         metavar="NAME",
         help="glipv2-mini, glip-t, glip-t-a, glip-l; a repository USER/MODEL of the Hugging Face "
-        "hub; or a folder of save_pretrained (default: %(default)s)",
+        f"hub; or a folder of save_pretrained (default: {default or 'none'})",
     )
     source.add_argument("--config", metavar="FILE", help="a config instead of a named model")
     add = group.add_argument
-    add("--weights", metavar="FILE", help="weights instead of those of the model or config")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: CUDA if there is one)")
-    add("--precision", choices=PRECISIONS, help="of inference (default: the config's)")
+    if runs:
+        add("--weights", metavar="FILE", help="weights instead of those of the model or config")
+        add("--device", help="cpu, cuda, cuda:1, ... (default: CUDA if there is one)")
+        add("--precision", choices=PRECISIONS, help="of inference (default: the config's)")
     add(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -38,17 +51,132 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY VALUE",
         help="config overrides, last on the command line",
     )
+    if not runs:
+        parser.set_defaults(weights=None, device=None, precision=None)
 
 
-def build_predictor(args: argparse.Namespace) -> Predictor:
-    """The predictor of the arguments of :func:`add_model_arguments`."""
+def config_overrides(args: argparse.Namespace) -> list[str]:
+    """``--opts`` with the overrides of ``--device`` and ``--precision``, which have precedence."""
+    import torch
+
+    opts = list(args.opts)
+    if args.device is not None:
+        opts += ["MODEL.DEVICE", args.device]
+    elif not torch.cuda.is_available():
+        # Set, because a config with CUDA where there is none is a warning.
+        opts = ["MODEL.DEVICE", "cpu", *opts]
+    return [*opts, "TEST.PRECISION", args.precision] if args.precision else opts
+
+
+def model_files(args: argparse.Namespace) -> tuple[str, str]:
+    """The files of config and weights; "": the defaults, and ``MODEL.WEIGHTS`` of the config.
+
+    Raises:
+        FileNotFoundError, ValueError: the model is unknown, or its weights cannot be found.
+    """
+    if args.config is not None or args.model is None:
+        return args.config or "", args.weights or ""
+    from glipv2_d2 import hub, model_zoo
+    from glipv2_d2.config import named_config_file
+
+    if is_repository(args.model):
+        files = hub.pretrained_files(args.model)
+    elif args.weights is not None:
+        return str(named_config_file(args.model)), args.weights
+    else:
+        files = model_zoo.model_files(args.model)
+    return str(files.config), args.weights or str(files.weights or "")
+
+
+def model_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the arguments of :func:`add_model_arguments`, with ``MODEL.WEIGHTS``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`model_files` and ``load_config``.
+    """
+    from glipv2_d2.engine.setup import load_config, load_foreign_config
+
+    config, weights = model_files(args)
+    opts = [*config_overrides(args), *(["MODEL.WEIGHTS", weights] if weights else [])]
+    is_foreign = args.config is None and args.model is not None and is_repository(args.model)
+    return (load_foreign_config if is_foreign else load_config)(config, opts)
+
+
+def add_threshold_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="T",
+        help=f"minimum score, 0 to 1 (default: {DEFAULT_THRESHOLD}), and of single names: "
+        "'0.3, cat=0.4, coffee cup=0.5'",
+    )
+    add("--thresholds", type=Path, metavar="FILE", help="per name, of check-names calibrate")
+
+
+def class_names(args: argparse.Namespace) -> list[str] | None:
+    """The names of ``--classes`` or ``--classes-file``; None without them.
+
+    Raises:
+        ValueError: the file cannot be read, or a name is empty.
+    """
+    from glipv2_d2.command_line import parse_class_names, read_class_names
+
+    if args.classes_file is not None:
+        return read_class_names(args.classes_file)
+    return parse_class_names(args.classes) if args.classes is not None else None
+
+
+def score_thresholds(args: argparse.Namespace) -> ScoreThresholds:
+    """Thresholds of ``--threshold``, of ``--classes-file`` and of ``--thresholds``, in this order.
+
+    Raises:
+        ValueError: a threshold is malformed, or of a name that is not among the class names.
+    """
+    from difflib import get_close_matches
+
+    from glipv2_d2.command_line import parse_thresholds, read_class_lines
+    from glipv2_d2.evaluation.thresholds import ScoreThresholds
+    from glipv2_d2.text.names import normalized_name
+
+    default, of_option = parse_thresholds(args.threshold)
+    names = class_names(args)
+    known = None if names is None else {normalized_name(name): name for name in names}
+    for name in of_option:
+        if known is not None and normalized_name(name) not in known:
+            close = get_close_matches(name, known.values(), n=2)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise ValueError(f"--threshold {name}=...: {name!r} is not a class name{hint}")
+    base = ScoreThresholds({}, DEFAULT_THRESHOLD)
+    if args.thresholds is not None:
+        base = ScoreThresholds.from_source(args.thresholds)
+    lines = read_class_lines(args.classes_file) if args.classes_file is not None else []
+    of_file = {name: threshold for name, threshold in lines if threshold is not None}
+    # Names are compared without case and spaces: of several spellings one remains.
+    per_class = {
+        normalized_name(name): (name, threshold)
+        for thresholds in (base.per_class, of_file, of_option)
+        for name, threshold in thresholds.items()
+    }
+    return ScoreThresholds(dict(per_class.values()), base.default if default is None else default)
+
+
+def build_predictor(args: argparse.Namespace, rank: int | None = None) -> Predictor:
+    """The predictor of the arguments of :func:`add_model_arguments`.
+
+    Args:
+        rank: number of the process; of several GPUs, each process uses the next one.
+    """
     import torch
 
     from glipv2_d2 import Predictor
+    from glipv2_d2.engine.shards import device_of
 
-    # Set, because a config with CUDA where there is none is a warning.
-    device = [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
-    opts = [*device, *args.opts, *(["TEST.PRECISION", args.precision] if args.precision else [])]
+    if rank is not None and torch.cuda.is_available():
+        device = device_of(rank, args.device or "cuda")
+        args = argparse.Namespace(**{**vars(args), "device": device})
+    opts = config_overrides(args)
     if args.config is None and is_repository(args.model):
         if args.weights is not None:
             raise ValueError(f"--weights {args.weights} with --model {args.model}: use --config")

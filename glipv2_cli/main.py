@@ -24,7 +24,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on your data, with a report",
     "train": "train the model of a config, with Detectron2's arguments",
     "evaluate": "evaluate a model on the available benchmarks, in one table",
-    "label": "add boxes to captioned images",
+    "label": "label many images: boxes of class names, or of the phrases of captions",
     "check-data": "find defects in a dataset",
     "check-names": "check class names on your images; thresholds per name",
     "convert": "convert a GLIP checkpoint, or back",
@@ -68,6 +68,10 @@ def _run(name: str, argv: list[str]) -> int:
         from glipv2_cli import predict
 
         return predict.main(argv)
+    if name == "label":
+        from glipv2_cli import label
+
+        return label.main(argv)
     if name == "setup-detectron2":
         from glipv2_cli import get_detectron2
 

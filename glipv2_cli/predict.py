@@ -24,18 +24,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glipv2_cli.arguments import add_model_arguments, build_predictor, log_to_file, model_name
+from glipv2_cli.arguments import (
+    add_model_arguments,
+    add_threshold_arguments,
+    build_predictor,
+    class_names,
+    log_to_file,
+    model_name,
+    score_thresholds,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from glipv2_d2.batch_prediction import FilePrompts
-    from glipv2_d2.evaluation.thresholds import ScoreThresholds
     from glipv2_d2.inference.export import CocoIds
     from glipv2_d2.inference.run import RunReport
 
 FORMATS = ("coco", "yolo", "voc", "csv", "label-studio")
-DEFAULT_THRESHOLD = 0.3
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -47,7 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="images, videos, folders, quoted patterns, https://..., webcam or webcam:N",
+        help="images, videos, folders, quoted patterns, https://..., s3://... (what fsspec opens), "
+        "webcam or webcam:N",
     )
     add("--recursive", action="store_true", help="also the subfolders of folders")
     add("--max-frames", type=int, metavar="N", help="of each video and camera (default: all)")
@@ -62,22 +69,15 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     prompt = group.add_mutually_exclusive_group()
     add = prompt.add_argument
     add("--classes", metavar="NAMES", help='class names: "cat, coffee cup"')
-    add("--classes-file", type=Path, metavar="FILE", help="class names, one per line")
+    add("--classes-file", type=Path, metavar="FILE", help="one per line: cat, or cat: 0.4")
     add("--caption", metavar="TEXT", help="a sentence whose noun phrases are detected")
     add("--question", metavar="TEXT", help="a question, answered with the boxes of its phrases")
     add("--describe", action="store_true", help="generate captions")
 
 
 def _add_selection_arguments(group: argparse._ArgumentGroup) -> None:
+    add_threshold_arguments(group)
     add = group.add_argument
-    add(
-        "--threshold",
-        type=float,
-        default=DEFAULT_THRESHOLD,
-        metavar="T",
-        help="minimum score, 0 to 1 (default: %(default)s)",
-    )
-    add("--thresholds", type=Path, metavar="FILE", help="per name, of check-names calibrate")
     add("--negatives", metavar="NAMES", help='names that compete with --classes: "wolf, fox"')
     add("--one-name", action="store_true", help="of overlapping boxes only the best name")
     add(
@@ -133,6 +133,7 @@ def run(args: argparse.Namespace, console: Console) -> RunReport:
     sources = expand_sources(args.inputs, recursive=args.recursive)
     ids = CocoIds.read(args.ids_from) if args.ids_from else None
     prompts = _prompts(args, ids)
+    thresholds = score_thresholds(args)
     if ids is not None:
         check_ids(ids, sources, [str(name) for name in prompts.classes or ()])
     keep_freed_memory()
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace, console: Console) -> RunReport:
         prediction = SourcePrediction(
             build_predictor(args),
             prompts,
-            _thresholds(args),
+            thresholds,
             OutputOptions(args.output, args.save, ids, not args.no_draw, args.overwrite),
             model=model_name(args),
             batch_size=args.batch_size,
@@ -158,8 +159,6 @@ def run(args: argparse.Namespace, console: Console) -> RunReport:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold is {args.threshold}; scores are from 0 to 1")
     for option in ("batch_size", "max_frames", "tiles"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -170,11 +169,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
     from glipv2_d2.batch_prediction import FilePrompts
-    from glipv2_d2.command_line import parse_class_names, read_class_names
+    from glipv2_d2.command_line import parse_class_names
 
-    classes = parse_class_names(args.classes) if args.classes is not None else None
-    if args.classes_file is not None:
-        classes = read_class_names(args.classes_file)
+    classes = class_names(args)
     other = args.caption or args.question or args.describe
     if classes is None and not other:
         if ids is None:
@@ -192,14 +189,6 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
         one_name_per_box=args.one_name,
         tiles=args.tiles,
     )
-
-
-def _thresholds(args: argparse.Namespace) -> ScoreThresholds:
-    from glipv2_d2.evaluation.thresholds import ScoreThresholds
-
-    if args.thresholds is not None:
-        return ScoreThresholds.from_source(args.thresholds)
-    return ScoreThresholds({}, default=args.threshold)
 
 
 def print_report(report: RunReport, console: Console) -> None:

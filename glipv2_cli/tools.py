@@ -49,7 +49,6 @@ SCRIPTS = {
     "finetune": Script("finetune.py", weights="--weights", opts="", default_model=True),
     "train": Script("train_net.py", opts=""),
     "evaluate": Script("evaluate_all.py", config="", weights="", default_model=True),
-    "label": Script("pseudo_label.py", weights="--weights", default_model=True),
     "check-data": Script("check_dataset.py"),
     "check-names": Script("check_names.py", default_model=True, has_subcommands=True),
     "convert": Script("convert_glip_weights.py", takes_model=False),

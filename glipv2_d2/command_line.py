@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from glipv2_d2.images import IMAGE_SUFFIXES
@@ -34,9 +34,9 @@ def expand_image_paths(inputs: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for name in inputs:
         if os.path.isdir(name):
-            matches = _images_in(Path(name))
+            matches = list_files(Path(name), IMAGE_SUFFIXES)
         elif not os.path.lexists(name) and glob.has_magic(name):
-            matches = _matches(name)
+            matches = glob_files(name, IMAGE_SUFFIXES)
         else:
             matches = [Path(name)]
         if not matches:
@@ -45,15 +45,24 @@ def expand_image_paths(inputs: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _images_in(folder: Path) -> list[Path]:
+def list_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
+    """The files in a folder with one of the suffixes (in lower case), sorted.
+
+    Args:
+        recursive: also those in subfolders; links to folders are not followed.
+
+    Raises:
+        ValueError: the folder cannot be listed.
+    """
     try:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths = folder.rglob("*") if recursive else folder.iterdir()
+        return sorted(p for p in paths if p.suffix.lower() in suffixes and not p.is_dir())
     except OSError as error:
         raise ValueError(f"--input {str(folder)!r} cannot be listed: {error.strerror}") from error
 
 
-def _matches(pattern: str) -> list[Path]:
-    """The files of a glob pattern, and folders with the name of an image.
+def glob_files(pattern: str, suffixes: Collection[str]) -> list[Path]:
+    """The files of a glob pattern, and folders with one of the suffixes, sorted.
 
     As in ``glob.glob``, ``*`` matches no hidden files; but links in circles are not followed.
     """
@@ -66,7 +75,7 @@ def _matches(pattern: str) -> list[Path]:
     return sorted(
         path
         for path in root.glob(os.path.join(*below))
-        if (path.suffix.lower() in IMAGE_SUFFIXES or not os.path.isdir(path))
+        if (path.suffix.lower() in suffixes or not os.path.isdir(path))
         and (with_hidden or not any(p.startswith(".") for p in path.relative_to(root).parts))
     )
 
@@ -133,18 +142,84 @@ def parse_class_names(text: str, option: str = "--classes") -> list[str]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Read class names from a file with one name per line, in UTF-8.
+    """The class names of a file, see :func:`read_class_lines`."""
+    return [name for name, _ in read_class_lines(path)]
+
+
+def read_class_lines(path: Path) -> list[tuple[str, float | None]]:
+    """Read a file with one class name per line, in UTF-8, with or without its threshold.
+
+    A line is ``cat``, or ``cat: 0.4`` with the minimum score of the name.
 
     Raises:
-        ValueError: the file cannot be read or is empty, or a name is empty.
+        ValueError: the file cannot be read or is empty, a name is empty, or what follows the last
+            colon of a line is not a score.
     """
+    source = f"--classes-file {path}"
     try:
         lines = read_lines(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--classes-file {path} cannot be read: {error}") from error
+        raise ValueError(f"{source} cannot be read: {error}") from error
     if not lines:
-        raise ValueError(f"--classes-file {path} is empty; write one name per line")
-    return _check_not_empty([line.strip() for line in lines], f"--classes-file {path}")
+        raise ValueError(f"{source} is empty; write one name per line")
+    found: list[tuple[str, float | None]] = []
+    for number, line in enumerate(lines, 1):
+        name, colon, score = line.rpartition(":")
+        if not colon:
+            found.append((line.strip(), None))
+            continue
+        threshold = _parse_score(score)
+        if threshold is None:
+            raise ValueError(
+                f"line {number} of {source}, {quote(line)}, has no threshold after its colon: "
+                "write 'cat: 0.4', a number from 0 to 1, or the name without a colon"
+            )
+        found.append((name.strip(), threshold))
+    _check_not_empty([name for name, _ in found], source)
+    return found
+
+
+def parse_thresholds(values: Sequence[str]) -> tuple[float | None, dict[str, float]]:
+    """The default and the thresholds per name of ``--threshold``.
+
+    Args:
+        values: each has one or more of them, between commas.
+
+    Raises:
+        ValueError: one is neither a score nor a name with its score, or the default is there twice.
+
+    >>> parse_thresholds(["0.3", "cat=0.4, coffee cup=0.5"])
+    (0.3, {'cat': 0.4, 'coffee cup': 0.5})
+    """
+    defaults: list[float] = []
+    per_name: dict[str, float] = {}
+    for part in (part for value in values for part in value.split(",")):
+        name, equals, score = part.rpartition("=")
+        threshold = _parse_score(score)
+        if threshold is None or (equals and not name.strip()):
+            raise ValueError(
+                f"--threshold {quote(part.strip())} is neither a number from 0 to 1 nor a name "
+                "with one: write 0.3, cat=0.4 or '0.3, cat=0.4, coffee cup=0.5'"
+            )
+        if equals:
+            per_name[name.strip()] = threshold
+        else:
+            defaults.append(threshold)
+    if len(defaults) > 1:
+        raise ValueError(
+            f"--threshold has the defaults {' and '.join(map(str, defaults))}; pass one, and "
+            "others with their names: cat=0.4"
+        )
+    return (defaults[0] if defaults else None), per_name
+
+
+def _parse_score(text: str) -> float | None:
+    """The number from 0 to 1 of a text, or None."""
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return score if 0 <= score <= 1 else None
 
 
 def _check_not_empty(names: list[str], source: str) -> list[str]:

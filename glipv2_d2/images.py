@@ -141,6 +141,15 @@ def read_image(path: str | Path, channel_order: ChannelOrder = "RGB") -> np.ndar
     )
 
 
+def decode_image(file: IO[bytes], name: str) -> np.ndarray:
+    """Decode an open file as (H, W, 3) uint8 RGB; errors as in :func:`load_image`.
+
+    Args:
+        name: of the file, for the errors.
+    """
+    return _decode(file, name, lambda opened: _rgb_from_pil(open_image(opened)))
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """The (height, width) of the upright image of a file; errors as in :func:`load_image`.
 
@@ -171,11 +180,15 @@ def _read(path: str | Path, decode: Callable[[IO[bytes]], T]) -> T:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"the image file {name!r} cannot be opened: {reason}") from error
     with file:
-        try:
-            return decode(file)
-        # PIL raises many types for damaged files: SyntaxError, EOFError, struct.error and others.
-        except Exception as error:
-            raise _unreadable(name, error, file) from error
+        return _decode(file, name, decode)
+
+
+def _decode(file: IO[bytes], name: str, decode: Callable[[IO[bytes]], T]) -> T:
+    try:
+        return decode(file)
+    # PIL raises many types for damaged files: SyntaxError, EOFError, struct.error and others.
+    except Exception as error:
+        raise _unreadable(name, error, file) from error
 
 
 def _check_is_regular_file(name: str) -> None:

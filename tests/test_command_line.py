@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glipv2_d2.command_line import check_minimums, expand_image_paths, read_class_names
+from glipv2_d2.command_line import (
+    check_minimums,
+    expand_image_paths,
+    parse_thresholds,
+    read_class_lines,
+    read_class_names,
+)
 
 
 def test_inputs_may_be_files_folders_and_patterns_and_are_returned_once(tmp_path: Path) -> None:
@@ -32,6 +38,42 @@ def test_class_names_file_has_one_name_per_line(tmp_path: Path) -> None:
     path.write_text("cat\n\ndog\n", encoding="utf-8")
     with pytest.raises(ValueError, match="name 2 of .*names.txt is empty"):
         read_class_names(path)
+
+
+def test_class_names_may_have_thresholds(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("cat: 0.4\ncoffee cup\nratio 1:2 : .5\n")
+    assert read_class_lines(path) == [("cat", 0.4), ("coffee cup", None), ("ratio 1:2", 0.5)]
+    assert read_class_names(path) == ["cat", "coffee cup", "ratio 1:2"]
+
+
+@pytest.mark.parametrize("line", ["dog: high", "dog:", "dog: 1.5", "dog: 0,4", "dog: nan"])
+def test_malformed_threshold_of_a_class_name_is_located(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(f"cat\n{line}\n")
+    with pytest.raises(ValueError, match=f"line 2 of .*names.txt, '{line}', .*write 'cat: 0.4'"):
+        read_class_lines(path)
+
+
+def test_thresholds_are_a_default_and_names() -> None:
+    assert parse_thresholds([]) == (None, {})
+    assert parse_thresholds(["cat=0.4", "0.2,a=b=1"]) == (0.2, {"cat": 0.4, "a=b": 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("cat=", "'cat='"),
+        ("=0.4", "'=0.4'"),
+        ("0.3,", "''"),
+        ("cat=2", "'cat=2'"),
+        ("cat", "'cat' is neither a number from 0 to 1 nor a name"),
+        ("0.3, 0.4", "defaults 0.3 and 0.4"),
+    ],
+)
+def test_malformed_threshold_is_named(value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_thresholds([value])
 
 
 def test_too_small_argument_is_rejected_with_its_option() -> None:

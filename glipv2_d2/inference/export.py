@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from glipv2_d2.file_writing import atomic_write
+from glipv2_d2.file_writing import atomic_open, atomic_write, dump_json
 from glipv2_d2.prediction import Prediction
 from glipv2_d2.prediction_formats import label_studio_config
 
@@ -89,8 +89,30 @@ class CocoIds:
         return self.category_ids[name]
 
 
+MAX_CAPTION_NAMES = 40
+"""Names in a caption of :func:`grounded_record`, if no more are found."""
+
 Results = Callable[[], Iterable[Result]]
 """All results so far, in the order of the inputs."""
+
+
+def save(name: str, results: Results, folder: Path, names: Sequence[str], model: str) -> Path:
+    """Write one format; return the file or folder.
+
+    Args:
+        name: of the format: "coco", "yolo", "voc", "csv", "label-studio" or "grounding".
+        names: the class names; phrases of captions are added.
+        model: its name, for Label Studio.
+    """
+    writers: dict[str, Callable[[], Path]] = {
+        "coco": lambda: save_coco(results, folder, names),
+        "yolo": lambda: save_yolo(results, folder, names),
+        "voc": lambda: save_voc(results, folder),
+        "csv": lambda: save_csv(results, folder),
+        "label-studio": lambda: save_label_studio(results, folder, names, model),
+        "grounding": lambda: save_grounding(results, folder, names),
+    }
+    return writers[name]()
 
 
 def save_coco(results: Results, folder: Path, names: Sequence[str]) -> Path:
@@ -173,6 +195,57 @@ def save_label_studio(results: Results, folder: Path, names: Sequence[str], mode
         tasks.append(result.prediction.to_label_studio(address, model))
     atomic_write(folder / "label_config.xml", label_studio_config(list(found)))
     return _write_json(folder / "label_studio.json", tasks)
+
+
+def save_grounding(results: Results, folder: Path, names: Sequence[str]) -> Path:
+    """Lines for ``DATASETS.CUSTOM`` in the format captions: the names are the caption.
+
+    An image without detections has no line.
+    """
+    path = folder / "grounding.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_open(path) as file:
+        for result in results():
+            record = grounded_record(result.prediction, _file_name(result), names)
+            if record is not None:
+                file.write(dump_json(record).encode() + b"\n")
+    return path
+
+
+def grounded_record(
+    prediction: Prediction, image: str, names: Sequence[str]
+) -> dict[str, Any] | None:
+    """A line for :mod:`glipv2_d2.data.readers.captions`; None if there is no detection.
+
+    The caption has the names that were found and, up to :data:`MAX_CAPTION_NAMES`, the first of the
+    others, in the order of ``names``: "cat. coffee cup. dog."
+    """
+    labels = prediction.labels
+    if not labels:
+        return None
+    found = set(labels)
+    num_others = max(0, MAX_CAPTION_NAMES - len(found))
+    others = [name for name in dict.fromkeys(names) if name not in found][:num_others]
+    order = dict.fromkeys([*names, *labels])
+    chosen = found | set(others)
+    caption, spans = "", {}
+    for name in (name for name in order if name in chosen):
+        spans[name] = [[len(caption), len(caption) + len(name)]]
+        caption += f"{name}. "
+    height, width = prediction.image_size
+    return {
+        "image": image,
+        "caption": caption.rstrip(),
+        "boxes": [
+            [round(value, 2) for value in box]
+            for box in prediction.instances.pred_boxes.tensor.tolist()
+        ],
+        "spans": [spans[label] for label in labels],
+        "scores": [round(score, 4) for score in prediction.instances.scores.tolist()],
+        "phrases": labels,
+        "height": height,
+        "width": width,
+    }
 
 
 def _file_name(result: Result) -> str:

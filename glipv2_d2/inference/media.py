@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from glipv2_d2.images import IMAGE_SUFFIXES, read_image
+from glipv2_d2.command_line import glob_files, list_files
+from glipv2_d2.images import IMAGE_SUFFIXES, decode_image, read_image
+from glipv2_d2.remote_files import is_remote, list_remote, open_remote
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
@@ -35,12 +38,19 @@ class Frame:
     image: np.ndarray
 
 
-def expand_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[str]:
+def expand_sources(
+    inputs: Sequence[str],
+    *,
+    recursive: bool = False,
+    suffixes: Collection[str] = IMAGE_SUFFIXES | VIDEO_SUFFIXES,
+) -> list[str]:
     """The images, videos and cameras that ``inputs`` select, each once.
 
     Args:
-        inputs: files, folders, glob patterns, addresses (http, https), ``webcam`` or ``webcam:N``.
+        inputs: files, folders, glob patterns, addresses, ``webcam`` or ``webcam:N``. An address is
+            of a file (http, https), or of a file, folder or pattern for fsspec (``s3://...``).
         recursive: also subfolders of folders.
+        suffixes: of the files that are taken from folders and, of remote ones, from patterns.
 
     Raises:
         ValueError: a folder or pattern has no image or video. A missing file is returned, so that
@@ -48,24 +58,28 @@ def expand_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[st
     """
     sources: list[str] = []
     for name in inputs:
-        path = Path(name)
-        if name.startswith(_URL_PREFIXES) or is_webcam(name):
-            found = [name]
-        elif path.is_dir():
-            files = path.rglob("*") if recursive else path.iterdir()
-            suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-            found = sorted(str(p) for p in files if p.suffix.lower() in suffixes and p.is_file())
-        elif not path.exists() and glob.has_magic(name):
-            found = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
-        else:
-            found = [name]
+        found = _expand(name, recursive, suffixes)
         if not found:
-            hint = (
-                "" if recursive or not path.is_dir() else ", or search its subfolders: --recursive"
-            )
+            hint = "" if recursive else ", or search the subfolders of a folder: --recursive"
             raise ValueError(f"no image or video in {name!r}; pass files or folders{hint}")
         sources += found
     return list(dict.fromkeys(sources))
+
+
+def _expand(name: str, recursive: bool, suffixes: Collection[str]) -> list[str]:
+    path = Path(name)
+    if is_webcam(name):
+        return [name]
+    if is_remote(name):
+        # A question mark begins the query of an address.
+        if name.startswith(_URL_PREFIXES) and not (name.endswith("/") or "*" in name):
+            return [name]
+        return list_remote(name, suffixes, recursive=recursive)
+    if path.is_dir():
+        return [str(p) for p in list_files(path, suffixes, recursive=recursive)]
+    if not os.path.lexists(path) and glob.has_magic(name):
+        return [str(p) for p in glob_files(name, suffixes)]
+    return [name]
 
 
 def is_webcam(source: str) -> bool:
@@ -88,6 +102,9 @@ def read_frames(source: str, start: int = 0) -> Iterator[Frame]:
     """
     if is_video(source):
         yield from _read_video(source, start)
+    elif is_remote(source) and not source.startswith(_URL_PREFIXES):
+        with open_remote(source) as file:
+            yield Frame(source, None, decode_image(file, source))
     else:
         yield Frame(source, None, read_image(source))
 
@@ -103,6 +120,8 @@ def frame_rate(source: str) -> float:
 
 
 def _read_video(source: str, start: int) -> Iterator[Frame]:
+    if is_remote(source) and not source.startswith(_URL_PREFIXES):
+        raise ValueError(f"video {source!r} cannot be read there; copy it to this machine")
     if not (is_webcam(source) or source.startswith(_URL_PREFIXES) or Path(source).is_file()):
         raise FileNotFoundError(f"video {source!r} does not exist; check the path")
     capture = cv2.VideoCapture(_capture_argument(source))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from glipv2_d2.batch_prediction import FilePrompts, write_jpeg
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.inference import export
+from glipv2_d2.inference.entries import prediction_of, text_of, to_entry
 from glipv2_d2.inference.journal import Journal
 from glipv2_d2.inference.media import Frame, frame_rate, is_video, is_webcam, read_frames
 from glipv2_d2.inference.video_writing import VideoWriter
@@ -24,9 +24,6 @@ from glipv2_d2.predictor import PROBE, Predictor
 from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 JOURNAL_FILE = "predictions.jsonl"
-
-# Of an answer or a generated caption, see batch_prediction.TextPrediction.
-TEXT_KEYS: tuple[str, ...] = ("question", "answer", "answer_score", "caption")
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +166,7 @@ class SourcePrediction:
             logger.info("skipped: %s", reason)
         for index, (text, prediction) in results.items():
             frame = batch[index]
-            height, width = prediction.image_size
-            entry: dict[str, Any] = {"height": height, "width": width, **text}
-            if list(self.prompts.classes or ()) != prediction.names:
-                entry["names"] = prediction.names
-            if prediction.text is not None:
-                entry |= {"text": prediction.text, "spans": prediction.spans}
-            entry["detections"] = prediction.to_coco(0)
+            entry = to_entry(prediction, text, self.prompts.classes)
             if self.output.draw and frame.number is None:
                 path = self._drawn_folder / f"{self.stems[frame.source]}.jpg"
                 write_jpeg(_draw(frame, prediction, has_text=bool(text)), path)
@@ -188,17 +179,8 @@ class SourcePrediction:
             if name not in self.stems or source not in (None, name):
                 continue
             stem = self.stems[name] if number is None else f"{self.stems[name]}_{number:06d}"
-            text = {key: entry[key] for key in TEXT_KEYS if key in entry}
-            yield export.Result(name, number, stem, self._prediction_of(entry), text)
-
-    def _prediction_of(self, entry: Mapping[str, Any]) -> Prediction:
-        names = entry.get("names", self.prompts.classes)
-        size = (entry["height"], entry["width"])
-        prediction = Prediction.from_coco(entry["detections"], list(names), size)
-        if "text" not in entry:
-            return prediction
-        spans = tuple(tuple(map(tuple, phrase)) for phrase in entry["spans"])
-        return Prediction(prediction.instances, prediction.names, size, entry["text"], spans)
+            prediction = prediction_of(entry, self.prompts.classes)
+            yield export.Result(name, number, stem, prediction, text_of(entry))
 
     def _count(self) -> None:
         for result in self._results():
@@ -222,20 +204,14 @@ class SourcePrediction:
 
     def _export(self) -> None:
         folder, names = self.output.folder, [str(name) for name in self.prompts.classes or ()]
-        writers: dict[str, Callable[[], Path]] = {
-            "coco": lambda: export.save_coco(self._results, folder, names),
-            "yolo": lambda: export.save_yolo(self._results, folder, names),
-            "voc": lambda: export.save_voc(self._results, folder),
-            "csv": lambda: export.save_csv(self._results, folder),
-            "label-studio": lambda: export.save_label_studio(
-                self._results, folder, names, self.model
-            ),
-        }
-        if (ids := self.output.ids) is not None:
-            writers["coco"] = lambda: export.save_coco_results(self._results, folder, ids)
         if self._drawn_folder.is_dir():
             self.report.files.append(self._drawn_folder)
-        self.report.files += [writers[name]() for name in self.output.formats]
+        for name in self.output.formats:
+            if name == "coco" and self.output.ids is not None:
+                path = export.save_coco_results(self._results, folder, self.output.ids)
+            else:
+                path = export.save(name, self._results, folder, names, self.model)
+            self.report.files.append(path)
         self.report.files.append(self.journal.path)
 
 

@@ -204,7 +204,7 @@ def test_questions_and_captions_are_in_the_csv(photos: Path) -> None:
     ("arguments", "message"),
     [
         ((), "what should be predicted"),
-        (("--classes", "cat", "--threshold", "2"), "--threshold is 2"),
+        (("--classes", "cat", "--threshold", "2"), "--threshold '2' is neither"),
         (("--classes", "cat", "--tiles", "0"), "--tiles is 0"),
         (("--classes", "cat", "--ids-from", "x.json"), "--save coco"),
         (("--classes", "cat,,dog"), "name 2"),

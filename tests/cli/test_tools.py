@@ -36,11 +36,6 @@ def files_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train", "--config-file c A 1", "--config-file c A 1"),
         ("evaluate", "--only coco --model m", "m.yaml m.pth --only coco"),
         ("evaluate", "--model m --precision bf16", "m.yaml m.pth --opts TEST.PRECISION bf16"),
-        (
-            "label",
-            "--captions c --weights w",
-            "--config-file default.yaml --weights w --captions c",
-        ),
         ("check-data", "--dataset coco", "--dataset coco"),
         (
             "check-names",

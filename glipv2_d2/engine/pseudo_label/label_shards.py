@@ -1,37 +1,23 @@
-"""Pseudo-labelling of many captions, in shards, with several processes and resumption.
+"""Pseudo-labelling of many captions, in shards.
 
-The output folder::
+The output folder has, beside the files of :mod:`glipv2_d2.engine.shards`::
 
-    settings.json                  settings of the first run; later runs must have the same
-    shards/00000.jsonl (or .tar)   grounded records; exists once the shard is complete
-    shards/00000.account.json      counts of the shard, and its pairs without a record
     labels.jsonl                   the records of all shards (tar shards are not merged)
     left_out.jsonl                 every pair without a record, with the reason
-
-Files are written atomically, and the division into shards is the same in every run: a resumed run
-repeats only the shards that were in progress.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
-import json
-import multiprocessing
 import os
 import shutil
 import tarfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
@@ -40,15 +26,19 @@ from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.readers.captions import MIN_SCORE
 from glipv2_d2.data.readers.image_text import Pair, contains_images, read_pairs
 from glipv2_d2.engine.pseudo_label.pseudo_labeler import GroundedRecord, LeftOutPair, PseudoLabeler
+from glipv2_d2.engine.shards import (
+    WHOLE,
+    Advance,
+    Part,
+    Shard,
+    check_settings,
+    device_of,
+    digest,
+    no_progress,
+    process_shards,
+    split,
+)
 from glipv2_d2.file_writing import atomic_open, dump_json
-
-Advance = Callable[[int], Any]
-"""Called with the number of pairs that were labelled since the last call."""
-
-no_progress = functools.partial(tqdm, disable=True)
-
-# Seconds between two updates of the progress of other processes.
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,32 +84,34 @@ class LabellingTask:
     def shard_folder(self) -> Path:
         return self.output / "shards"
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Consecutive pairs, and the file of their records."""
-
-    path: Path
-    pairs: list[Pair]
-
-    @property
-    def account_path(self) -> Path:
-        return self.path.with_suffix(".account.json")
+    def build(self, rank: int) -> Callable[[Shard, Advance], None]:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device_of(rank, cfg.MODEL.DEVICE)
+        labeler = PseudoLabeler(
+            cfg, image_root=self.image_root, threshold=self.threshold, batch_size=self.batch_size
+        )
+        return partial(label_shard, labeler)
 
 
 @dataclass(frozen=True)
 class LabellingReport:
-    """Totals over all shards of an output folder.
+    """Totals over the complete shards of an output folder.
 
     Attributes:
+        num_shards: all shards.
+        num_open_shards: how many of them are not complete.
         num_pairs: number of image-caption pairs.
         num_records: number of pairs with at least one box.
         left_out: counts and examples of the other pairs, by reason.
         num_boxes: number of boxes in all records.
-        dataset: an entry of ``DATASETS.CUSTOM`` for training, without its name.
+        dataset: an entry of ``DATASETS.CUSTOM`` for training, without its name; empty before the
+            shards are merged.
         left_out_file: lists every pair without a record.
     """
 
+    num_shards: int
+    num_open_shards: int
     num_pairs: int
     num_records: int
     num_boxes: int
@@ -131,44 +123,39 @@ class LabellingReport:
 def label_captions(
     task: LabellingTask,
     *,
+    part: Part = WHOLE,
     num_processes: int = 1,
     progress: Callable[..., tqdm] = no_progress,
 ) -> LabellingReport:
-    """Label the shards that are not complete, and return the totals of all shards.
+    """Label the shards of a part that are not complete.
+
+    The shards are merged when all are complete, by a run of the whole: machines that finish their
+    parts at the same moment would write the same files.
 
     Args:
-        num_processes: processes that share the shards. Each loads its own model, on the next GPU
-            when ``MODEL.DEVICE`` is CUDA.
-        progress: builds the progress bar; has the signature of tqdm.
+        part, num_processes, progress: see :func:`~glipv2_d2.engine.shards.process_shards`.
 
     Raises:
         FileNotFoundError, ValueError: the captions, images or model are not valid, or the output
             folder was started with other settings.
         ChildProcessError: a process died.
     """
-    if num_processes < 1:
-        raise ValueError(f"the number of processes is {num_processes}; it must be at least 1")
     pairs = read_pairs(task.captions)
     task.shard_folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(task, pairs)
-    shards = _split(task, pairs)
-    open_shards = [shard for shard in shards if not shard.path.exists()]
-    num_open = sum(len(shard.pairs) for shard in open_shards)
-    with progress(total=len(pairs), initial=len(pairs) - num_open, unit="caption") as bar:
-        if num_processes == 1 and open_shards:
-            labeler = _build_labeler(task)
-            for shard in open_shards:
-                label_shard(labeler, shard, bar.update)
-        elif open_shards:
-            _label_in_processes(task, open_shards, num_processes, bar.update)
-    return _merge_shards(task, shards)
+    check_settings(task.output, _settings(task, pairs))
+    suffix = ".tar" if contains_images(task.captions) else ".jsonl"
+    shards = split(pairs, task.shard_folder, task.shard_size, suffix)
+    num_open = process_shards(
+        task, shards, part, num_processes=num_processes, progress=progress, unit="caption"
+    )
+    return _report(task, shards, num_open, merge=part.is_whole and not num_open)
 
 
 def label_shard(labeler: PseudoLabeler, shard: Shard, advance: Advance) -> None:
     """Label the pairs of a shard and write its files, that of the records last."""
     records: list[GroundedRecord] = []
     left_out: list[LeftOutPair] = []
-    for result in labeler.label(shard.pairs):
+    for result in labeler.label(shard.items):
         if isinstance(result, LeftOutPair):
             left_out.append(result)
         else:
@@ -179,10 +166,8 @@ def label_shard(labeler: PseudoLabeler, shard: Shard, advance: Advance) -> None:
         "num_boxes": sum(len(record["boxes"]) for record in records),
         "left_out": [asdict(pair) for pair in left_out],
     }
-    with atomic_open(shard.account_path) as file:
-        file.write(dump_json(account).encode())
-    with atomic_open(shard.path) as file:
-        _WRITERS[shard.path.suffix](file, records, shard.path.stem)
+    write = _WRITERS[shard.path.suffix]
+    shard.write(account, lambda file: write(file, records, shard.path.stem))
 
 
 # Files
@@ -216,183 +201,56 @@ _WRITERS: dict[str, Callable[[IO[bytes], Sequence[GroundedRecord], str], None]] 
 }
 
 
-def _split(task: LabellingTask, pairs: Sequence[Pair]) -> list[Shard]:
-    suffix = ".tar" if contains_images(task.captions) else ".jsonl"
-    starts = range(0, len(pairs), task.shard_size)
-    # Numbers of equal length, for brace patterns.
-    num_digits = max(5, len(str(len(starts) - 1)))
-    return [
-        Shard(
-            task.shard_folder / f"{number:0{num_digits}}{suffix}",
-            list(pairs[start : start + task.shard_size]),
-        )
-        for number, start in enumerate(starts)
-    ]
-
-
-def _check_settings(task: LabellingTask, pairs: Sequence[Pair]) -> None:
-    """Write the settings of a new folder, or compare them with those of an existing one.
-
-    Raises:
-        ValueError: the settings differ; shards of both runs must not be mixed.
-    """
+def _settings(task: LabellingTask, pairs: Sequence[Pair]) -> dict[str, object]:
     model = task.cfg.MODEL.clone()
     model.defrost()
     # Another device does not change the labels.
     model.DEVICE = ""
-    settings = {
-        "captions": _digest(text for pair in pairs for text in pair),
+    return {
+        "captions": digest(text for pair in pairs for text in pair),
         "shard_size": task.shard_size,
-        "model": _digest(part.dump() for part in (model, task.cfg.INPUT, task.cfg.TEST)),
+        "model": digest(part.dump() for part in (model, task.cfg.INPUT, task.cfg.TEST)),
         "threshold": task.threshold,
         "weights": task.cfg.MODEL.WEIGHTS,
     }
-    path = task.output / "settings.json"
-    if not path.exists():
-        with atomic_open(path) as file:
-            file.write(dump_json(settings, indent=1).encode())
-        return
-    existing = json.loads(path.read_text())
-    changed = [
-        f"{key} was {existing.get(key)!r} and is {settings[key]!r}"
-        for key in settings
-        if existing.get(key) != settings[key]
-    ]
-    if changed:
-        raise ValueError(
-            f"the output folder '{task.output}' was started with other settings: "
-            f"{'; '.join(changed)}. Use the same settings, or another folder"
-        )
 
 
-def _digest(texts: Iterator[str]) -> str:
-    """Hash of strings in order. JSON separates the strings and encodes lone surrogates."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(json.dumps(text).encode())
-    return digest.hexdigest()[:16]
-
-
-def _merge_shards(task: LabellingTask, shards: Sequence[Shard]) -> LabellingReport:
-    """Merge the shards and add up their accounts."""
-    num_records, num_boxes, faults = 0, 0, Faults()
+def _report(
+    task: LabellingTask, shards: Sequence[Shard], num_open: int, *, merge: bool
+) -> LabellingReport:
+    """Add up the accounts of the complete shards, and merge the shards if wanted."""
+    complete = [shard for shard in shards if shard.is_complete]
+    accounts = [shard.account() for shard in complete]
+    left_out = [pair for account in accounts for pair in account["left_out"]]
+    faults = Faults()
+    for pair in left_out:
+        faults.add(pair["reason"], pair["image"])
     left_out_file = task.output / "left_out.jsonl"
-    with atomic_open(left_out_file) as file:
-        for shard in shards:
-            account = json.loads(shard.account_path.read_text())
-            num_records += account["num_records"]
-            num_boxes += account["num_boxes"]
-            for pair in account["left_out"]:
-                faults.add(pair["reason"], pair["image"])
-                file.write(dump_json(pair).encode() + b"\n")
+    if merge:
+        with atomic_open(left_out_file) as file:
+            file.writelines(dump_json(pair).encode() + b"\n" for pair in left_out)
+    return LabellingReport(
+        len(shards),
+        num_open,
+        sum(len(shard.items) for shard in complete),
+        sum(account["num_records"] for account in accounts),
+        sum(account["num_boxes"] for account in accounts),
+        faults,
+        _merge(task, shards) if merge else {},
+        left_out_file,
+    )
+
+
+def _merge(task: LabellingTask, shards: Sequence[Shard]) -> dict[str, str]:
+    """Merge the shards; an entry of ``DATASETS.CUSTOM`` without its name."""
     if contains_images(task.captions):
         first, last = shards[0].path, shards[-1].path
         # Shells and webdataset do not expand a range of one number.
         pattern = first.stem if first == last else f"{{{first.stem}..{last.stem}}}"
-        dataset = {"format": "webdataset", "shards": str(first.with_name(f"{pattern}.tar"))}
-    else:
-        labels = task.output / "labels.jsonl"
-        with atomic_open(labels) as file:
-            for shard in shards:
-                with shard.path.open("rb") as part:
-                    shutil.copyfileobj(part, file)
-        dataset = {"format": "captions", "json": str(labels), "images": task.image_root}
-    num_pairs = sum(len(shard.pairs) for shard in shards)
-    return LabellingReport(num_pairs, num_records, num_boxes, faults, dataset, left_out_file)
-
-
-# Processes
-
-
-def _build_labeler(task: LabellingTask, device: str | None = None) -> PseudoLabeler:
-    cfg = task.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
-    return PseudoLabeler(
-        cfg, image_root=task.image_root, threshold=task.threshold, batch_size=task.batch_size
-    )
-
-
-def _label_in_processes(
-    task: LabellingTask, shards: Sequence[Shard], num_processes: int, advance: Advance
-) -> None:
-    """Label shards in a pool of processes."""
-    # Processes are forked from a server that has imported everything and computed nothing: faster
-    # than spawning, and safe with CUDA and OpenMP.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    num_started, num_labelled = context.Value("q", 0), context.Value("q", 0)
-    num_reported = 0
-    with _pool(context, num_processes, (task, num_processes, num_started, num_labelled)) as pool:
-        pending = {pool.submit(_label_in_pool, shard) for shard in shards}
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            num_now = num_labelled.value
-            advance(num_now - num_reported)
-            num_reported = num_now
-            for future in done:
-                future.result()
-
-
-@contextmanager
-def _pool(
-    context: Any, num_processes: int, arguments: tuple[Any, ...]
-) -> Iterator[ProcessPoolExecutor]:
-    """A process pool that starts no further shard after a failure."""
-    pool = ProcessPoolExecutor(num_processes, context, _start_process, arguments)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a labelling process died, perhaps out of memory. Completed shards are kept: run the "
-            "same command again, with fewer processes if necessary"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class _Process:
-    """State of a pool process between shards."""
-
-    def __init__(
-        self, task: LabellingTask, num_processes: int, num_started: Any, num_labelled: Any
-    ) -> None:
-        self.task = task
-        self.num_labelled = num_labelled
-        with num_started.get_lock():
-            self.rank = num_started.value
-            num_started.value += 1
-        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
-
-    @functools.cached_property
-    def labeler(self) -> PseudoLabeler:
-        """Built with the first shard, so that an error is raised in the caller."""
-        device = self.task.cfg.MODEL.DEVICE
-        if device == "cuda":
-            device = f"cuda:{self.rank % torch.cuda.device_count()}"
-        return _build_labeler(self.task, device)
-
-    def advance(self, num_pairs: int) -> None:
-        with self.num_labelled.get_lock():
-            self.num_labelled.value += num_pairs
-
-
-_process: _Process
-
-
-def _start_process(*arguments: Any) -> None:
-    global _process
-    _process = _Process(*arguments)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Exit when the parent is killed; a pool process would not notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _label_in_pool(shard: Shard) -> None:
-    label_shard(_process.labeler, shard, _process.advance)
+        return {"format": "webdataset", "shards": str(first.with_name(f"{pattern}.tar"))}
+    labels = task.output / "labels.jsonl"
+    with atomic_open(labels) as file:
+        for shard in shards:
+            with shard.path.open("rb") as content:
+                shutil.copyfileobj(content, file)
+    return {"format": "captions", "json": str(labels), "images": task.image_root}

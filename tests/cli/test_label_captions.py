@@ -1,4 +1,4 @@
-"""Pseudo-labelling and training on its output, with the command-line tools."""
+"""glipv2 label --captions, and training on its output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import check_dataset
-import pseudo_label
 import pytest
 import torch
 import train_net
@@ -17,6 +16,7 @@ from detectron2.modeling import build_model
 from helpers.caption_data import write_images
 from helpers.models import tiny_cfg
 
+from glipv2_cli import main as cli
 from glipv2_d2.checkpoint import save_weights
 
 CAPTIONS = ["a dog on the sofa", "two cats near a red car", "it rains", "a man rides the horse"]
@@ -53,9 +53,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def label(folder: Path) -> Callable[..., int]:
     def run(*arguments: str) -> int:
-        return pseudo_label.main(
+        return cli.main(
             [
-                *("--config-file", str(folder / "config.yaml")),
+                *("label", "--config", str(folder / "config.yaml")),
                 *("--weights", str(folder / "weights.pth")),
                 *("--captions", str(folder / "captions.json")),
                 *("--images", str(folder / "set" / "images")),
@@ -67,10 +67,14 @@ def label(folder: Path) -> Callable[..., int]:
     return run
 
 
+def config_in(printed: str) -> str:
+    return printed.partition("to train on it:")[2].partition("wrote ")[0]
+
+
 def test_labels_of_two_processes_have_no_defects_and_can_be_trained_on(
     label: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label("--num-processes", "2", "--shard-size", "2") == 0
+    assert label("--processes", "2", "--shard-size", "2") == 0
     printed = capsys.readouterr().out
     assert "3 of 5 captions have boxes, 15 in all" in printed
     assert "skipped: 1 images could not be read, first: 4.png" in printed
@@ -79,7 +83,7 @@ def test_labels_of_two_processes_have_no_defects_and_can_be_trained_on(
 
     # The printed config is all that training needs.
     student = folder / "student.yaml"
-    student.write_text(f"_BASE_: config.yaml\n{printed.partition('to train on it:')[2]}")
+    student.write_text(f"_BASE_: config.yaml\n{config_in(printed)}")
     assert check_dataset.main(["--config-file", str(student)]) == 0
     train_net.main(default_argument_parser().parse_args(["--config-file", str(student)]))
     [metrics] = (folder / "trained" / "metrics.json").read_text().splitlines()
@@ -89,12 +93,12 @@ def test_labels_of_two_processes_have_no_defects_and_can_be_trained_on(
 def test_exit_status_without_boxes_over_the_threshold(
     label: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label("--threshold", "0.99") == pseudo_label.NO_BOXES
+    assert label("--threshold", "0.99") == 1
     assert "3 captions had no box over the threshold" in capsys.readouterr().out
 
 
 def test_exit_status_of_invalid_arguments(
     label: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label("--weights", "no.pth") == pseudo_label.COMMAND_FAILED
+    assert label("--weights", "no.pth") == 2
     assert "no.pth" in capsys.readouterr().err
