@@ -35,7 +35,7 @@ wheel-check: $(READY)
 	$(BIN)/python tests/wheel_check.py
 
 benchmark: $(DEMO_READY)
-	$(BIN)/python tools/benchmark.py --config-file configs/glip/glip_swin_t.yaml
+	$(BIN)/glipv2 benchmark --model glip-t
 
 format: $(READY)
 	$(BIN)/ruff check --fix-only .

@@ -196,17 +196,25 @@ def is_repository(model: str) -> bool:
 
 
 @contextlib.contextmanager
-def log_to_file(folder: Path) -> Iterator[Path]:
-    """Log to ``log.txt`` in a folder, its path; the terminal shows warnings only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "log.txt"
-    file = logging.FileHandler(path, encoding="utf-8")
+def log_to_file(folder: Path, name: str = "log.txt") -> Iterator[Path]:
+    """Log to a file in a folder, its path; the terminal shows warnings only.
+
+    Raises:
+        ValueError: the folder cannot be created or written.
+    """
+    from glipv2_d2.command_line import check_output_folder
+
+    check_output_folder(folder, "--output")
+    path = folder / name
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     # Of Detectron2's layers, about tracing.
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # A file that cannot be downloaded is an error, too.
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -219,3 +227,10 @@ def log_to_file(folder: Path) -> Iterator[Path]:
         for handler in (file, terminal):
             root.removeHandler(handler)
         file.close()
+
+
+@contextlib.contextmanager
+def print_to_file(path: Path) -> Iterator[None]:
+    """Append what the libraries print, such as pycocotools, to a log file."""
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -255,7 +254,3 @@ def captions_text(report: LabellingReport, part: str) -> str:
     config = {"DATASETS": {"CUSTOM": [entry], "TRAIN": "('pseudo_train',)"}}
     lines += ["to train on it:", yaml.safe_dump(config, sort_keys=False, width=1000)]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

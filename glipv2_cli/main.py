@@ -5,15 +5,19 @@ The library is imported when a subcommand runs.
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
 EXIT_CODES = """\
 exit codes:
-  0  done
-  1  done in part: some inputs were skipped or some results are missing
-  2  failed: wrong arguments, a missing file or package; the last line has the reason"""
+  0    done
+  1    done in part, or something was found: some inputs were skipped, some results are missing, or
+       the data have defects; COMMAND --help has the meaning for a command
+  2    failed: wrong arguments, a missing file or package; the last line has the reason
+  130  ended by Ctrl-C"""
 
 FAILED = 2
 INTERRUPTED = 130
@@ -33,6 +37,17 @@ COMMANDS = {
 }
 """Subcommand -> what it does."""
 
+MODULES = {
+    "predict": "predict",
+    "label": "label",
+    "evaluate": "evaluate",
+    "check-data": "check_data",
+    "check-names": "check_names",
+    "convert": "convert",
+    "benchmark": "benchmark",
+}
+"""Subcommand -> its module, with a function ``main(argv)`` that returns the exit code."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``glipv2 COMMAND ...``; return the exit code."""
@@ -48,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return fail(_unknown(name))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Of names that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(name, rest)
     except (OSError, ValueError) as error:
@@ -56,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{error}{_remedy(error)}")
     except KeyboardInterrupt:
         return INTERRUPTED
+    # Python's own exit code for any other error is 1.
+    except Exception as error:
+        traceback.print_exc()
+        return fail(str(error) or type(error).__name__)
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -64,14 +86,11 @@ def _run(name: str, argv: list[str]) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
     # Parsers show it as the name of the program.
     sys.argv[0] = f"glipv2 {name}"
-    if name == "predict":
-        from glipv2_cli import predict
+    if name in MODULES:
+        from importlib import import_module
 
-        return predict.main(argv)
-    if name == "label":
-        from glipv2_cli import label
-
-        return label.main(argv)
+        code: int = import_module(f"glipv2_cli.{MODULES[name]}").main(argv)
+        return code
     if name == "setup-detectron2":
         from glipv2_cli import get_detectron2
 

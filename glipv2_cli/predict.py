@@ -19,7 +19,6 @@ exit codes:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from glipv2_cli.arguments import (
     model_name,
     score_thresholds,
 )
+from glipv2_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,18 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console()
-    try:
-        report = run(args, console)
-    except (OSError, KeyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = run(args)
     print_report(report, console)
     return 1 if report.skipped or report.interrupted else 0
 
 
-def run(args: argparse.Namespace, console: Console) -> RunReport:
-    from rich.progress import MofNCompleteColumn, Progress
-
+def run(args: argparse.Namespace) -> RunReport:
     from glipv2_d2.engine.host_memory import keep_freed_memory
     from glipv2_d2.inference.export import CocoIds
     from glipv2_d2.inference.media import expand_sources
@@ -137,9 +131,7 @@ def run(args: argparse.Namespace, console: Console) -> RunReport:
     if ids is not None:
         check_ids(ids, sources, [str(name) for name in prompts.classes or ()])
     keep_freed_memory()
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with log_to_file(args.output) as log, Progress(*columns, console=console) as bar:
-        task = bar.add_task("load the model", total=None)
+    with log_to_file(args.output) as log, ProgressBar(desc="load the model") as bar:
         prediction = SourcePrediction(
             build_predictor(args),
             prompts,
@@ -150,10 +142,10 @@ def run(args: argparse.Namespace, console: Console) -> RunReport:
             max_frames=args.max_frames,
         )
         order = {source: number for number, source in enumerate(sources)}
-        bar.update(task, description="predict", total=len(sources))
-        report = prediction.run(sources, lambda source: bar.update(task, completed=order[source]))
+        bar.describe("predict", total=len(sources))
+        report = prediction.run(sources, lambda source: bar.move_to(order[source]))
         if not report.interrupted:
-            bar.update(task, completed=len(sources))
+            bar.move_to(len(sources))
     report.files.append(log)
     return report
 
@@ -195,6 +187,8 @@ def print_report(report: RunReport, console: Console) -> None:
     """Print counts per name, the written files, and what was skipped."""
     from rich.text import Text
 
+    from glipv2_d2.command_line import printable
+
     resumed = f" ({report.num_resumed} of an earlier run)" if report.num_resumed else ""
     lines = [f"{report.num_images} images{resumed}, {report.counts.total()} detections"]
     lines += [f"  {count:6d}  {name}" for name, count in report.counts.most_common(20)]
@@ -205,8 +199,4 @@ def print_report(report: RunReport, console: Console) -> None:
     if report.interrupted:
         lines.append("ended by Ctrl-C: the same command continues")
     for line in lines:
-        console.print(Text(line), soft_wrap=True, highlight=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        console.print(Text(printable(line)), soft_wrap=True, highlight=False)

@@ -38,7 +38,9 @@ class ProgressBar:
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        self._progress = Progress(*columns, console=console or Console(file=sys.stderr))
+        console = console or Console(file=sys.stderr)
+        # What libraries print meanwhile may go to a log file.
+        self._progress = Progress(*columns, console=console, redirect_stdout=False)
         self._task = self._progress.add_task(
             desc or (f"{unit}s" if unit else "progress"), total=total, completed=initial
         )

@@ -1,56 +1,28 @@
-"""Prediction over many image files: annotated images, result rows and tables."""
+"""Prediction over many image files: batches, prompts, and written files."""
 
 from __future__ import annotations
 
-import functools
 import os
-import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Column, Table
-from rich.text import Text
 
-from glipv2_d2.command_line import printable
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.file_writing import atomic_open, atomic_write, dump_json
 from glipv2_d2.images import read_image
 from glipv2_d2.item_errors import predict_each
 from glipv2_d2.prediction import Prediction
 from glipv2_d2.predictor import PROBE, Predictor
-from glipv2_d2.visualization import draw_prediction, draw_with_text
 
-NUMERIC_COLUMNS = ("score", "x", "y", "width", "height")
 JPEG_QUALITY = 92
 # Of the stem of a written file; with suffixes a name has at most 255 bytes.
 MAX_STEM_BYTES = 200
 
 R = TypeVar("R")
-
-
-@dataclass
-class FilePredictions:
-    """Results of :func:`predict_files`.
-
-    Attributes:
-        rows: COCO result rows with ``file_name``. For questions and captions one row per image,
-            with the generated text and its ``detections``.
-        num_detections: of all images.
-        annotated_images: the written files, in the order of the inputs.
-        skipped: an error message for each image that cannot be read, predicted, drawn or written.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    num_detections: int = 0
-    annotated_images: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
 
 
 class ImageBatches:
@@ -192,116 +164,11 @@ class FilePrompts:
         return [self.classes[index] for index in indices]
 
 
-def predict_files(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    prompts: FilePrompts,
-    *,
-    output_dir: Path,
-    console: Console,
-    threshold: float | ScoreThresholds,
-    batch_size: int = 1,
-) -> FilePredictions:
-    """Predict image files, write annotated images to ``output_dir`` and print a table for each.
-
-    Args:
-        threshold: the minimum score, one for all names or by name.
-        batch_size: images per forward pass.
-    """
-    if isinstance(threshold, int | float):
-        threshold = ScoreThresholds({}, default=threshold)
-    outputs = output_paths(paths, output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    predict = functools.partial(prompts.predict, predictor, thresholds=threshold)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        task = bar.add_task("Images", total=len(paths))
-        batches = ImageBatches(paths, batch_size, functools.partial(bar.advance, task))
-        results = FilePredictions(skipped=batches.skipped)
-        for images in batches:
-            for index, (text, prediction) in batches.predict(images, predict).items():
-                rows = prediction.to_coco(index)
-                print_table(console, paths[index], prediction, rows, text)
-                results.num_detections += len(rows)
-                file_name = {"file_name": str(paths[index])}
-                if text:
-                    results.rows.append({**file_name, **text, "detections": rows})
-                else:
-                    results.rows += [{**file_name, **row} for row in rows]
-                draw = draw_with_text if text else draw_prediction
-                try:
-                    write_jpeg(draw(images[index], prediction), outputs[index])
-                # The detections are in the rows; those of other images are not lost either.
-                except Exception as error:
-                    name, output = str(paths[index]), str(outputs[index])
-                    results.skipped.append(
-                        f"{name!r} is predicted, but {output!r} cannot be written: {error}"
-                    )
-                else:
-                    results.annotated_images.append(outputs[index])
-    return results
-
-
-def output_paths(paths: Sequence[Path], output_dir: Path) -> list[Path]:
-    """A distinct JPEG path in ``output_dir`` for each image, none equal to an input.
-
-    Images of the same name are distinguished by their folder, then by a number.
-    """
-    counts = Counter(path.stem for path in paths)
-    # Unlike Path.resolve, realpath accepts links in a circle.
-    used = {os.path.realpath(path) for path in paths}
-    outputs = []
-    for path in paths:
-        stem = path.stem
-        if counts[stem] > 1:
-            folder = os.path.basename(os.path.dirname(os.path.realpath(path)))
-            stem = f"{folder}_{stem}"
-        stem = shorten_stem(stem)
-        output, number = output_dir / f"{stem}.jpg", 1
-        while os.path.realpath(output) in used:
-            number += 1
-            output = output_dir / f"{stem}_{number}.jpg"
-        used.add(os.path.realpath(output))
-        outputs.append(output)
-    return outputs
-
-
 def shorten_stem(stem: str) -> str:
     """The beginning of a file name that stays valid with a number and suffixes."""
     while len(os.fsencode(stem)) > MAX_STEM_BYTES:
         stem = stem[:-1]
     return stem
-
-
-def print_table(
-    console: Console,
-    path: Path,
-    prediction: Prediction,
-    rows: Sequence[dict[str, Any]],
-    text: dict[str, Any],
-) -> None:
-    """Print the prompt, the generated text and the detections of an image.
-
-    Args:
-        rows: the detections in COCO's format, best first, in pixels of the image.
-        text: the answer or caption, see :data:`TextPrediction`.
-    """
-    height, width = prediction.image_size
-    names = textwrap.shorten(", ".join(prediction.names), 100, placeholder=" ...")
-    # Text, because rich would parse [brackets] in a name as markup.
-    title = Text(f"{printable(path)} ({width} x {height}): {len(prediction)} found of {names}")
-    console.print(title, soft_wrap=True)
-    if "question" in text:
-        answer = f"{text['question']} {text['answer']} ({text['answer_score']:.0%})"
-        console.print(Text(answer), soft_wrap=True)
-    elif text:
-        console.print(Text(text["caption"]), soft_wrap=True)
-    if len(prediction) == 0:
-        return
-    table = Table("class", *(Column(name, justify="right") for name in NUMERIC_COLUMNS))
-    for row in rows:
-        numbers = [f"{row['score']:.2f}", *(f"{value:.0f}" for value in row["bbox"])]
-        table.add_row(Text(row["category_name"]), *numbers)
-    console.print(table)
 
 
 def write_jpeg(image: np.ndarray, path: Path) -> None:

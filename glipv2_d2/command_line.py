@@ -48,15 +48,18 @@ def expand_image_paths(inputs: Sequence[str]) -> list[Path]:
 def list_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
     """The files in a folder with one of the suffixes (in lower case), sorted.
 
+    A subfolder with such a name is listed, so that it is reported as no image.
+
     Args:
-        recursive: also those in subfolders; links to folders are not followed.
+        recursive: the files in subfolders instead; links to folders are not followed.
 
     Raises:
         ValueError: the folder cannot be listed.
     """
     try:
         paths = folder.rglob("*") if recursive else folder.iterdir()
-        return sorted(p for p in paths if p.suffix.lower() in suffixes and not p.is_dir())
+        found = [p for p in paths if p.suffix.lower() in suffixes]
+        return sorted(p for p in found if not (recursive and p.is_dir()))
     except OSError as error:
         raise ValueError(f"--input {str(folder)!r} cannot be listed: {error.strerror}") from error
 

@@ -75,10 +75,12 @@ def download(repository: str, file: str, revision: str | None = None) -> Path:
     """
     what = f"{file!r} of {repository!r}" + (f" at {revision!r}" if revision else "")
     try:
+        if not _is_cached(repository, file, revision):
+            _check_reachable(repository, file, revision)
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     except errors.HFValidationError as error:
         raise ValueError(f"{repository!r} is not a repository of the hub: {error}") from error
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, _UnreachableError) as error:
         raise FileNotFoundError(f"{what} is not in the hub's cache, and {_why(error)}") from error
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
@@ -95,12 +97,38 @@ def download(repository: str, file: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{what} cannot be downloaded: {error}") from error
 
 
+class _UnreachableError(Exception):
+    """The hub cannot be reached; the cause has the reason."""
+
+
+def _is_cached(repository: str, file: str, revision: str | None) -> bool:
+    return isinstance(
+        huggingface_hub.try_to_load_from_cache(repository, file, revision=revision), str
+    )
+
+
+def _check_reachable(repository: str, file: str, revision: str | None) -> None:
+    """Query the hub once: without a network, ``hf_hub_download`` tries again for half a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(repository, file, revision=revision)
+        )
+    # What the hub answers is an error of the download, which also knows when to try again.
+    except errors.HfHubHTTPError:
+        return
+    # The errors of connections belong to the HTTP library of the version of huggingface_hub.
+    except Exception as error:
+        raise _UnreachableError(str(error)) from error
+
+
 def _why(error: Exception) -> str:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to download it; unset it, or pass a local file as weights"
+        return "HF_HUB_OFFLINE forbids to download it: unset it, or pass a local file as weights"
     endpoint = huggingface_hub.constants.ENDPOINT
     cause = str(error.__cause__ or error).splitlines()[0]
     return (
-        f"{endpoint} cannot be reached ({cause}); check the network, set HF_ENDPOINT to a mirror, "
-        "or pass a local file as weights"
+        f"{endpoint} cannot be reached ({cause}): check the network; or set HF_ENDPOINT to a "
+        "mirror; or download the file elsewhere and pass it as weights (--weights FILE)"
     )

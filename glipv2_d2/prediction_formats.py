@@ -25,9 +25,8 @@ def yolo_lines(
     """A line per box: class index, centre x, centre y, width, height, relative to the image."""
     height, width = image_size
     lines = []
-    for (x1, y1, x2, y2), class_index in zip(boxes, classes, strict=True):
-        x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
-        y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
+    for box, class_index in zip(boxes, classes, strict=True):
+        x1, y1, x2, y2 = _clip(box, image_size)
         values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
         values += [(x2 - x1) / width, (y2 - y1) / height]
         lines.append(" ".join([str(class_index), *(f"{value:.6f}" for value in values)]) + "\n")
@@ -83,9 +82,8 @@ def label_studio_task(
     height, width = image_size
     from_name, to_name = LABEL_STUDIO_NAMES
     results = []
-    for index, ((x1, y1, x2, y2), label, score) in enumerate(
-        zip(boxes, labels, scores, strict=True)
-    ):
+    for index, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
+        x1, y1, x2, y2 = _clip(box, image_size)
         results.append(
             {
                 # Ids are unique in a project, and the same in a second export.
@@ -97,14 +95,14 @@ def label_studio_task(
                 "original_height": height,
                 "image_rotation": 0,
                 "score": score,
-                # In per cent of the image.
+                # In per cent of the image; more than 100 is invalid.
                 "value": {
                     "x": 100 * x1 / width,
                     "y": 100 * y1 / height,
                     "width": 100 * (x2 - x1) / width,
                     "height": 100 * (y2 - y1) / height,
                     "rotation": 0,
-                    "rectanglelabels": [label],
+                    "rectanglelabels": [_NOT_XML.sub(" ", label)],
                 },
             }
         )
@@ -124,6 +122,15 @@ def label_studio_config(names: Sequence[str]) -> str:
         ElementTree.SubElement(labels, "Label", value=_NOT_XML.sub(" ", name))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _clip(box: Sequence[float], image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part of a box (XYXY) in its image."""
+    height, width = image_size
+    x1, y1, x2, y2 = box
+    x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
+    y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
+    return x1, y1, x2, y2
 
 
 def _add(parent: ElementTree.Element, tag: str, value: object) -> None:

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.fixed_predictor import FixedPredictor
 from PIL import Image
-from rich.console import Console
 
-from glipv2_d2.batch_prediction import (
-    FilePrompts,
-    ImageBatches,
-    output_paths,
-    predict_files,
-    write_json,
-)
+from glipv2_d2.batch_prediction import FilePrompts, ImageBatches, write_json
+from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.images import read_image
 
 
 @pytest.fixture
@@ -24,13 +19,6 @@ def paths(tmp_path: Path) -> list[Path]:
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (32, 20)).save(tmp_path / name)
     return [tmp_path / name for name in ("a.jpg", "missing.png", "b.png")]
-
-
-def test_output_paths_are_distinct_and_do_not_overwrite_an_input(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    paths = [one / "a.jpg", one / "a.png", two / "a.jpg", one / "b.jpg"]
-    names = [output.name for output in output_paths(paths, one)]
-    assert names == ["one_a.jpg", "one_a_2.jpg", "two_a.jpg", "b_2.jpg"]
 
 
 def test_batches_keep_the_index_of_each_file_and_skip_unreadable_ones(paths: list[Path]) -> None:
@@ -45,26 +33,17 @@ def test_batches_keep_the_index_of_each_file_and_skip_unreadable_ones(paths: lis
 @pytest.mark.parametrize(
     ("prompts", "names"),
     [
-        (FilePrompts(classes=[["cat"], ["bird"], ["dog"]]), ["cat", "dog"]),
+        (FilePrompts(classes=[["cat"], ["bird"], ["dog"]]), [["cat"], ["dog"]]),
         (FilePrompts(question=["red sky?", "sky?", "blue sky?"]), ["red sky?", "blue sky?"]),
     ],
 )
 def test_prompts_may_differ_per_file(
-    prompts: FilePrompts, names: list[str], paths: list[Path], tmp_path: Path
+    prompts: FilePrompts, names: list[Any], paths: list[Path]
 ) -> None:
-    results = predict_files(
-        FixedPredictor(),
-        paths,
-        prompts,
-        output_dir=tmp_path / "out",
-        console=Console(file=io.StringIO()),
-        threshold=0.0,
-        batch_size=2,
-    )
-    key = "question" if prompts.question else "category_name"
-    assert [row[key] for row in results.rows] == names
-    assert [path.name for path in results.annotated_images] == ["a.jpg", "b.jpg"]
-    assert len(results.skipped) == 1
+    images = {0: read_image(paths[0]), 2: read_image(paths[2])}
+    results = prompts.predict(FixedPredictor(), images, ScoreThresholds({}))
+    found = [text.get("question", prediction.labels) for text, prediction in results]
+    assert found == names
 
 
 def test_result_file_is_written_atomically(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +63,13 @@ def test_unreachable_hub_and_not_cached_names_the_endpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    with pytest.raises(FileNotFoundError, match="http://127.0.0.1:9 cannot be reached"):
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(FileNotFoundError, match="http://127.0.0.1:9 cannot be reached") as error:
         Predictor("glip-t")
+    for remedy in ("check the network", "HF_ENDPOINT", "pass it as weights"):
+        assert remedy in str(error.value)
+    assert waited == []
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,28 @@ def test_label_studio_task_fits_its_interface(prediction: Prediction) -> None:
     assert [label.get("value") for label in labels] == NAMES
     ids = [result["id"] for result in predicted["result"]]
     assert len(set(ids)) == 2
+
+
+def test_label_studio_values_are_within_its_schema() -> None:
+    """Of label-studio-sdk: RectangleLabelsValue, Region and PredictionValue."""
+    instances = Instances((HEIGHT, WIDTH))
+    instances.pred_boxes = Boxes(torch.tensor([[-3.0, -2.0, 63.0, 45.0], [59.0, 39.0, 61.0, 41.0]]))
+    instances.scores = torch.tensor([1.0, 0.0])
+    instances.pred_classes = torch.tensor([0, 1])
+    prediction = Prediction(instances, ["a\x01b", "dog"], (HEIGHT, WIDTH))
+    (predicted,) = prediction.to_label_studio("a.png")["predictions"]
+    assert isinstance(predicted["model_version"], str) and 0 <= predicted["score"] <= 1
+    for result in predicted["result"]:
+        value = result["value"]
+        for key in ("id", "type", "from_name", "to_name"):
+            assert isinstance(result[key], str)
+        # The tag of the interface in lower case.
+        assert result["type"] == "rectanglelabels"
+        for start, length in (("x", "width"), ("y", "height")):
+            assert value[start] >= 0 and value[length] >= 0
+            assert value[start] + value[length] <= 100
+        assert 0 <= value["rotation"] <= 360
+        assert all(isinstance(label, str) for label in value["rectanglelabels"])
+    names = [result["value"]["rectanglelabels"][0] for result in predicted["result"]]
+    labels = ElementTree.fromstring(label_studio_config(prediction.names)).find("RectangleLabels")
+    assert labels is not None and [label.get("value") for label in labels] == names

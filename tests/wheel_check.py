@@ -99,7 +99,10 @@ def check_with_detectron2(wheel: Path, folder: Path) -> None:
     print(f"glipv2 --help: {time.monotonic() - start:.2f} s")
     run([scripts / "python", "-c", QUICK_START], empty)
     run([scripts / "glipv2", "predict", "photo.png", "--classes", "cat", "--save", "coco"], empty)
-    run([scripts / "glipv2", "convert", "--help"], empty)
+    (empty / "names.txt").write_text("cat: 0.5\ncoffee cup\n", encoding="utf-8")
+    label = ["label", "--images", "photo.png", "--classes-file", "names.txt"]
+    run([scripts / "glipv2", *label, "--output", "labels", "--format", "yolo"], empty)
+    run([scripts / "glipv2", "train", "--help"], empty)
 
 
 def check_without_detectron2(wheel: Path, folder: Path) -> None:
@@ -113,6 +116,10 @@ def check_without_detectron2(wheel: Path, folder: Path) -> None:
     command = [scripts / "python", "-c", "import glipv2_d2"]
     result = run(command, folder, expected=1)
     if not result.splitlines()[-1].endswith("glipv2 setup-detectron2"):
+        sys.exit(f"without Detectron2 {command} prints {result!r}")
+    command = [scripts / "glipv2", "predict", "photo.png", "--classes", "cat"]
+    result = run(command, folder, expected=2)
+    if result.count("\n") != 1 or "glipv2 setup-detectron2" not in result:
         sys.exit(f"without Detectron2 {command} prints {result!r}")
     run([scripts / "glipv2", "setup-detectron2", "--help"], folder)
 

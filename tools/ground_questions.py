@@ -1,9 +1,8 @@
 #!/usr/bin/env python
-"""Add pseudo-labelled boxes to questions and answers, with tools/pseudo_label.py.
+"""Add pseudo-labelled boxes to questions and answers, with glipv2 label.
 
     python tools/ground_questions.py pairs --dataset vqav2_train --output output/vqa/pairs.jsonl
-    python tools/pseudo_label.py --config-file ... --weights ... \
-        --captions output/vqa/pairs.jsonl --output output/vqa/labels
+    glipv2 label --captions output/vqa/pairs.jsonl --images . --output output/vqa/labels
     python tools/ground_questions.py join --dataset vqav2_train \
         --labels output/vqa/labels/labels.jsonl --output output/vqa/train.jsonl
 
@@ -51,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     if (args.step == "join") != bool(args.labels):
-        raise ValueError("join needs --labels, the output of pseudo_label.py; pairs takes none")
+        raise ValueError("join needs --labels, the output of glipv2 label; pairs takes none")
     register_custom(load_config(args.config_file).DATASETS.CUSTOM)
     records = [r for name in args.dataset for r in load_dataset(name, filter_empty=False)]
     lines: list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """The content of an annotation file in COCO's format, parsed and validated once.
 
-Training, evaluation, ``tools/check_dataset.py`` and fine-tuning read annotation files through
+Training, evaluation, ``glipv2 check-data`` and fine-tuning read annotation files through
 :func:`read_truth` only, so what one of them leaves out or repairs, the others do too. Readers make
 records of the truth, evaluators take it as pycocotools' ``COCO``.
 

@@ -31,7 +31,7 @@ def question_answer_caption(record: Record) -> ImageCaption:
 
 
 def read_pseudo_labels(paths: Sequence[Path]) -> dict[ImageCaption, dict[str, Any]]:
-    """Read output files of tools/pseudo_label.py, by image file and caption.
+    """Read output files of ``glipv2 label --captions``, by image file and caption.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -48,7 +48,7 @@ def read_pseudo_labels(paths: Sequence[Path]) -> dict[ImageCaption, dict[str, An
                     labels[label["image"], label["caption"]] = label
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
-                        f"{path}:{number} is not a line of tools/pseudo_label.py "
+                        f"{path}:{number} is not a line of glipv2 label --captions "
                         f"({type(error).__name__}: {error}): remove it, or label again"
                     ) from error
     return labels

@@ -174,5 +174,5 @@ class SeededStream(IterableDataset):
             return {**mapped, SKIPPED: skipped} if skipped else mapped
         raise ValueError(
             f"{MAX_DRAWS} training records in a row are unusable; the first: {skipped[0]}; the "
-            f"last: {skipped[-1]}. Find all of them with python tools/check_dataset.py"
+            f"last: {skipped[-1]}. Find all of them with glipv2 check-data"
         )

@@ -22,6 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 from glipv2_d2.data.build import build_test_loader
+from glipv2_d2.data.checks import Progress, no_progress
 from glipv2_d2.data.prompt_overrides import Overrides, load_prompt_overrides, override_prompts
 from glipv2_d2.data.registration import missing_paths
 from glipv2_d2.engine.finetune.tuning import load_model
@@ -62,6 +63,7 @@ class EvaluationRun:
         weights: a checkpoint.
         output: folder of results and reports.
         prompts: prompt overrides per dataset and class.
+        progress: wraps the loader of a dataset, with tqdm's arguments.
     """
 
     config: str
@@ -69,6 +71,7 @@ class EvaluationRun:
     weights: str
     output: Path
     prompts: Overrides
+    progress: Progress = no_progress
 
     def cfg_for(self, benchmark: Benchmark) -> CfgNode:
         settings = [item for pair in benchmark.settings for item in pair]
@@ -151,7 +154,7 @@ def _evaluate_first_available(
     logger.info("Evaluating %s of benchmark %s", dataset, benchmark.name)
     try:
         start = time.perf_counter()
-        results = _evaluate(cfg, dataset, models)
+        results = _evaluate(cfg, dataset, models, run.progress)
     # A broken dataset must not stop the evaluation of the others.
     except Exception as error:
         # One process cannot continue alone: the others would wait for it.
@@ -195,7 +198,9 @@ def _read_stored(path: Path, key: str) -> Results | None:
     return stored["results"]
 
 
-def _evaluate(cfg: CfgNode, dataset: str, models: ModelCache) -> Results:
+def _evaluate(
+    cfg: CfgNode, dataset: str, models: ModelCache, progress: Progress = no_progress
+) -> Results:
     if cfg.TEST.AUG.ENABLED:
         check_tta_datasets([dataset])
     folder = str(Path(cfg.OUTPUT_DIR) / "inference" / dataset)
@@ -205,11 +210,12 @@ def _evaluate(cfg: CfgNode, dataset: str, models: ModelCache) -> Results:
     model = models.load(cfg)
     augmented_model = build_tta_model(cfg, model) if cfg.TEST.AUG.ENABLED else None
     # None in processes other than the main one.
-    results = inference_on_dataset(model, loader, evaluator) or {}
+    results = inference_on_dataset(model, progress(loader, desc=dataset), evaluator) or {}
     if augmented_model is not None:
         folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA" / dataset)
         evaluator = BackgroundEvaluator(build_evaluator(cfg, dataset, folder))
-        results |= with_suffix(inference_on_dataset(augmented_model, loader, evaluator) or {})
+        batches = progress(loader, desc=f"{dataset}, augmented")
+        results |= with_suffix(inference_on_dataset(augmented_model, batches, evaluator) or {})
     return without_nan(results)
 
 

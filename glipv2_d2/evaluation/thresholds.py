@@ -72,5 +72,5 @@ def _read(path: Path) -> ScoreThresholds:
         raise ValueError(
             f"{str(path)!r} is not a threshold file ({type(error).__name__}: {error}); expected "
             'JSON such as {"thresholds": {"cat": 0.4}, "default": 0.5}, as written by '
-            "tools/check_names.py calibrate"
+            "glipv2 check-names calibrate"
         ) from error

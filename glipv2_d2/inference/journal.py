@@ -54,7 +54,9 @@ class Journal:
         self._file.close()
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content, ensure_ascii=False).encode(errors="replace") + b"\n")
+        line = json.dumps(content, ensure_ascii=False)
+        # Bytes of a file name that are not UTF-8 are written as JSON escapes, which can be read.
+        self._file.write(line.encode(errors="backslashreplace") + b"\n")
         # A killed process loses nothing; only a crash of the machine may.
         self._file.flush()
 

@@ -111,7 +111,7 @@ def read_frames(source: str, start: int = 0) -> Iterator[Frame]:
 
 def frame_rate(source: str) -> float:
     """Frames per second of a video; 25 if it is unknown."""
-    capture = cv2.VideoCapture(_capture_argument(source))
+    capture = _open_capture(source)
     try:
         rate = capture.get(cv2.CAP_PROP_FPS)
     finally:
@@ -124,7 +124,7 @@ def _read_video(source: str, start: int) -> Iterator[Frame]:
         raise ValueError(f"video {source!r} cannot be read there; copy it to this machine")
     if not (is_webcam(source) or source.startswith(_URL_PREFIXES) or Path(source).is_file()):
         raise FileNotFoundError(f"video {source!r} does not exist; check the path")
-    capture = cv2.VideoCapture(_capture_argument(source))
+    capture = _open_capture(source)
     try:
         number = 0
         while True:
@@ -137,11 +137,20 @@ def _read_video(source: str, start: int) -> Iterator[Frame]:
                     break
                 yield Frame(source, number, np.ascontiguousarray(image[:, :, ::-1]))
             number += 1
+        if number == 0 and is_webcam(source):
+            raise ValueError(f"camera {source!r} cannot be opened: connect it, or try webcam:1")
         if number == 0:
-            raise ValueError(f"{source!r} is not a video or camera that OpenCV can read")
+            raise ValueError(f"{source!r} is not a video that OpenCV can read; convert it to MP4")
     finally:
         capture.release()
 
 
-def _capture_argument(source: str) -> str | int:
-    return int(source.partition(":")[2] or 0) if is_webcam(source) else source
+def _open_capture(source: str) -> cv2.VideoCapture:
+    """A capture, of which OpenCV and FFmpeg print no diagnosis: the errors here have it."""
+    # Read when a video is opened for the first time; -8 is FFmpeg's AV_LOG_QUIET.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.VideoCapture(int(source.partition(":")[2] or 0) if is_webcam(source) else source)
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glipv2_d2.batch_prediction import FilePrompts, write_jpeg
+from glipv2_d2.batch_prediction import FilePrompts, shorten_stem, write_jpeg
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.inference import export
 from glipv2_d2.inference.entries import prediction_of, text_of, to_entry
@@ -161,16 +161,27 @@ class SourcePrediction:
             lambda _: PROBE,
         )
         for index, error in errors.items():
-            reason = f"{batch[index].source} cannot be predicted ({type(error).__name__}: {error})"
+            reason = (
+                f"{batch[index].source!r} cannot be predicted ({type(error).__name__}: {error})"
+            )
             self.report.skipped.append(reason)
             logger.info("skipped: %s", reason)
         for index, (text, prediction) in results.items():
             frame = batch[index]
-            entry = to_entry(prediction, text, self.prompts.classes)
             if self.output.draw and frame.number is None:
-                path = self._drawn_folder / f"{self.stems[frame.source]}.jpg"
-                write_jpeg(_draw(frame, prediction, has_text=bool(text)), path)
+                self._draw_image(frame, prediction, has_text=bool(text))
+            entry = to_entry(prediction, text, self.prompts.classes)
             self.journal.append(frame.source, frame.number, entry)
+
+    def _draw_image(self, frame: Frame, prediction: Prediction, *, has_text: bool) -> None:
+        path = self._drawn_folder / f"{self.stems[frame.source]}.jpg"
+        try:
+            write_jpeg(_draw(frame, prediction, has_text=has_text), path)
+        # The detections are stored, and those of other images are not lost either.
+        except Exception as error:
+            reason = f"{frame.source!r} is predicted, but {str(path)!r} cannot be written: {error}"
+            self.report.skipped.append(reason)
+            logger.info("skipped: %s", reason)
 
     def _results(self, source: str | None = None) -> Iterator[export.Result]:
         """The results in the order of the journal, of one source or of all."""
@@ -230,6 +241,7 @@ def source_stems(sources: Sequence[str]) -> dict[str, str]:
         stem = path.stem.replace(":", "_")
         if names[path.stem] > 1 and path.parent.name:
             stem = f"{path.parent.name}_{stem}"
+        stem = shorten_stem(stem)
         unique = next(
             name for n in count(1) if (name := stem if n == 1 else f"{stem}_{n}") not in used
         )

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import check_dataset
 import pytest
 import torch
 import train_net
@@ -23,8 +22,9 @@ CAPTIONS = ["a dog on the sofa", "two cats near a red car", "it rains", "a man r
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A tiny model with high scores, and five captioned images of which one is broken."""
+    monkeypatch.chdir(tmp_path)
     cfg = tiny_cfg(
         *("OUTPUT_DIR", str(tmp_path / "trained"), "DATALOADER.NUM_WORKERS", 0, "SEED", 1),
         *("MODEL.GROUNDING.PRIOR_PROB", 0.9, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 5),
@@ -84,7 +84,7 @@ def test_labels_of_two_processes_have_no_defects_and_can_be_trained_on(
     # The printed config is all that training needs.
     student = folder / "student.yaml"
     student.write_text(f"_BASE_: config.yaml\n{config_in(printed)}")
-    assert check_dataset.main(["--config-file", str(student)]) == 0
+    assert cli.main(["check-data", "--config", str(student)]) == 0
     train_net.main(default_argument_parser().parse_args(["--config-file", str(student)]))
     [metrics] = (folder / "trained" / "metrics.json").read_text().splitlines()
     assert json.loads(metrics)["total_loss"] > 0

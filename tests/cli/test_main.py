@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,47 @@ def test_a_missing_package_is_one_line_with_the_remedy(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "pip install a_package_that_is_missing" in error
+
+
+def test_an_unexpected_error_is_a_failure_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_name: str, _argv: list[str]) -> int:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["predict"]) == cli.FAILED
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.endswith("error: out of memory\n")
+
+
+@pytest.mark.parametrize("command", cli.MODULES)
+def test_every_help_has_an_example_and_the_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["glipv2"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"  glipv2 {command} " in printed and "exit codes:\n  0  " in printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict a.jpg",
+        "label --images a --classes cat --output out",
+        "evaluate",
+        "check-names absent --input a --classes cat",
+        "benchmark",
+    ],
+)
+def test_every_command_that_runs_a_model_selects_it_by_the_same_arguments(command: str) -> None:
+    name, *required = command.split()
+    parser = importlib.import_module(f"glipv2_cli.{cli.MODULES[name]}").get_parser()
+    model = ["--model", "glip-t", "--weights", "w", "--device", "cpu", "--precision", "bf16"]
+    args = parser.parse_args([*required, *model, "--opts", "A", "1"])
+    found = (args.model, args.weights, args.device, args.precision, args.opts)
+    assert found == ("glip-t", "w", "cpu", "bf16", ["A", "1"])
+    assert parser.parse_args(required).model == "glipv2-mini"

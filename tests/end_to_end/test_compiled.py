@@ -41,7 +41,7 @@ def test_a_compiled_model_gives_the_same_detections() -> None:
 
 @torch.no_grad()
 def test_a_compiled_fused_head_is_one_graph_and_gives_the_same_features() -> None:
-    """As in tools/benchmark.py --compile; with ``fullgraph`` a graph break is an error."""
+    """As in glipv2 benchmark --compile; with ``fullgraph`` a graph break is an error."""
     head = tiny_model().fused_head
     features = {f"p{k}": torch.randn(1, 16, 256 >> k, 192 >> k) for k in (3, 4, 5)}
     mask = torch.ones(1, 6, dtype=torch.bool)

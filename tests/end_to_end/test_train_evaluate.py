@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 from helpers.models import tiny_cfg
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from glipv2_cli import main as cli
 from glipv2_d2.data.drawn import write_drawn
 
 ITERATIONS = 40  # Detectron2 writes metrics every 20
@@ -67,13 +71,43 @@ def test_the_checkpoint_contains_the_training_state(trained: Path) -> None:
     assert {"model", "model_ema", "trainer"} <= checkpoint.keys()
 
 
-def test_evaluation_computes_coco_metrics(config_file: Path, trained: Path) -> None:
+@pytest.fixture(scope="module")
+def evaluated(config_file: Path, trained: Path) -> dict:
     results = run(
         *("--config-file", str(config_file), "--eval-only"),
         *("MODEL.WEIGHTS", str(trained / "model_final.pth")),
     )
+    assert results is not None
+    return results
+
+
+def test_evaluation_computes_coco_metrics(evaluated: dict) -> None:
+    results = evaluated
     assert {"AP", "AP50"} <= results["bbox"].keys()
     assert 0 <= results["bbox"]["AP50"] <= 100
+
+
+def test_pycocotools_scores_a_saved_prediction_as_evaluated(
+    config_file: Path, trained: Path, evaluated: dict, tmp_path: Path
+) -> None:
+    root = config_file.parent
+    arguments = [
+        *("predict", str(root / "val"), "--ids-from", str(root / "val.json")),
+        *("--config", str(config_file), "--weights", str(trained / "model_final.pth")),
+        *("--threshold", "0", "--save", "coco", "--no-draw", "--output", str(tmp_path)),
+    ]
+    assert cli.main(arguments) == 0
+    truth = COCO(str(root / "val.json"))
+    score = COCOeval(truth, truth.loadRes(str(tmp_path / "coco_results.json")), "bbox")
+    score.evaluate()
+    score.accumulate()
+    score.summarize()
+    values = [100 * value for value in score.stats[:6]]
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    expected = [evaluated["bbox"][key] for key in keys]
+    assert expected[0] > 0
+    # COCOeval has -1 in place of nan for sizes without objects.
+    assert values == pytest.approx([-100 if math.isnan(x) else x for x in expected], abs=1e-9)
 
 
 def test_evaluation_writes_its_predictions(config_file: Path, trained: Path) -> None:

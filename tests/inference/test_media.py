@@ -54,6 +54,12 @@ def test_damaged_and_missing_videos_are_named(tmp_path: Path) -> None:
         list(read_frames(str(tmp_path / "missing.mp4")))
 
 
+def test_missing_camera_is_one_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="camera 'webcam:99' cannot be opened"):
+        list(read_frames("webcam:99"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_sources_are_files_folders_patterns_addresses_and_cameras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

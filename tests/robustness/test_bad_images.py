@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import demo
 import numpy as np
 import pytest
-from helpers.bad_images import NOT_UTF8, write_bad_images, write_good_images
+from helpers.bad_images import write_bad_images, write_good_images
 from helpers.fixed_predictor import FixedPredictor
 from PIL import Image
 
+import glipv2_d2
+from glipv2_cli import main as cli
 from glipv2_d2.images import load_image
 
 Run = Callable[..., int]
@@ -30,54 +31,62 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> Run:
-    """Runs the demo on the folder, with a fixed predictor or another one."""
+    """Runs glipv2 predict on the folder, with a fixed predictor or another one."""
+    monkeypatch.chdir(tmp_path)
 
-    def run_demo(*arguments: object, predictor: Any = FixedPredictor) -> int:
-        monkeypatch.setattr(demo, "Predictor", predictor)
-        common = ["--config-file", "any.yaml", "--input", str(folder), "--classes", "cat, dog"]
-        results = ["--output", str(tmp_path / "out"), "--json", str(tmp_path / "results.json")]
-        return demo.main([*common, *results, *map(str, arguments)])
+    def run_predict(
+        *arguments: object, source: object = folder, predictor: Any = FixedPredictor
+    ) -> int:
+        monkeypatch.setattr(glipv2_d2, "Predictor", predictor)
+        command = ["predict", str(source), "--classes", "cat, dog", "--output", "out"]
+        return cli.main([*command, "--save", "coco", *map(str, arguments)])
 
-    return run_demo
+    return run_predict
+
+
+def entries() -> list[dict[str, Any]]:
+    lines = Path("out/predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
 
 
 def test_twenty_bad_images_are_named_and_five_good_ones_finished(
-    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes, messages = write_good_images(folder), write_bad_images(folder)
     assert len(sizes) == 5 and len(messages) == 20
     assert run("--batch-size", 4) == 1
     outputs = {f"{Path(name).stem}.jpg" for name in sizes}
-    assert set(os.listdir(tmp_path / "out")) == outputs
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert [Path(row["file_name"]).name for row in rows[::2]] == sorted(sizes)
-    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert set(os.listdir("out/drawn")) == outputs
+    # Those of the upright images.
+    found = {Path(x["source"]).name: (x["height"], x["width"]) for x in entries()}
+    assert found == sizes
+    assert len(json.loads(Path("out/coco.json").read_text())["images"]) == 5
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "skipped: " in line]
     assert len(skipped) == 20
     for name, message in messages.items():
-        (line,) = (line for line in skipped if repr(str(folder / name)) in line)
+        shown = repr(str(folder / name))
+        (line,) = (x for x in skipped if shown in x or repr(shown)[1:-1] in x)
         assert re.search(message, line)
 
 
-def test_printed_sizes_are_those_of_the_upright_images(
+def test_a_second_run_predicts_none_of_them_again(
     run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = write_good_images(folder)
-    assert run() == 0
-    printed = capsys.readouterr().out
-    for name, (height, width) in sizes.items():
-        shown = "\\udce9t\\udce9.png" if name == NOT_UTF8 else name
-        assert re.search(rf"{re.escape(shown)}'? \({width} x {height}\)", printed)
+    write_good_images(folder)
+    assert run() == run() == 0
+    assert "5 images (5 of an earlier run)" in capsys.readouterr().out
+    assert len(entries()) == 5
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".png", "two\nlines.png", "%s{0}[b].png", " .png"])
-def test_any_file_name_gets_an_annotated_image(
-    name: str, run: Run, folder: Path, tmp_path: Path
+def test_any_file_name_gets_an_annotated_image_and_labels(
+    name: str, run: Run, folder: Path
 ) -> None:
     Image.new("RGB", (32, 20)).save(folder / name)
-    assert run() == 0
-    assert len(os.listdir(tmp_path / "out")) == 1
-    (row, _) = json.loads((tmp_path / "results.json").read_text())
-    assert row["file_name"] == str(folder / name)
+    assert run("--save", "yolo", "voc") == 0
+    for part in ("drawn", "labels", "voc"):
+        assert len(os.listdir(f"out/{part}")) == 1
+    assert [entry["source"] for entry in entries()] == [str(folder / name)]
 
 
 class FailsForBlack(FixedPredictor):
@@ -109,9 +118,8 @@ def test_an_error_of_the_model_for_one_image_is_that_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("--batch-size", batch_size, predictor=FailsForBlack) == 1
-    assert sorted(os.listdir(tmp_path / "out")) == ["1.jpg", "3.jpg"]
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert [Path(row["file_name"]).name for row in rows[::2]] == ["1.png", "3.png"]
+    assert sorted(os.listdir("out/drawn")) == ["1.jpg", "3.jpg"]
+    assert [Path(entry["source"]).name for entry in entries()] == ["1.png", "3.png"]
     assert re.search("skipped: .*2.png.*RuntimeError: out of memory", capsys.readouterr().out)
 
 
@@ -120,38 +128,27 @@ def test_an_error_of_the_model_for_every_image_fails_the_command(
 ) -> None:
     assert run(predictor=FailsAlways) == 2
     assert "error: no weights" in capsys.readouterr().err
-    assert not (tmp_path / "results.json").exists()
+    assert not Path("out/coco.json").exists()
 
 
 def test_an_annotated_image_that_cannot_be_written_keeps_its_detections(
     run: Run, three_images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out" / "2.jpg").mkdir(parents=True)
+    Path("out/drawn/2.jpg").mkdir(parents=True)
     assert run() == 1
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert [Path(row["file_name"]).name for row in rows[::2]] == three_images
-    assert (tmp_path / "out" / "3.jpg").is_file()
+    assert [Path(entry["source"]).name for entry in entries()] == three_images
+    assert Path("out/drawn/3.jpg").is_file()
     assert re.search(r"skipped: .*2\.png.*is predicted, but .*2\.jpg", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("option", ["--output", "--json"])
-@pytest.mark.parametrize("kind", ["below a file", "taken"])
+@pytest.mark.parametrize("path", ["file", "file/inside"])
 def test_an_unusable_output_is_reported_before_any_prediction(
-    option: str,
-    kind: str,
-    run: Run,
-    three_images: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    path: str, run: Run, three_images: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    taken = "file" if option == "--output" else "folder"
-    path = tmp_path / (taken if kind == "taken" else "file/inside")
-    assert run(option, path) == 2
+    Path("file").touch()
+    assert run("--output", path, predictor=FailsAlways) == 2
     error = capsys.readouterr().err
-    assert option in error and str(path if kind == "taken" else tmp_path / "file") in error
-    assert error.count("\n") == 1
+    assert f"--output '{path}'" in error and error.count("\n") == 1
 
 
 def test_a_folder_without_write_permission_is_reported(
@@ -167,12 +164,12 @@ def test_a_folder_without_write_permission_is_reported(
 
 
 def test_links_in_a_circle_do_not_repeat_images(
-    run: Run, folder: Path, three_images: list[str], tmp_path: Path
+    run: Run, folder: Path, three_images: list[str]
 ) -> None:
     (folder / "one").symlink_to(folder)
     (folder / "two").symlink_to(folder)
-    assert run("--input", f"{folder}/**/*.png") == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["1.jpg", "2.jpg", "3.jpg"]
+    assert run(source=f"{folder}/**/*.png") == 0
+    assert sorted(os.listdir("out/drawn")) == ["1.jpg", "2.jpg", "3.jpg"]
 
 
 def test_a_file_without_read_permission_is_named(

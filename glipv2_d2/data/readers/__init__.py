@@ -9,7 +9,7 @@ evaluation list the ``phrases`` of the prompt, and ``category_id`` indexes them.
 
 A reader is a function from paths to records. It drops unusable entries, counts them by kind and
 logs the first locations in one warning. It leaves repairable entries as they are in the file:
-:mod:`glipv2_d2.data.sanitize` repairs them for training, ``tools/check_dataset.py`` reports them.
+:mod:`glipv2_d2.data.sanitize` repairs them for training, ``glipv2 check-data`` reports them.
 
 The formats are written from memory of the published files, and not checked against them.
 """

@@ -218,7 +218,7 @@ def _settings(task: LabellingTask, pairs: Sequence[Pair]) -> dict[str, object]:
 def _report(
     task: LabellingTask, shards: Sequence[Shard], num_open: int, *, merge: bool
 ) -> LabellingReport:
-    """Add up the accounts of the complete shards, and merge the shards if wanted."""
+    """Add up the accounts of the complete shards, and merge the shards if ``merge``."""
     complete = [shard for shard in shards if shard.is_complete]
     accounts = [shard.account() for shard in complete]
     left_out = [pair for account in accounts for pair in account["left_out"]]

@@ -1,31 +1,25 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from glipv2_cli import main as cli
 from glipv2_d2.checkpoint import Layout, detect_layout, from_glip, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 GLIP_FILE = ROOT / "tests" / "assets" / "tiny_T_s0" / "model.pth"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = ROOT / "tools" / "convert_glip_weights.py"
-    spec = importlib.util.spec_from_file_location("convert_glip_weights", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def convert(*arguments: str) -> int:
+    return cli.main(["convert", *arguments])
 
 
 def test_number_of_keys_by_outcome_is_printed(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool.main([str(GLIP_FILE), str(tmp_path / "ours.pth")])
+    convert(str(GLIP_FILE), str(tmp_path / "ours.pth"))
     printed = capsys.readouterr().out
     assert "314  loaded" in printed
     assert "14  recomputed" in printed
@@ -33,10 +27,10 @@ def test_number_of_keys_by_outcome_is_printed(
     assert str(tmp_path / "ours.pth") in printed
 
 
-def test_round_trip_preserves_the_weights(tool: ModuleType, tmp_path: Path) -> None:
+def test_round_trip_preserves_the_weights(tmp_path: Path) -> None:
     ours, glip = tmp_path / "ours.pth", tmp_path / "glip.pth"
-    tool.main([str(GLIP_FILE), str(ours)])
-    tool.main(["--to-glip", str(ours), str(glip)])
+    convert(str(GLIP_FILE), str(ours))
+    convert("--to-glip", str(ours), str(glip))
     assert detect_layout(read_checkpoint(ours)["model"]) is Layout.NATIVE
     original, back = read_checkpoint(GLIP_FILE)["model"], read_checkpoint(glip)["model"]
     assert len(back) == len(from_glip(original)[0])
@@ -53,7 +47,6 @@ def test_round_trip_preserves_the_weights(tool: ModuleType, tmp_path: Path) -> N
     ],
 )
 def test_invalid_arguments_are_reported_without_a_traceback(
-    tool: ModuleType,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -61,25 +54,22 @@ def test_invalid_arguments_are_reported_without_a_traceback(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as error:
-        tool.main(arguments)
-    assert error.value.code == 1
+    assert convert(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_key_stops_the_conversion(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = {"rpn.head.bias0": torch.ones(1), "rpn.head.unknown": torch.ones(1)}
     torch.save(weights, tmp_path / "other.pth")
-    with pytest.raises(SystemExit):
-        tool.main([str(tmp_path / "other.pth"), str(tmp_path / "out.pth")])
+    assert convert(str(tmp_path / "other.pth"), str(tmp_path / "out.pth")) == 2
     assert "rpn.head.unknown" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_help_shows_a_command(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        tool.main(["--help"])
-    assert "tools/convert_glip_weights.py" in capsys.readouterr().out
+        convert("--help")
+    assert "glipv2 convert --to-glip" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import evaluate_all
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,6 +12,7 @@ from helpers.stand_in import MeanColour, configure
 from helpers.tiny_coco import write_coco
 from helpers.torchrun import torchrun
 
+from glipv2_cli import main as cli
 from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.engine import benchmark_evaluation
 from glipv2_d2.engine.setup import load_config
@@ -25,9 +25,13 @@ FIRST, SECOND, ABSENT = "benchmarked_first", "benchmarked_second", "benchmarked_
 AP = 100 * (51 + 50 * 2 / 4) / 101 / 3
 
 
+def evaluate(arguments: list[str]) -> int:
+    return cli.main(["evaluate", *arguments])
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Arguments of the tool; two small benchmarks replace the published ones."""
+    """Arguments of the command; two small benchmarks replace the published ones."""
     for name in (FIRST, SECOND):
         register_coco(name, *map(str, write_coco(tmp_path / name)))
     register_coco(ABSENT, str(tmp_path / "nowhere.json"), str(tmp_path))
@@ -43,7 +47,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     config, weights = tmp_path / "config.yaml", tmp_path / "weights.pth"
     config.write_text(cfg.dump())
     torch.save({"model": MeanColour(cfg).state_dict()}, weights)
-    yield [str(config), str(weights), "--output", str(tmp_path / "out")]
+    model = ["--config", str(config), "--weights", str(weights)]
+    yield [*model, "--output", str(tmp_path / "out")]
     for name in (FIRST, SECOND, ABSENT):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -65,7 +70,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def prompts_for(dataset: str, command: list[str]) -> str:
     """The path of a file with a prompt override for a class of this dataset."""
-    path = Path(command[0]).with_name("prompts.json")
+    path = Path(command[1]).with_name("prompts.json")
     path.write_text(json.dumps({dataset: {"cat": "small cat"}}))
     return str(path)
 
@@ -77,7 +82,7 @@ def report(command: list[str]) -> dict[str, Any]:
 def test_available_datasets_are_evaluated_and_missing_ones_listed(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate_all.main(command) == 0
+    assert evaluate(command) == 0
     two = report(command)["two"]
     assert two["datasets"].keys() == {FIRST, SECOND}
     for dataset in two["datasets"].values():
@@ -93,11 +98,22 @@ def test_available_datasets_are_evaluated_and_missing_ones_listed(
         assert text in "".join(line.strip() for line in printed.splitlines())
 
 
+def test_the_terminal_has_the_table_and_the_log_the_rest(
+    command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([*command, "--only", "two"]) == 0
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) < 15 and len(printed.err.splitlines()) < 15
+    assert "4/4" in printed.err and "Average Precision" not in printed.out
+    log = (Path(command[-1]) / "log.txt").read_text()
+    assert "Evaluating benchmarked_first" in log and "Average Precision" in log
+
+
 def test_stored_results_are_reused(command: list[str], evaluated: list[str]) -> None:
-    evaluate_all.main(command)
+    evaluate(command)
     first = report(command)
     assert evaluated == [FIRST, SECOND]
-    assert evaluate_all.main(command) == 0
+    assert evaluate(command) == 0
     assert evaluated == [FIRST, SECOND]
     assert report(command) == first
 
@@ -106,19 +122,19 @@ def test_stored_results_are_reused(command: list[str], evaluated: list[str]) -> 
 def test_change_of_weights_settings_or_data_discards_stored_results(
     changed: str, command: list[str], evaluated: list[str], tmp_path: Path
 ) -> None:
-    evaluate_all.main([*command, "--only", "two"])
+    evaluate([*command, "--only", "two"])
     second = [*command, "--only", "two"]
     if changed == "weights":
-        state = torch.load(command[1])
+        state = torch.load(command[3])
         state["model"]["frozen"] += 1
-        torch.save(state, command[1])
+        torch.save(state, command[3])
     elif changed == "settings":
         second += ["--opts", "INPUT.MIN_SIZE_TEST", "40"]
     else:
         for name in (FIRST, SECOND):
             path = tmp_path / name / "annotations.json"
             path.write_text(path.read_text() + " ")
-    evaluate_all.main(second)
+    evaluate(second)
     assert evaluated == [FIRST, SECOND] * 2
 
 
@@ -134,17 +150,16 @@ def test_interrupted_run_resumes_after_its_last_dataset(
             return run(*args)
 
         interrupted.setattr(benchmark_evaluation, "inference_on_dataset", run_first)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_all.main(command)
+        assert evaluate(command) == cli.INTERRUPTED
     assert report(command)["two"]["datasets"].keys() == {FIRST}
-    assert evaluate_all.main(command) == 0
+    assert evaluate(command) == 0
     assert evaluated == [FIRST, SECOND, SECOND]
     assert report(command)["two"]["datasets"].keys() == {FIRST, SECOND}
 
 
 def test_failing_dataset_does_not_stop_the_others(command: list[str], tmp_path: Path) -> None:
     (tmp_path / FIRST / "images" / "1.png").unlink()
-    assert evaluate_all.main(command) == evaluate_all.FAILED
+    assert evaluate(command) == 1
     datasets = report(command)["two"]["datasets"]
     assert datasets[FIRST]["failed"] and "1.png" in datasets[FIRST]["reason"]
     assert datasets[SECOND]["results"]["bbox"]["AP"] == pytest.approx(AP)
@@ -152,7 +167,7 @@ def test_failing_dataset_does_not_stop_the_others(command: list[str], tmp_path: 
 
 def test_augmentation_that_the_model_does_not_support_is_a_failure(command: list[str]) -> None:
     opts = ["--only", "two", "--opts", "TEST.AUG.ENABLED", "True"]
-    assert evaluate_all.main([*command, *opts]) == evaluate_all.FAILED
+    assert evaluate([*command, *opts]) == 1
     for dataset in report(command)["two"]["datasets"].values():
         assert dataset["failed"] and "TEST.AUG.ENABLED" in dataset["reason"]
 
@@ -166,27 +181,27 @@ def test_task_without_head_is_skipped_with_a_reason(
     metadata = MetadataCatalog.get(FIRST)
     del metadata.evaluator_type
     metadata.evaluator_type = kind
-    assert evaluate_all.main(command) == 0
+    assert evaluate(command) == 0
     assert evaluated == [SECOND]
     first = report(command)["two"]["datasets"][FIRST]
     assert key in first["reason"] and not first["failed"]
 
 
 def test_exit_status_without_available_data(command: list[str]) -> None:
-    assert evaluate_all.main([*command, "--only", "none"]) == evaluate_all.NOT_EVALUATED
+    assert evaluate([*command, "--only", "none"]) == 2
 
 
 def test_two_processes_give_the_same_results(command: list[str]) -> None:
     single = [*command[:-1], f"{command[-1]}_single"]
-    evaluate_all.main(single)
-    assert torchrun(evaluate_all.main, command, start_method="fork") == [0, 0]
+    evaluate(single)
+    assert torchrun(evaluate, command, start_method="fork") == [0, 0]
     assert report(command) == report(single)
 
 
 def test_list_shows_which_datasets_are_available(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate_all.main(["--list"]) == 0
+    assert evaluate(["--list"]) == 0
     rows = capsys.readouterr().out
     assert (
         FIRST in rows
@@ -200,8 +215,8 @@ def test_list_shows_which_datasets_are_available(
     ("change", "message"),
     [
         (lambda command: [*command, "--only", "two_"], "did you mean two"),
-        (lambda command: command[:1], "WEIGHTS"),
-        (lambda command: [command[0], "no.pth", *command[2:]], "no.pth"),
+        (lambda command: command[:2], "WEIGHTS"),
+        (lambda command: [*command[:3], "no.pth", *command[4:]], "no.pth"),
         (lambda command: [*command, "--prompts", "no.json"], "no.json"),
         (lambda command: [*command, "--prompts", prompts_for("benchmarked_frist", command)], FIRST),
     ],
@@ -212,5 +227,5 @@ def test_invalid_arguments_are_rejected_before_the_evaluation(
     command: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert evaluate_all.main(change(command)) == evaluate_all.NOT_EVALUATED
+    assert evaluate(change(command)) == 2
     assert message in capsys.readouterr().err

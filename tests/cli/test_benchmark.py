@@ -4,11 +4,12 @@ import io
 import json
 from pathlib import Path
 
-import benchmark
 import pytest
 from helpers.models import tiny_cfg, tiny_model
 from rich.console import Console
 
+from glipv2_cli import benchmark
+from glipv2_cli import main as cli
 from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention, text_attention
 
 SMALL = ["--image-size", "64", "96", "--num-classes", "3", "--warmup", "1", "--repeats", "2"]
@@ -22,7 +23,8 @@ def config_file(tmp_path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _keep_allocator_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _keep_allocator_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: False)
     tasks = dict.fromkeys(RATES, lambda: 1.0)
     monkeypatch.setattr("glipv2_d2.profiling.benchmark.machine_tasks", lambda *_: tasks)
@@ -33,12 +35,12 @@ RATES = ("product", "convolution", "copy")
 
 def measure(tmp_path: Path, *arguments: str) -> dict:
     path = tmp_path / "result.json"
-    assert benchmark.main([*arguments, *SMALL, "--json", str(path)]) == 0
+    assert cli.main(["benchmark", *arguments, *SMALL, "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
 
 def test_inference_is_measured_by_stage(config_file: str, tmp_path: Path) -> None:
-    report = measure(tmp_path, "--config-file", config_file)
+    report = measure(tmp_path, "--config", config_file)
     stages = {"preprocess", "text", "backbone", "FPN", "fusion", "language layers", "DyConv"}
     assert stages | {"heads", "post-processing, losses", "other"} == report["stages"].keys()
     shares = sum(stage["product_flops"] for stage in report["stages"].values())
@@ -52,8 +54,8 @@ def test_mask_head_is_a_stage(config_file: str, tmp_path: Path) -> None:
     # Scores of random weights are below the default.
     threshold = ("MODEL.GROUNDING.SCORE_THRESH", "0.0")
     path = tmp_path / "result.json"
-    arguments = ["--config-file", config_file, *SMALL, "--json", str(path)]
-    assert benchmark.main([*arguments, "--opts", *masks, *threshold]) == 0
+    arguments = ["--config", config_file, *SMALL, "--json", str(path)]
+    assert cli.main(["benchmark", *arguments, "--opts", *masks, *threshold]) == 0
     assert json.loads(path.read_text())["stages"]["masks"]["convolution_flops"] > 0
 
 
@@ -61,7 +63,7 @@ def test_recomputation_of_checkpointing_is_part_of_the_backward_pass(
     config_file: str, tmp_path: Path
 ) -> None:
     plain, checkpointed = (
-        measure(tmp_path, "--config-file", config_file, "--train", option)["stages"]
+        measure(tmp_path, "--config", config_file, "--train", option)["stages"]
         for option in ("--no-checkpointing", "--checkpointing")
     )
     for stage in ("fusion", "DyConv"):
@@ -70,7 +72,7 @@ def test_recomputation_of_checkpointing_is_part_of_the_backward_pass(
 
 
 def test_training_step_has_backward_and_optimizer_stages(config_file: str, tmp_path: Path) -> None:
-    report = measure(tmp_path, "--config-file", config_file, "--train", "--checkpointing")
+    report = measure(tmp_path, "--config", config_file, "--train", "--checkpointing")
     assert {"backward", "optimizer"} <= report["stages"].keys()
     forward = sum(report["stages"][stage]["product_flops"] for stage in ("backbone", "fusion"))
     assert report["stages"]["backward"]["product_flops"] > forward > 0
@@ -79,10 +81,10 @@ def test_training_step_has_backward_and_optimizer_stages(config_file: str, tmp_p
 def test_two_reports_are_compared_by_stage(
     config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure(tmp_path, "--config-file", config_file)
+    measure(tmp_path, "--config", config_file)
     path = str(tmp_path / "result.json")
     capsys.readouterr()
-    assert benchmark.main(["--compare", path, path]) == 0
+    assert cli.main(["benchmark", "--compare", path, path]) == 0
     table = capsys.readouterr().out
     assert "DyConv" in table
     assert "1.00" in table
@@ -115,8 +117,8 @@ def test_subclass_of_bi_attention_has_no_textbook_form() -> None:
 
 
 def test_other_meta_architecture_is_rejected(tmp_path: Path) -> None:
-    config = Path(benchmark.__file__).parents[1] / "configs" / "two_stage" / "drawn_small.yaml"
-    args = benchmark.get_parser().parse_args(["--config-file", str(config), *SMALL])
+    config = Path(__file__).parents[2] / "configs" / "two_stage" / "drawn_small.yaml"
+    args = benchmark.get_parser().parse_args(["--config", str(config), *SMALL])
     with pytest.raises(ValueError, match="builds a OpenVocabularyRCNN; only the stages of GLIPv2"):
         benchmark.run(args, Console(file=io.StringIO()))
 
@@ -132,7 +134,7 @@ def test_other_meta_architecture_is_rejected(tmp_path: Path) -> None:
 def test_invalid_settings_are_rejected(
     config_file: str, arguments: list[str], message: str
 ) -> None:
-    args = benchmark.get_parser().parse_args(["--config-file", config_file, *arguments])
+    args = benchmark.get_parser().parse_args(["--config", config_file, *arguments])
     with pytest.raises(ValueError, match=message):
         benchmark.run(args, Console(file=io.StringIO()))
 
@@ -142,5 +144,5 @@ def test_file_of_another_format_is_rejected(
 ) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"images": []}')
-    assert benchmark.main(["--compare", str(path), str(path)]) == 2
+    assert cli.main(["benchmark", "--compare", str(path), str(path)]) == 2
     assert "other.json is not a result of --json" in capsys.readouterr().err

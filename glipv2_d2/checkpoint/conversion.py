@@ -1,21 +1,10 @@
-#!/usr/bin/env python
-"""Convert a GLIP checkpoint to one of this project, or back.
-
-MODEL.WEIGHTS accepts GLIP files directly. A converted file needs no renaming when it is loaded, and
-has no optimizer state.
-
-    tools/convert_glip_weights.py glip_tiny_model_o365_goldg_cc_sbu.pth glip_swin_t.pth
-    tools/convert_glip_weights.py --to-glip output/model_final.pth for_glip.pth
-"""
+"""Conversion of GLIP's checkpoint files to ones of this project, and back."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-from tabulate import tabulate
 from torch import Tensor
 
 from glipv2_d2.checkpoint import (
@@ -28,24 +17,17 @@ from glipv2_d2.checkpoint import (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", metavar="IN", type=Path, help="input file")
-    parser.add_argument("output", metavar="OUT", type=Path, help="output file")
-    parser.add_argument(
-        "--to-glip", action="store_true", help="convert from this project's names to GLIP's"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        convert(args.input, args.output, to_glip_names=args.to_glip)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+def convert(
+    source: Path, target: Path, *, to_glip_names: bool
+) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
+    """Write ``source`` with renamed keys to ``target``.
 
+    Returns:
+        The written weights, and the number of keys of each outcome.
 
-def convert(source: Path, target: Path, *, to_glip_names: bool) -> None:
-    """Write ``source`` with renamed keys to ``target``, and print how many keys of each kind."""
+    Raises:
+        FileNotFoundError, ValueError: a file cannot be used, or a key is unknown.
+    """
     if target.exists() and target.samefile(source):
         raise ValueError(f"'{target}' is the input itself; choose another output file.")
     state_dict = read_checkpoint(source)["model"]
@@ -57,9 +39,7 @@ def convert(source: Path, target: Path, *, to_glip_names: bool) -> None:
         )
     converted, rows = _to_glip(state_dict) if to_glip_names else _from_glip(state_dict)
     save_state(converted, target)
-    size = target.stat().st_size / 2**20
-    print(tabulate(rows, headers=("keys", "outcome"), tablefmt="simple"))
-    print(f"Wrote {len(converted)} tensors ({size:.1f} MiB) to {target.resolve()}")
+    return converted, rows
 
 
 def _from_glip(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
@@ -83,7 +63,3 @@ def _to_glip(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[tup
         (len(converted), "renamed"),
         (len(state_dict) - len(converted), "skipped: buffers that GLIP creates"),
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import check_dataset
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.tiny_coco import write_coco
 from PIL import Image
 
+from glipv2_cli import main as cli
+from glipv2_d2.data.checks import PromptLimits, check_dataset
 from glipv2_d2.text.tokenizer import Tokenizer
 
 CAPTION = "a dog on the sofa"
 
 
 @pytest.fixture(autouse=True)
-def _unregister() -> Iterator[None]:
+def _unregister(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -36,7 +38,7 @@ def write_config(folder: Path, *entries: str) -> list[str]:
     path = folder / "check.yaml"
     lines = "".join(f"    - {{{entry}}}\n" for entry in entries)
     path.write_text(f"DATASETS:\n  CUSTOM:\n{lines}")
-    return ["--config-file", str(path)]
+    return ["--config", str(path)]
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def check(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     def run(entry: str, *arguments: str) -> tuple[int, dict[str, Any]]:
         target = tmp_path / "report.json"
         config = write_config(tmp_path, f"name: checked, {entry}")
-        status = check_dataset.main(
-            [*config, "--dataset", "checked", "--json", str(target), *arguments]
+        status = cli.main(
+            ["check-data", *config, "--dataset", "checked", "--json", str(target), *arguments]
         )
         [report] = json.loads(target.read_text())
         return status, {finding["kind"]: finding for finding in report["findings"]}
@@ -92,7 +94,7 @@ def test_eight_defects_of_a_coco_dataset_are_found(
     annotations, images = sound
     plant(annotations, images)
     status, findings = check(f"json: {annotations}, images: {images}")
-    assert status == check_dataset.FOUND_DEFECTS
+    assert status == 1
     first = {kind: f["examples"][0] for kind, f in findings.items() if f["is_defect"]}
     places = {
         "box-outside": "0.png",
@@ -123,7 +125,7 @@ def test_two_defects_of_captions_are_found(
         ([10, 99], "sofa"),  # 10: beyond the end
     )
     status, findings = check(f"format: captions, json: {lines}, images: {sound[1]}")
-    assert status == check_dataset.FOUND_DEFECTS
+    assert status == 1
     assert findings.keys() == {"span-not-phrase", "span-outside"}
     assert "named 'a cat'" in findings["span-not-phrase"]["examples"][0]
 
@@ -182,8 +184,8 @@ def test_empty_questions_and_captions_are_found(
         {"file_name": file_name, "target_captions": ["a cat", ""]},
     ]
     DatasetCatalog.register("without_text", lambda: records)
-    limits = check_dataset.PromptLimits(Tokenizer("bert-base-uncased", 256), ". ", 0)
-    report = check_dataset.check_dataset("without_text", limits, open_images=True)
+    limits = PromptLimits(Tokenizer("bert-base-uncased", 256), ". ", 0)
+    report = check_dataset("without_text", limits, open_images=True)
     assert report.faults.counts == dict.fromkeys(
         ("empty-question", "no-question-id", "empty-target-caption"), 1
     )
@@ -207,7 +209,7 @@ def test_unreadable_annotations_are_a_finding(
     annotations, images = sound
     annotations.write_text("{")
     status, findings = check(f"json: {annotations}, images: {images}")
-    assert status == check_dataset.FOUND_DEFECTS
+    assert status == 1
     assert "annotations.json" in findings["does-not-load"]["examples"][0]
 
 
@@ -216,11 +218,11 @@ def test_unreadable_annotations_are_a_finding(
     [
         (["--dataset", "coco_2017_trian"], "did you mean coco_2017_train"),
         ([], "no dataset is given"),
-        (["--config-file", "no.yaml"], "no.yaml"),
+        (["--config", "no.yaml"], "no.yaml"),
     ],
 )
 def test_invalid_arguments_have_their_own_exit_status(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_dataset.main(arguments) == check_dataset.NOT_CHECKED
+    assert cli.main(["check-data", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -1,16 +1,21 @@
-#!/usr/bin/env python
-r"""Time of each stage of a model, and the lower bound for it on this machine.
+"""Time of each stage of a model, and the lower bound for it on this machine.
 
-    tools/benchmark.py --config-file configs/glip/glip_swin_t.yaml --num-classes 80 --threads 2
-    tools/benchmark.py --config-file configs/glip/glip_swin_t.yaml --train --image-size 400 667
-    tools/benchmark.py --compare before.json after.json
+Examples:
+  glipv2 benchmark --model glip-t --num-classes 80 --threads 2 --json before.json
+  glipv2 benchmark --config my.yaml --train --image-size 400 667
+  glipv2 benchmark --compare before.json after.json
 
-The weights are random unless MODEL.WEIGHTS is set, images are noise, and the class names are
-COCO's, or LVIS's for more than 80. The lower bound of a stage is the time of its matrix products
-and convolutions plus that of their memory traffic, at rates measured between the repeats of the
-same run. On a CPU, lower bound and ratio refer to the CPU time of all threads ("CPU ms"), which
-other processes on the machine hardly affect. Text features are cached across images, as in use;
---opts MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 encodes the text every time.
+The weights are random unless --weights or MODEL.WEIGHTS is set, images are noise, and the class
+names are COCO's, or LVIS's for more than 80. The lower bound of a stage is the time of its matrix
+products and convolutions plus that of their memory traffic, at rates measured between the repeats
+of the same run. On a CPU, lower bound and ratio refer to the CPU time of all threads ("CPU ms"),
+which other processes on the machine hardly affect. Text features are cached across images, as in
+use; --opts MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 encodes the text every time. The log is
+output/benchmark/log.txt.
+
+exit codes:
+  0  done
+  2  the command failed: the last line has the reason
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ from __future__ import annotations
 import argparse
 import functools
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,17 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from rich.console import Console
 
+from glipv2_cli.arguments import (
+    add_model_arguments,
+    config_overrides,
+    is_repository,
+    log_to_file,
+    model_files,
+    model_name,
+)
 from glipv2_d2.checkpoint import GLIPv2Checkpointer
 from glipv2_d2.command_line import check_minimums
+from glipv2_d2.config import named_config_file
 from glipv2_d2.engine.host_memory import keep_freed_memory
 from glipv2_d2.engine.precision import PRECISIONS, inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config
@@ -42,6 +55,7 @@ from glipv2_d2.profiling.synthetic_inputs import benchmark_class_names, random_i
 
 DTYPES = {"fp32": torch.float32, **PRECISIONS}
 MIN_IMAGE_SIDE = 32
+LOG_FOLDER = Path("output/benchmark")
 
 
 def use_textbook_fusion(model: GLIPv2) -> None:
@@ -67,7 +81,7 @@ def build_benchmark(args: argparse.Namespace, cfg: CfgNode) -> StageBenchmark:
     model = build_model(cfg).train(args.train)
     if not isinstance(model, GLIPv2):
         raise ValueError(
-            f"{args.config_file} builds a {type(model).__name__}; only the stages of GLIPv2 can be "
+            f"{model_name(args)} builds a {type(model).__name__}; only the stages of GLIPv2 can be "
             "measured: choose a config with MODEL.META_ARCHITECTURE GLIPv2"
         )
     if cfg.MODEL.WEIGHTS:
@@ -87,23 +101,25 @@ def build_benchmark(args: argparse.Namespace, cfg: CfgNode) -> StageBenchmark:
         model,
         inputs,
         device=torch.device(cfg.MODEL.DEVICE),
-        dtype=DTYPES[args.precision],
+        dtype=DTYPES[cfg.TEST.PRECISION],
         autocast=functools.partial(inference_precision, cfg),
         optimizer=optimizer,
         compiled=args.compile,
     )
 
 
-def describe_settings(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def describe_settings(
+    args: argparse.Namespace, cfg: CfgNode, device: torch.device
+) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
-        "config_file": args.config_file,
+        "config_file": model_name(args),
         "opts": args.opts,
         "mode": "train" if args.train else "infer",
         "image_size": list(args.image_size),
         "num_classes": args.num_classes,
         "batch_size": args.batch_size,
-        "precision": args.precision,
+        "precision": cfg.TEST.PRECISION,
         "compile": args.compile,
         "textbook_fusion": args.textbook_fusion,
         "keep_freed_memory": args.keep_freed_memory,
@@ -119,22 +135,18 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--config-file", metavar="FILE", help="the model's config")
-    mode.add_argument(
+    add = parser.add_argument
+    add(
         "--compare",
         nargs=2,
         type=Path,
         metavar=("BEFORE", "AFTER"),
         help="print two results of --json side by side; nothing is measured",
     )
-    add = parser.add_argument
     add("--image-size", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"))
     add("--num-classes", type=int, default=80, metavar="N", help="class names (default: 80)")
     add("--batch-size", type=int, default=1, metavar="N")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    add("--precision", choices=DTYPES, default="fp32", help="of autocast; fp32: no autocast")
-    add("--device", help="cpu, cuda, ... (default: the config's)")
     add("--compile", action="store_true", help="torch.compile backbone and fused head")
     add("--train", action="store_true", help="training steps instead of inference")
     add("--checkpointing", action=argparse.BooleanOptionalAction, help="(default: the config's)")
@@ -154,28 +166,28 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--repeats", type=int, default=5, metavar="N", help="measured runs")
     add("--json", type=Path, metavar="FILE", help="write the report to this file")
-    add(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, last on the command line",
-    )
+    add_model_arguments(parser)
     return parser
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
-    opts = [*args.opts, "TEST.PRECISION", args.precision]
-    if args.device is not None:
-        opts += ["MODEL.DEVICE", args.device]
+    # The weights of a named model do not change the times, and may be large.
+    is_named = args.config is None and not is_repository(args.model)
+    config, weights = (
+        (str(named_config_file(args.model)), args.weights) if is_named else model_files(args)
+    )
+    opts: list[Any] = config_overrides(args)
+    if weights:
+        opts += ["MODEL.WEIGHTS", weights]
     if args.checkpointing is not None:
         opts += ["MODEL.FUSED_HEAD.ACTIVATION_CHECKPOINTING", args.checkpointing]
-    return load_config(args.config_file, opts)
+    return load_config(config, opts)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     if args.compare is not None:
-        print_comparison(*map(BenchmarkReport.read, args.compare), console)
+        before, after = args.compare
+        print_comparison(BenchmarkReport.read(before), BenchmarkReport.read(after), console)
         return
     check_minimums(args, {"batch_size": 1, "warmup": 0, "repeats": 1, "threads": 1})
     if min(args.image_size) < MIN_IMAGE_SIDE:
@@ -188,7 +200,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.keep_freed_memory and cfg.MODEL.DEVICE == "cpu":
         args.keep_freed_memory = keep_freed_memory()
     benchmark = build_benchmark(args, cfg)
-    settings = describe_settings(args, benchmark.device)
+    settings = describe_settings(args, cfg, benchmark.device)
     report = benchmark.measure(warmup=args.warmup, repeats=args.repeats, settings=settings)
     print_report(report, console)
     if args.json is not None:
@@ -197,13 +209,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    try:
+    with log_to_file(LOG_FOLDER):
         run(args, Console())
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
