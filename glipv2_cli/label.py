@@ -183,11 +183,13 @@ def _label_names(args: argparse.Namespace) -> int:
 
 def names_text(report: LabelReport, part: str) -> str:
     """Counts per name, what was left out, the written files, and what is missing."""
+    from glipv2_d2.command_line import printable
+
     lines = [f"{report.num_images} images, {report.num_boxes.total()} boxes"]
     lines += [f"  {count:6d}  {name}" for name, count in report.num_boxes.most_common(20)]
     if len(report.num_boxes) > 20:
         lines.append(f"  ... and {len(report.num_boxes) - 20} more names")
-    lines += [f"left out: {item['image']}: {item['reason']}" for item in report.left_out[:5]]
+    lines += [f"left out: {printable(item['reason'])}" for item in report.left_out[:5]]
     if len(report.left_out) > 5:
         lines.append(f"left out: {len(report.left_out) - 5} more")
     lines += [f"wrote {file}" for file in report.files]

@@ -165,7 +165,8 @@ def _label_shard(
             lambda _: PROBE,
         )
         for index, error in errors.items():
-            reason = f"it cannot be predicted ({type(error).__name__}: {error})"
+            cause = f"{type(error).__name__}: {error}"
+            reason = f"{batch[index]!r} cannot be predicted ({cause})"
             left_out.append({"image": batch[index], "reason": reason})
         for index, (text, prediction) in results.items():
             entry = to_entry(prediction, text, task.prompts.classes)

@@ -97,7 +97,7 @@ def test_another_run_in_the_folder_is_an_error(capsys: pytest.CaptureFixture[str
 def test_bad_images_are_left_out_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/1.png").write_bytes(b"<html>")
     assert label("--classes", "cat") == 1
-    assert "left out: photos/1.png: " in capsys.readouterr().out
+    assert "left out: 'photos/1.png' is not a readable image" in capsys.readouterr().out
     (line,) = Path("out/left_out.jsonl").read_text().splitlines()
     assert json.loads(line)["image"] == "photos/1.png"
     assert boxes_of("cat") == 4
