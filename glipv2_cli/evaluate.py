@@ -89,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Here, so that several processes do not download them.
     args.files = _model_files(args)
     launch(run, args)
-    return _exit_status(args.output / REPORT_FILE)
+    code = _exit_status(args.output / REPORT_FILE)
+    if code == NOT_EVALUATED:
+        raise FileNotFoundError("no dataset could be evaluated: the table has the missing files")
+    return code
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,6 +10,15 @@
 The repacked wheel runs on any Python and any PyTorch, without a compiler. Without detectron2._C,
 COCO evaluation uses pycocotools, and rotated boxes and Detectron2's own deformable convolutions
 raise an error. GLIPv2 needs none of them.
+
+Examples:
+  glipv2 setup-detectron2
+  glipv2 setup-detectron2 --spec ../detectron2
+  glipv2 setup-detectron2 --wheel-dir wheels/      # for a machine without a network
+
+exit codes:
+  0  Detectron2 can be imported; with --wheel-dir: the wheel was written
+  2  the command failed: the last line has the reason
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ then without --part, which labels what is missing and merges all. If the machine
 copy their output folders into one before. Every machine needs the same --images.
 
 exit codes:
-  0  every image was labelled; with --captions: some captions have boxes
-  1  some images were left out, see left_out.jsonl; with --captions: no caption has boxes
-  2  the command failed: the last line has the reason
+  0    every image was labelled; with --captions: some captions have boxes
+  1    some images were left out, see left_out.jsonl; with --captions: no caption has boxes
+  2    the command failed: the last line has the reason
+  130  ended by Ctrl-C: the same command continues
 """
 
 from __future__ import annotations
@@ -113,9 +114,11 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     _check(args)
-    if args.captions is not None:
-        return _label_captions(args)
-    return _label_names(args)
+    try:
+        return _label_names(args) if args.captions is None else _label_captions(args)
+    except KeyboardInterrupt:
+        print(f"the shards in {args.output} are kept: the same command continues")
+        raise
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return fail(f"{error}{_remedy(error)}")
     except KeyboardInterrupt:
+        print("ended by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     # Python's own exit code for any other error is 1.
     except Exception as error:
@@ -94,7 +95,12 @@ def _run(name: str, argv: list[str]) -> int:
     if name == "setup-detectron2":
         from glipv2_cli import get_detectron2
 
-        get_detectron2.main(argv)
+        try:
+            get_detectron2.main(argv)
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                return fail(stop.code)
+            raise
         return 0
     from glipv2_cli import tools
 

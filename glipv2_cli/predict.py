@@ -194,6 +194,7 @@ def print_report(report: RunReport, console: Console) -> None:
     lines += [f"  {count:6d}  {name}" for name, count in report.counts.most_common(20)]
     if len(report.counts) > 20:
         lines.append(f"  ... and {len(report.counts) - 20} more names")
+    lines += report.texts
     lines += [f"wrote {file}" for file in report.files]
     lines += [f"skipped: {reason}" for reason in report.skipped]
     if report.interrupted:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from glipv2_d2.predictor import PROBE, Predictor
 from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 JOURNAL_FILE = "predictions.jsonl"
+MAX_TEXTS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class RunReport:
         num_images: images and frames with a prediction, those of earlier runs included.
         num_resumed: of these, those of earlier runs.
         counts: detections per class name.
+        texts: the first answers or captions, with their source.
         skipped: an error message for each source that could not be read.
         files: what was written.
         interrupted: whether the user ended it.
@@ -44,6 +47,7 @@ class RunReport:
     num_images: int = 0
     num_resumed: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    texts: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     interrupted: bool = False
@@ -197,6 +201,8 @@ class SourcePrediction:
         for result in self._results():
             self.report.num_images += 1
             self.report.counts.update(result.prediction.labels)
+            if result.text and len(self.report.texts) < MAX_TEXTS:
+                self.report.texts.append(f"{result.source}: {_text_line(result.text)}")
 
     def _draw_videos(self, sources: Sequence[str]) -> None:
         """Draw from the journal, so that a video of several runs is drawn as a whole."""
@@ -224,6 +230,13 @@ class SourcePrediction:
                 path = export.save(name, self._results, folder, names, self.model)
             self.report.files.append(path)
         self.report.files.append(self.journal.path)
+
+
+def _text_line(text: Mapping[str, Any]) -> str:
+    """The caption, or the question with its answer."""
+    if "caption" in text:
+        return str(text["caption"])
+    return f"{text['question']} {text['answer']} ({text['answer_score']:.0%})"
 
 
 def _draw(frame: Frame, prediction: Prediction, *, has_text: bool) -> np.ndarray:

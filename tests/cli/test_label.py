@@ -88,6 +88,26 @@ def test_a_complete_folder_is_merged_without_a_model(monkeypatch: pytest.MonkeyP
     assert Path("out/detections.csv").is_file()
 
 
+def test_ctrl_c_keeps_complete_shards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        predict, calls = FixedPredictor.predict, []
+
+        def interrupted(self: FixedPredictor, images: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return predict(self, images, **options)
+
+        patch.setattr(FixedPredictor, "predict", interrupted)
+        assert label("--classes", "cat") == cli.INTERRUPTED
+    assert "the same command continues" in capsys.readouterr().out
+    assert len(list(Path("out/shards").glob("*.jsonl"))) == 1
+    assert label("--classes", "cat") == 0
+    assert boxes_of("cat") == 5
+
+
 def test_another_run_in_the_folder_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert label("--classes", "cat") == 0
     assert label("--classes", "cat", "--threshold", "0.5") == 2

@@ -82,7 +82,7 @@ def test_an_unexpected_error_is_a_failure_with_its_traceback(
     assert "Traceback" in error and error.endswith("error: out of memory\n")
 
 
-@pytest.mark.parametrize("command", cli.MODULES)
+@pytest.mark.parametrize("command", [*cli.MODULES, "setup-detectron2"])
 def test_every_help_has_an_example_and_the_exit_codes(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +91,7 @@ def test_every_help_has_an_example_and_the_exit_codes(
         cli.main([command, "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert f"  glipv2 {command} " in printed and "exit codes:\n  0  " in printed
+    assert f"\n  glipv2 {command}" in printed and "exit codes:\n  0  " in printed
 
 
 @pytest.mark.parametrize(

@@ -191,13 +191,17 @@ def test_unreadable_inputs_are_skipped_and_listed(
     assert len(entries()) == 2
 
 
-def test_questions_and_captions_are_in_the_csv(photos: Path) -> None:
+def test_questions_and_captions_are_printed_and_in_the_csv(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     question = ("--question", "what colour is the sky?", "--save", "csv", "--output", "q")
     assert predict("photos/a.jpg", *question) == 0
     assert "blue" in Path("q/detections.csv").read_text()
+    assert "photos/a.jpg: what colour is the sky? blue (75%)" in capsys.readouterr().out
     assert entries("q")[0]["question"] == "what colour is the sky?"
     assert predict("photos/a.jpg", "--describe", "--save", "csv", "--output", "c") == 0
     assert "a [blue] sky" in Path("c/detections.csv").read_text()
+    assert "photos/a.jpg: a [blue] sky" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
