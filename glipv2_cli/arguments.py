@@ -52,7 +52,8 @@ def add_model_arguments(
         help="config overrides, last on the command line",
     )
     if not runs:
-        parser.set_defaults(weights=None, device=None, precision=None)
+        # No weights: those of a named model are not downloaded.
+        parser.set_defaults(weights="", device=None, precision=None)
 
 
 def config_overrides(args: argparse.Namespace) -> list[str]:
@@ -100,6 +101,17 @@ def model_config(args: argparse.Namespace) -> CfgNode:
     opts = [*config_overrides(args), *(["MODEL.WEIGHTS", weights] if weights else [])]
     is_foreign = args.config is None and args.model is not None and is_repository(args.model)
     return (load_foreign_config if is_foreign else load_config)(config, opts)
+
+
+def add_log_argument(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add ``--log`` to a command without an output folder."""
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=Path("output") / command,
+        metavar="DIR",
+        help="folder of log.txt (default: %(default)s)",
+    )
 
 
 def add_threshold_arguments(group: argparse._ArgumentGroup) -> None:
@@ -196,15 +208,18 @@ def is_repository(model: str) -> bool:
 
 
 @contextlib.contextmanager
-def log_to_file(folder: Path, name: str = "log.txt") -> Iterator[Path]:
+def log_to_file(folder: Path, name: str = "log.txt", *, option: str = "--output") -> Iterator[Path]:
     """Log to a file in a folder, its path; the terminal shows warnings only.
+
+    Args:
+        option: that of the folder, for the error.
 
     Raises:
         ValueError: the folder cannot be created or written.
     """
     from glipv2_d2.command_line import check_output_folder
 
-    check_output_folder(folder, "--output")
+    check_output_folder(folder, option)
     path = folder / name
     file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

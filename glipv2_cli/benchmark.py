@@ -10,8 +10,7 @@ names are COCO's, or LVIS's for more than 80. The lower bound of a stage is the 
 products and convolutions plus that of their memory traffic, at rates measured between the repeats
 of the same run. On a CPU, lower bound and ratio refer to the CPU time of all threads ("CPU ms"),
 which other processes on the machine hardly affect. Text features are cached across images, as in
-use; --opts MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 encodes the text every time. The log is
-output/benchmark/log.txt.
+use; --opts MODEL.LANGUAGE_BACKBONE.CACHE_SIZE 0 encodes the text every time.
 
 exit codes:
   0  done
@@ -33,6 +32,7 @@ from detectron2.modeling import build_model
 from rich.console import Console
 
 from glipv2_cli.arguments import (
+    add_log_argument,
     add_model_arguments,
     config_overrides,
     is_repository,
@@ -55,7 +55,6 @@ from glipv2_d2.profiling.synthetic_inputs import benchmark_class_names, random_i
 
 DTYPES = {"fp32": torch.float32, **PRECISIONS}
 MIN_IMAGE_SIDE = 32
-LOG_FOLDER = Path("output/benchmark")
 
 
 def use_textbook_fusion(model: GLIPv2) -> None:
@@ -166,6 +165,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--repeats", type=int, default=5, metavar="N", help="measured runs")
     add("--json", type=Path, metavar="FILE", help="write the report to this file")
+    add_log_argument(parser, "benchmark")
     add_model_arguments(parser)
     return parser
 
@@ -209,6 +209,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    with log_to_file(LOG_FOLDER):
+    with log_to_file(args.log, option="--log"):
         run(args, Console())
     return 0

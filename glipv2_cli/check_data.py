@@ -5,7 +5,7 @@ Examples:
   glipv2 check-data --config my.yaml --no-images      # its TRAIN and TEST, quickly
 
 Without --dataset, the config's DATASETS.TRAIN and DATASETS.TEST are checked. The config's
-DATASETS.CUSTOM are registered, and its prompt limits apply. The log is output/check-data/log.txt.
+DATASETS.CUSTOM are registered, and its prompt limits apply.
 
 exit codes:
   0  no defects
@@ -21,15 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glipv2_cli.arguments import add_model_arguments, log_to_file, model_config
+from glipv2_cli.arguments import (
+    add_log_argument,
+    add_model_arguments,
+    log_to_file,
+    model_config,
+)
 from glipv2_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from glipv2_d2.data.checks import DatasetReport
-
-LOG_FOLDER = Path("output/check-data")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -40,13 +43,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dataset", nargs="+", default=[], metavar="NAME", help="registered datasets")
     add("--json", type=Path, metavar="FILE", help="write the report to this file")
     add("--no-images", action="store_true", help="check the annotations only, not the image files")
+    add_log_argument(parser, "check-data")
     add_model_arguments(parser, default=None, runs=False)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    with log_to_file(LOG_FOLDER):
+    with log_to_file(args.log, option="--log"):
         reports = run(args)
     num_defects = sum(report.num_defects for report in reports)
     print(f"{num_defects} defects in {len(reports)} datasets")

@@ -10,8 +10,7 @@ probably absent. order: how far the scores change with the order of the names. c
 threshold per name from a few images in COCO's format, in which every object of the names is
 labelled; for Predictor.predict(thresholds=...) and --thresholds of glipv2 predict and label.
 
-Each command prints a table; --json and --markdown write it to files. The log is
-output/check-names/log.txt.
+Each command prints a table; --json and --markdown write it to files.
 
 exit codes:
   0  every image was read and predicted
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glipv2_cli.arguments import (
+    add_log_argument,
     add_model_arguments,
     add_threshold_arguments,
     build_predictor,
@@ -39,8 +39,6 @@ from glipv2_cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from glipv2_d2.evaluation.class_reports import ClassReport
-
-LOG_FOLDER = Path("output/check-names")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -94,6 +92,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the report to this file")
     add("--markdown", type=Path, metavar="FILE", help="write the report to this file")
     add("--batch-size", type=int, default=1, metavar="N", help="images per forward pass")
+    add_log_argument(command, "check-names")
     add_model_arguments(command)
 
 
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from glipv2_d2.engine.host_memory import keep_freed_memory
 
     keep_freed_memory()
-    with log_to_file(LOG_FOLDER):
+    with log_to_file(args.log, option="--log"):
         skipped = run(args)
     for reason in skipped:
         print(f"skipped: {reason}")

@@ -166,6 +166,7 @@ def read_class_lines(path: Path) -> list[tuple[str, float | None]]:
     if not lines:
         raise ValueError(f"{source} is empty; write one name per line")
     found: list[tuple[str, float | None]] = []
+    thresholds: dict[str, float] = {}
     for number, line in enumerate(lines, 1):
         name, colon, score = line.rpartition(":")
         if not colon:
@@ -177,6 +178,8 @@ def read_class_lines(path: Path) -> list[tuple[str, float | None]]:
                 f"line {number} of {source}, {quote(line)}, has no threshold after its colon: "
                 "write 'cat: 0.4', a number from 0 to 1, or the name without a colon"
             )
+        if thresholds.setdefault(name.strip(), threshold) != threshold:
+            raise ValueError(f"{source} has two thresholds of {quote(name.strip())}; keep one")
         found.append((name.strip(), threshold))
     _check_not_empty([name for name, _ in found], source)
     return found
@@ -205,7 +208,8 @@ def parse_thresholds(values: Sequence[str]) -> tuple[float | None, dict[str, flo
                 "with one: write 0.3, cat=0.4 or '0.3, cat=0.4, coffee cup=0.5'"
             )
         if equals:
-            per_name[name.strip()] = threshold
+            if per_name.setdefault(name.strip(), threshold) != threshold:
+                raise ValueError(f"--threshold has two values of {quote(name.strip())}; pass one")
         else:
             defaults.append(threshold)
     if len(defaults) > 1:

@@ -83,5 +83,4 @@ def _failed(address: str, done: str, error: Exception) -> Exception:
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{address!r} does not exist; check the address")
     reason = str(error) or type(error).__name__
-    hint = ". Install what fsspec names" if isinstance(error, ImportError) else ""
-    return ValueError(f"{address!r} cannot be {done}: {reason}{hint}")
+    return ValueError(f"{address!r} cannot be {done}: {reason}")

@@ -55,6 +55,15 @@ def test_malformed_threshold_of_a_class_name_is_located(line: str, tmp_path: Pat
         read_class_lines(path)
 
 
+def test_two_thresholds_of_a_name_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("cat: 0.4\ndog\ncat: 0.5\n")
+    with pytest.raises(ValueError, match="names.txt has two thresholds of 'cat'"):
+        read_class_lines(path)
+    with pytest.raises(ValueError, match="--threshold has two values of 'cat'"):
+        parse_thresholds(["cat=0.4", "cat=0.5"])
+
+
 def test_thresholds_are_a_default_and_names() -> None:
     assert parse_thresholds([]) == (None, {})
     assert parse_thresholds(["cat=0.4", "0.2,a=b=1"]) == (0.2, {"cat": 0.4, "a=b": 1})
