@@ -161,7 +161,8 @@ def _evaluate_first_available(
         if comm.get_world_size() > 1:
             raise
         logger.exception("%s could not be evaluated", dataset)
-        return Outcome(dataset, reason=f"failed: {type(error).__name__}: {error}", failed=True)
+        reason = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        return Outcome(dataset, reason=f"failed: {reason}", failed=True)
     if comm.is_main_process():
         seconds = round(time.perf_counter() - start, 1)
         _write_json(path, {"key": key, "results": results, "seconds": seconds})

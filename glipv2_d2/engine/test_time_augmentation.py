@@ -23,6 +23,7 @@ from glipv2_d2.data.mapper import read_image
 from glipv2_d2.evaluation.build import TTA_SUFFIX, requests_text
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
+from glipv2_d2.modeling.input_checks import names_images
 from glipv2_d2.modeling.postprocess import (
     ChunkDetections,
     DetectionsPerImage,
@@ -131,6 +132,7 @@ class GLIPv2WithTTA(nn.Module):
         self.batch_size = batch_size
         self.train(model.training)
 
+    @names_images
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One dict of results per image.
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
+from glipv2_d2.modeling.input_checks import note_images
+
 # Batches in the queue of the evaluator; with masks they take memory.
 _MAX_PENDING = 4
 
@@ -17,8 +19,8 @@ class BackgroundEvaluator(DatasetEvaluator):
     """Processes outputs in a wrapped evaluator in a background thread, in order.
 
     Inference does not wait until masks are encoded or captions compared. An error of the evaluator
-    is raised by one of the next calls, at the latest by :meth:`evaluate`; pending batches are
-    dropped.
+    is raised by one of the next calls, at the latest by :meth:`evaluate`, with the images of its
+    batch; pending batches are dropped.
     """
 
     def __init__(self, evaluator: DatasetEvaluator) -> None:
@@ -41,7 +43,11 @@ class BackgroundEvaluator(DatasetEvaluator):
     # Gradient mode is set per thread.
     @torch.no_grad()
     def _process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        self.evaluator.process(inputs, outputs)
+        try:
+            self.evaluator.process(inputs, outputs)
+        except Exception as error:
+            note_images(error, inputs)
+            raise
 
     def _wait_until(self, max_pending: int) -> None:
         """Wait until at most ``max_pending`` batches are pending."""

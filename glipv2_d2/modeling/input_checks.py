@@ -1,9 +1,10 @@
-"""Whether a mapper has set the fields of its input dicts that a model reads."""
+"""The input dicts of a model: whether a mapper has set what it reads, and their names in errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from detectron2.structures import Instances
 from torch import Tensor
@@ -11,6 +12,39 @@ from torch import Tensor
 from glipv2_d2.structures import fields
 
 _GROUND_TRUTH = ("gt_boxes", "gt_classes")
+MAX_NAMED_IMAGES = 8
+
+Model = TypeVar("Model")
+Inputs = list[dict[str, Any]]
+R = TypeVar("R")
+
+
+def names_images(forward: Callable[[Model, Inputs], R]) -> Callable[[Model, Inputs], R]:
+    """Decorate the ``forward`` of a model: a note of its errors names the images of the batch.
+
+    Inputs without a file name, such as those of :class:`~glipv2_d2.predictor.Predictor`, are
+    not named.
+    """
+
+    @functools.wraps(forward)
+    def named_forward(self: Model, batched_inputs: Inputs) -> R:
+        try:
+            return forward(self, batched_inputs)
+        except Exception as error:
+            note_images(error, batched_inputs)
+            raise
+
+    return named_forward
+
+
+def note_images(error: Exception, inputs: Sequence[dict[str, Any]]) -> None:
+    """Add a note to an error that names the files of a batch of inputs."""
+    names = [x[fields.FILE_NAME] for x in inputs if isinstance(x, dict) and fields.FILE_NAME in x]
+    names = list(dict.fromkeys(map(repr, names)))
+    if names:
+        more = len(names) - MAX_NAMED_IMAGES
+        end = f" and {more} more" if more > 0 else ""
+        error.add_note(f"images of the batch: {', '.join(names[:MAX_NAMED_IMAGES])}{end}")
 
 
 def check_inputs(inputs: Sequence[dict[str, Any]], *, needs_instances: bool = False) -> None:

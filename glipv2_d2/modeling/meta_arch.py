@@ -24,7 +24,7 @@ from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_gene
 from glipv2_d2.modeling.heads.inter_image import build_inter_image_head
 from glipv2_d2.modeling.heads.masked_language import build_masked_language_head
 from glipv2_d2.modeling.heads.roi_heads import GroundingROIHeads, build_grounding_roi_heads
-from glipv2_d2.modeling.input_checks import check_inputs
+from glipv2_d2.modeling.input_checks import check_inputs, names_images
 from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.postprocess import (
@@ -179,6 +179,7 @@ class GLIPv2(CheckpointPrefixes, Configurable):
         if not prefix:
             convert_foreign(self, state_dict)
 
+    @names_images
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.closed_set import build_closed_set_evidence, num_closed_classes
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import ResidualScore
-from glipv2_d2.modeling.input_checks import check_inputs
+from glipv2_d2.modeling.input_checks import check_inputs, names_images
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.prompt_builder import (
     PromptBuilder,
@@ -140,6 +140,7 @@ class OpenVocabularyRetinaNet(RetinaNet, Configurable):
             "language_cache_size": cfg.MODEL.LANGUAGE_BACKBONE.CACHE_SIZE,
         }
 
+    @names_images
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:

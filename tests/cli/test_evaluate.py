@@ -18,6 +18,7 @@ from glipv2_d2.engine import benchmark_evaluation
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation import benchmarks
 from glipv2_d2.evaluation.benchmarks import Benchmark
+from glipv2_d2.modeling.input_checks import names_images
 
 FIRST, SECOND, ABSENT = "benchmarked_first", "benchmarked_second", "benchmarked_absent"
 # The stand-in detects a cat in the box that every image has. Of four images the first and the last
@@ -163,6 +164,19 @@ def test_failing_dataset_does_not_stop_the_others(command: list[str], tmp_path: 
     datasets = report(command)["two"]["datasets"]
     assert datasets[FIRST]["failed"] and "1.png" in datasets[FIRST]["reason"]
     assert datasets[SECOND]["results"]["bbox"]["AP"] == pytest.approx(AP)
+
+
+def test_an_error_of_the_model_is_reported_with_its_image(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(MeanColour, "forward", names_images(fail))
+    assert evaluate_all.main(command) == evaluate_all.FAILED
+    reason = report(command)["two"]["datasets"][FIRST]["reason"]
+    assert reason.startswith("failed: RuntimeError: out of memory; images of the batch: ")
+    assert reason.endswith("0.png'")
 
 
 def test_augmentation_that_the_model_does_not_support_is_a_failure(command: list[str]) -> None:

@@ -69,6 +69,16 @@ def test_an_error_is_raised_by_evaluate() -> None:
         evaluator.evaluate()
 
 
+def test_an_error_names_the_images_of_its_batch() -> None:
+    recorder = Recorder()
+    evaluator = BackgroundEvaluator(recorder)
+    evaluator.process([{"image_id": 7, "file_name": "seven.jpg"}], [{"score": None}])
+    recorder.may_continue.set()
+    with pytest.raises(ValueError, match="image 7 has no score") as caught:
+        evaluator.evaluate()
+    assert caught.value.__notes__ == ["images of the batch: 'seven.jpg'"]
+
+
 def test_batches_after_an_error_are_dropped() -> None:
     recorder = Recorder()
     evaluator = BackgroundEvaluator(recorder)

@@ -23,7 +23,7 @@ from glipv2_d2.modeling.class_embeddings import (
 from glipv2_d2.modeling.class_evidence import ClassEvidence
 from glipv2_d2.modeling.closed_set import build_closed_set_evidence
 from glipv2_d2.modeling.heads.base import TEXT
-from glipv2_d2.modeling.input_checks import check_inputs
+from glipv2_d2.modeling.input_checks import check_inputs, names_images
 from glipv2_d2.modeling.language import LanguageBackbone, LanguageCache, build_language_backbone
 from glipv2_d2.modeling.prompt_builder import (
     PromptBuilder,
@@ -112,6 +112,7 @@ class OpenVocabularyRCNN(GeneralizedRCNN, Configurable):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
+    @names_images
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
