@@ -16,6 +16,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
+from glipv2_d2.data.text_tasks import describe_record
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class TrainLoader:
     ``aspect_ratio_grouping`` puts wide and tall images into different batches, as in Detectron2.
 
     An unusable record (a broken image, or one of another size than recorded) is replaced by
-    another one, logged in a warning and counted in ``num_skipped``.
+    another one, whatever error it raises, logged in a warning and counted in ``num_skipped``.
     """
 
     def __init__(
@@ -166,8 +167,11 @@ class SeededStream(IterableDataset):
             np.random.seed(seed.generate_state(4))  # noqa: NPY002
             try:
                 mapped = self.mapper(self.records[index])
-            except (OSError, ValueError) as error:
-                skipped.append(str(error))
+            # An image may raise any error, also of PIL, OpenCV or an augmentation. If they are all
+            # alike, the error is the mapper's, and is raised below.
+            except Exception as error:
+                skipped.append(_reason(self.records[index], error))
+                last = error
                 (draw,) = seed.spawn(1)
                 index = int(np.random.default_rng(draw).integers(len(self.records)))
                 continue
@@ -175,4 +179,11 @@ class SeededStream(IterableDataset):
         raise ValueError(
             f"{MAX_DRAWS} training records in a row are unusable; the first: {skipped[0]}; the "
             f"last: {skipped[-1]}. Find all of them with glipv2 check-data"
-        )
+        ) from last
+
+
+def _reason(record: Record, error: Exception) -> str:
+    """Why a record is skipped, with its image if the error does not name it."""
+    if isinstance(error, OSError | ValueError) and str(record.get(fields.FILE_NAME)) in str(error):
+        return str(error)
+    return f"{describe_record(record)} cannot be mapped ({type(error).__name__}: {error})"

@@ -127,6 +127,31 @@ def test_bad_record_is_replaced_logged_and_counted(
     assert "no. 1: 3 is broken" in caplog.text
 
 
+@pytest.mark.parametrize("error", [KeyError("bbox"), MemoryError(), AssertionError("scale")])
+def test_a_record_is_replaced_whatever_error_it_raises(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mapper(record: dict[str, Any]) -> dict[str, Any]:
+        if record["file_name"] == "3":
+            raise error
+        return dict(record)
+
+    data = loader(records("wwwww"), mapper=mapper)
+    with caplog.at_level(logging.WARNING):
+        batches = list(itertools.islice(data, 10))
+    assert "3" not in {x["file_name"] for batch in batches for x in batch}
+    assert f"image '3' cannot be mapped ({type(error).__name__}: {error})" in caplog.text
+
+
+def test_an_error_of_the_mapper_is_raised_with_its_cause() -> None:
+    def mapper(_: dict[str, Any]) -> dict[str, Any]:
+        raise AttributeError("no such transform")
+
+    with pytest.raises(ValueError, match="image '.' cannot be mapped.*no such tr") as caught:
+        next(iter(loader(records("ww"), mapper=mapper)))
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
 def test_replacement_is_the_same_after_resuming() -> None:
     whole = list(itertools.islice(loader(records("wwwww"), mapper=failing_mapper("3", "1")), 8))
     resumed = loader(records("wwwww"), mapper=failing_mapper("3", "1"))
