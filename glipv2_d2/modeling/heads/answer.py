@@ -134,10 +134,12 @@ class AnswerHead(nn.Module, Configurable):
         Args:
             questions: one or more groups of questions, possibly empty ones.
             answers: per question {answer: score in 0..1}. Answers outside the vocabulary are
-                ignored.
+                ignored, and questions without any other answer are left out, as in FIBER.
         """
         logits = torch.cat([self.logits(group, self.answers) for group in questions])
-        return {"loss_answer": self.weight * answer_loss(logits, self.targets(answers).to(logits))}
+        targets = self.targets(answers).to(logits)
+        has_target = (targets > 0).any(dim=1)
+        return {"loss_answer": self.weight * answer_loss(logits[has_target], targets[has_target])}
 
     def targets(self, answers: Sequence[Mapping[str, float]]) -> Tensor:
         """(Q, A), the soft target of each answer of the vocabulary."""

@@ -46,6 +46,18 @@ def test_pooling_is_a_softmax_over_the_valid_tokens(head: AnswerHead, text: Text
         torch.testing.assert_close(head.pool(text)[row], expected)
 
 
+def test_a_question_without_an_answer_of_the_vocabulary_is_left_out(
+    head: AnswerHead, text: TextFeatures
+) -> None:
+    answers = [{"yes": 1.0, "no": 0.3}, {"giraffe": 1.0}]
+    loss = head.losses([QuestionFeatures(text)], answers)["loss_answer"]
+    alone = head.losses([QuestionFeatures(text.rows([0]))], answers[:1])["loss_answer"]
+    torch.testing.assert_close(loss, alone)
+    none = head.losses([QuestionFeatures(text)], [{"giraffe": 1.0}, {}])["loss_answer"]
+    none.backward()
+    assert none == 0 and not any(p.grad.any() for p in head.parameters())
+
+
 @pytest.mark.parametrize("padding", [100.0, float("inf"), float("nan")])
 def test_padding_is_ignored(head: AnswerHead, text: TextFeatures, padding: float) -> None:
     before = head.pool(text)
