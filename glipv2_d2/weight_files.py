@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
@@ -72,6 +73,12 @@ def _verify_zip(file: IO[bytes]) -> None:
     with zipfile.ZipFile(file) as archive:
         if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
             raise pickle.UnpicklingError("unsupported GLOBAL TorchScript")
+        # torch.save compresses nothing, but torch.load expands what is compressed, to any size.
+        num_bytes = sum(part.file_size for part in archive.infolist())
+        if num_bytes > file.seek(0, os.SEEK_END):
+            raise zipfile.BadZipFile(
+                f"its parts expand to {num_bytes:,} bytes, more than torch.save writes"
+            )
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of its part {quote(damaged)} is wrong")
 

@@ -56,9 +56,11 @@ def read_checkpoint(path: str | Path, *, key: str = WEIGHTS_KEY) -> dict[str, An
         FileNotFoundError: the file does not exist.
         ValueError: it is damaged or not a checkpoint; the message describes its content.
     """
-    if Path(path).suffix == ".safetensors":
-        return {"model": read_safetensors(path, key=key)}
-    content = read_torch_file(path, key=key)
+    is_safetensors = Path(path).suffix == ".safetensors"
+    content = (read_safetensors if is_safetensors else read_torch_file)(path, key=key)
+    if is_safetensors:
+        # A name in it may be "model".
+        content = {"model": content}
     checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
     require_state_dict(checkpoint["model"], path, key=key)
     return checkpoint

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import detectron2
 import torch
@@ -25,6 +25,7 @@ from glipv2_d2.trust import unsafe_files_allowed, unsafe_remedy
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 80
+_MAX_FILES = 100
 
 
 def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
@@ -92,7 +93,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path!r} does not exist")
     try:
-        loaded = _ConfigFile.load_yaml_with_base(path)
+        loaded = _load_with_bases(path)
         keys = _walk(loaded, "")
         _check_keys(cfg, keys, source=f"config file {path!r}")
     # AttributeError, TypeError: the file is a list, a string or empty. AssertionError: a section in
@@ -115,15 +116,39 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         raise ValueError(f"config file {path!r}: {error}") from error
 
 
+def _load_with_bases(path: str) -> dict[str, Any]:
+    # A class for each config, which counts its files.
+    loader = type("_Loader", (_ConfigFile,), {"files": []})
+    try:
+        return loader.load_yaml_with_base(path)
+    except UnicodeError:
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config file {path!r}: {error}") from error
+    # A base that is a folder, or a URL without an answer.
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config file {path!r}: {error}") from error
+
+
 class _ConfigFile(CfgNode):
     """Loads YAML files of plain values, where Detectron2 by default executes code from them.
 
     The files of the installed detectron2 are excepted: some have Python expressions.
     """
 
+    files: ClassVar[list[str]]
+
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Detectron2's, which calls it for each file of ``_BASE_``."""
+        """Detectron2's, which calls it for each file of ``_BASE_``.
+
+        Raises:
+            ValueError: the file has too many bases, because it is one itself, or because files with
+                several bases are read over and over.
+        """
+        cls.files.append(filename)
+        if len(cls.files) > _MAX_FILES:
+            raise ValueError(f"more than {_MAX_FILES} base files (_BASE_), the last {filename!r}")
         allow_unsafe = unsafe_files_allowed() or _is_of_detectron2(filename)
         return super().load_yaml_with_base(filename, allow_unsafe)
 

@@ -83,6 +83,30 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
         load_config(write(tmp_path / "config.yaml", "_BASE_: nowhere.yaml\n"))
 
 
+@pytest.mark.parametrize("base", [".", "http://127.0.0.1:9/base.yaml", "SEED: 1" + "0" * 5000])
+def test_a_base_that_cannot_be_read_is_an_error_that_names_the_config(
+    tmp_path: Path, base: str
+) -> None:
+    text = base if base.startswith("SEED") else f"_BASE_: {base}\n"
+    with pytest.raises(ValueError, match=r"config file '.*config\.yaml': "):
+        load_config(write(tmp_path / "config.yaml", text))
+
+
+def test_bases_that_repeat_each_other_take_no_time(tmp_path: Path) -> None:
+    """2 ** 30 files to read, of 31."""
+    for i in range(30):
+        write(tmp_path / f"{i}.yaml", f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]\n")
+    write(tmp_path / "30.yaml", "SEED: 1\n")
+    with pytest.raises(ValueError, match=r"0\.yaml': more than 100 base files"):
+        load_config(tmp_path / "0.yaml")
+
+
+def test_configs_that_are_bases_of_each_other_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "other.yaml", "_BASE_: config.yaml\n")
+    with pytest.raises(ValueError, match=r"config\.yaml': more than 100 base files"):
+        load_config(write(tmp_path / "config.yaml", "_BASE_: other.yaml\n"))
+
+
 def test_aliases_that_repeat_each_other_take_no_time(tmp_path: Path) -> None:
     """9 ** 12 keys in one kilobyte."""
     nine = [", ".join(f"k{j}: *a{i}" for j in range(9)) for i in range(12)]

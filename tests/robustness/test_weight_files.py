@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, load_weights, read_checkpoint, save_state
@@ -155,7 +158,7 @@ def test_bytes_replaced_in_a_pickle_are_an_error_or_numbers_of_the_right_shape(
         assert str(path) in error or all(v.isfinite().all() for v in model.state_dict().values())
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
 @pytest.mark.parametrize(
     ("value", "defect"),
     [(float("nan"), "nan"), (float("inf"), "infinite"), (float("-inf"), "infinite")],
@@ -168,9 +171,64 @@ def test_a_tensor_with_a_number_that_is_not_finite_is_named(
     path = tmp_path / f"bad{suffix}"
     if suffix == ".pth":
         save({"model": weights}, path)
+    elif suffix == ".safetensors":
+        save_file(weights, path)
     else:
         pickled({"model": {n: v.numpy() for n, v in weights.items()}, "__author__": "x"}, path)
     with pytest.raises(ValueError, match=rf"bad\{suffix}' are damaged: weight has {defect}"):
+        load(path)
+
+
+def tensor_at(begin: int, end: int, **fields: Any) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [4], "data_offsets": [begin, end], **fields}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": tensor_at(0, 16), "bias": tensor_at(8, 24)},  # overlap
+        {"weight": tensor_at(0, 16), "bias": tensor_at(32, 48)},  # a hole
+        {"weight": tensor_at(0, 16), "bias": tensor_at(16, 1 << 60)},  # beyond the file
+        {"weight": tensor_at(0, 16, shape=[1 << 40, 1 << 40])},
+        {"weight": tensor_at(-16, 0)},
+        {"weight": tensor_at(0, 16, dtype="X9")},
+        {},
+    ],
+)
+def test_a_damaged_header_of_safetensors_is_named(tensors: dict[str, Any], tmp_path: Path) -> None:
+    header = json.dumps(tensors).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(48)
+    (tmp_path / "damaged.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.safetensors"):
+        load(tmp_path / "damaged.safetensors")
+
+
+def test_a_length_of_the_header_beyond_the_file_is_named(tmp_path: Path) -> None:
+    for length in (1 << 62, 200_000_000, 40):
+        (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
+        with pytest.raises(ValueError, match=r"long\.safetensors"):
+            load(tmp_path / "long.safetensors")
+
+
+def test_nothing_in_the_metadata_of_safetensors_relaxes_loading(tmp_path: Path) -> None:
+    path = tmp_path / "partial.safetensors"
+    save_file({"weight": WEIGHTS["weight"]}, path, {"matching_heuristics": "True"})
+    with pytest.raises(ValueError, match=r"missing in the file \(1\):\n  bias"):
+        load(path)
+
+
+@pytest.mark.parametrize("part", ["data/0", "data.pkl"])
+def test_a_checkpoint_that_expands_beyond_its_size_is_refused(tmp_path: Path, part: str) -> None:
+    save({"model": WEIGHTS}, tmp_path / "plain.pth")
+    path = tmp_path / "bomb.pth"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            content = bytes(20_000_000) if name.endswith(part) else plain.read(name)
+            bomb.writestr(name, content)
+    with pytest.raises(ValueError, match=r"bomb\.pth.*damaged.*expand to 20,\d+,\d+ bytes"):
         load(path)
 
 
