@@ -84,10 +84,11 @@ def label_studio_task(
     results = []
     for index, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
         x1, y1, x2, y2 = _clip(box, image_size)
+        # Ids are unique in a project, and the same in a second export.
+        key = f"{image} {index}".encode(errors="backslashreplace")
         results.append(
             {
-                # Ids are unique in a project, and the same in a second export.
-                "id": hashlib.blake2b(f"{image} {index}".encode(), digest_size=5).hexdigest(),
+                "id": hashlib.blake2b(key, digest_size=5).hexdigest(),
                 "type": "rectanglelabels",
                 "from_name": from_name,
                 "to_name": to_name,

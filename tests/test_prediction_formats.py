@@ -142,6 +142,11 @@ def test_label_studio_task_fits_its_interface(prediction: Prediction) -> None:
     assert len(set(ids)) == 2
 
 
+def test_label_studio_takes_a_file_name_that_is_not_utf8(prediction: Prediction) -> None:
+    task = prediction.to_label_studio("\udce9t\udce9.png", "model")
+    assert len(task["predictions"][0]["result"]) == len(prediction)
+
+
 def test_label_studio_values_are_within_its_schema() -> None:
     """Of label-studio-sdk: RectangleLabelsValue, Region and PredictionValue."""
     instances = Instances((HEIGHT, WIDTH))
