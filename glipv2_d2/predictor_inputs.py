@@ -52,7 +52,10 @@ def prompt_fields(
 
 
 def _list_per_image(num_images: int, argument: str, names: ClassNames) -> list[list[str]]:
-    """One list of class names per image. The model validates the names themselves."""
+    """One list of class names per image.
+
+    Their lengths are checked, before an image is encoded; the model validates the names themselves.
+    """
     if isinstance(names, str):
         raise ValueError(
             f"{argument} must be a list of strings, not {quote(names)}: split it first"
@@ -64,6 +67,10 @@ def _list_per_image(num_images: int, argument: str, names: ClassNames) -> list[l
     for item in lists:
         if isinstance(item, str):
             raise ValueError(f"{argument} mixes strings and lists: {quote(item)} is not in a list")
+    for item in lists[:1] if is_one_list else lists:
+        for name in item:
+            if isinstance(name, str):
+                check_text(name, "class name")
     return [list(item) for item in lists]
 
 

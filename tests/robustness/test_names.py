@@ -228,6 +228,23 @@ def test_a_text_is_measured_before_it_is_parsed(request_of, monkeypatch):
     assert len(str(error.value)) < 200
 
 
+@pytest.mark.parametrize("length", [MAX_CHARACTERS + 1, 1_000_000])
+@pytest.mark.parametrize("kind", ["caption", "classes", "negatives", "phrases"])
+def test_a_predictor_refuses_a_long_text_before_it_runs(kind, length, predictor, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.text.noun_phrases.load_tagger", no_parser)
+    monkeypatch.setattr(predictor.model, "encode_images", no_parser)
+    text = (LONG * 2)[:length]
+    prompts = {
+        "caption": {"caption": text},
+        "classes": {"classes": ["cat", text]},
+        "negatives": {"classes": ["cat"], "negatives": [text]},
+        "phrases": {"caption": "a cat", "phrases": [text]},
+    }
+    with pytest.raises(ValueError, match="the limit is|is not in the caption") as error:
+        predictor.predict(IMAGE, **prompts[kind], channel_order="RGB")
+    assert len(str(error.value)) < 2 * MAX_QUOTED + 120
+
+
 quoted_inputs = [
     lambda text: prompt_fields(1, text, None, None, None),
     lambda text: prompt_fields(1, [text], None, text, None),
