@@ -12,6 +12,7 @@ EXTRAS = (
     "captions",
     "dev",
     "fast-eval",
+    "heic",
     "lora",
     "lvis",
     "mini-data",

@@ -226,7 +226,7 @@ def _content(file: IO[bytes]) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in _AVIF_BRANDS and "AVIF" not in _installed_formats():
         return "AVIF, which this version of Pillow cannot read: pip install -U pillow"
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and "HEIF" not in _installed_formats():
-        return "HEIC, which needs a package: pip install pillow-heif"
+        return "HEIC, which needs a package: pip install pillow-heif (extra: heic)"
     text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     return next(
         (kind for begin, kind in _OTHER_FILES.items() if text.startswith(begin)),

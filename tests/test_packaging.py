@@ -128,5 +128,5 @@ def test_every_import_is_a_requirement() -> None:
     files = set(REQUIREMENTS.glob("*.txt")) - {REQUIREMENTS / "constraints.txt"}
     required = set().union(*(provided_packages(r) for file in files for r in requirements(file)))
     imported = imported_packages(*LIBRARY, *SCRIPTS) - own - sys.stdlib_module_names
-    # images.py reads HEIC where the package is; nothing else needs it.
+    # The extra heic is not installed here.
     assert imported - {"pillow_heif"} <= required

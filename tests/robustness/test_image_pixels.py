@@ -75,6 +75,14 @@ FILES = {
         saved(ONE_BIT, "GIF", save_all=True, append_images=[Image.new("1", (9, 6), 1)]),
         as_rgb(ONE_BIT),
     ),
+    "animated.png": (
+        saved(PIL_RGB, "PNG", save_all=True, append_images=[Image.new("RGB", (9, 6))]),
+        RGB,
+    ),
+    "animated.webp": (
+        saved(PIL_RGB, "WEBP", lossless=True, save_all=True, append_images=[ONE_BIT]),
+        RGB,
+    ),
     "pages.tif": (saved(PIL_RGB, "TIFF", save_all=True, append_images=[ONE_BIT]), RGB),
     "turned.png": (turned(PIL_RGB, "PNG"), np.rot90(RGB, CLOCKWISE)),
     "turned.webp": (turned(PIL_RGB, "WEBP"), np.rot90(RGB, CLOCKWISE)),
@@ -82,6 +90,8 @@ FILES = {
     "mirrored.png": (turned(PIL_RGB, "PNG", 2), RGB[:, ::-1]),
     "turned_deep.tif": (turned(BIG_ENDIAN, "TIFF"), np.rot90(GRAY16_AS_RGB, CLOCKWISE)),
     "no_such_turn.png": (turned(PIL_RGB, "PNG", 99), RGB),
+    "turn_0.png": (turned(PIL_RGB, "PNG", 0), RGB),
+    "turn_9.png": (turned(PIL_RGB, "PNG", 9), RGB),
     "damaged_exif.png": (saved(PIL_RGB, "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff"), RGB),
     "png_named.jpg": (saved(PIL_RGB, "PNG"), RGB),
 }
