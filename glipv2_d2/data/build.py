@@ -82,7 +82,7 @@ def build_train_loader(
     tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
     records_of = {
         name: sanitize_dataset(
-            records, name=name, class_names=class_names[name], tokenizer=tokenizer
+            records, name=name, class_names=_names_in_prompts(name), tokenizer=tokenizer
         )
         for name, records in loaded.items()
     }
@@ -150,12 +150,19 @@ def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
         filter_empty: drop images that have only crowd annotations.
 
     Raises:
-        ValueError: the dataset is not registered.
+        ValueError: the dataset is not registered, or has no usable image.
         FileNotFoundError: an annotation file or image directory does not exist.
     """
     check_registered(name)
     _check_paths(name)
-    records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+    try:
+        records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+    # Detectron2 asserts that there are images, also after it dropped those without boxes.
+    except AssertionError as error:
+        raise ValueError(
+            f"dataset {name!r} has no usable image ({error}): python tools/check_dataset.py "
+            f"--dataset {name} shows why"
+        ) from error
     return [{**record, fields.DATASET_NAME: name} for record in records]
 
 
@@ -185,6 +192,14 @@ def _check_paths(name: str) -> None:
 def _class_names(dataset_names: Sequence[str]) -> dict[str, list[str]]:
     """Class names per dataset, empty for captions. Readers set them, so load the datasets first."""
     return {name: MetadataCatalog.get(name).get("thing_classes") or [] for name in dataset_names}
+
+
+def _names_in_prompts(dataset_name: str) -> list[str]:
+    """The class names of a dataset as its custom prompt texts, if it has them, spell them."""
+    decorations = _decorations([dataset_name]).get(dataset_name, [])
+    return [decoration.name for decoration in decorations] or _class_names([dataset_name])[
+        dataset_name
+    ]
 
 
 def _check_class_names(class_names: dict[str, list[str]], separator: str) -> None:

@@ -57,7 +57,8 @@ def parse_number(value: Any, limit: float = MAX_COORDINATE) -> float | None:
     """
     if isinstance(value, str):
         try:
-            value = float(value)
+            # Python also reads 2_0 as 20.
+            value = float(value.replace("_", "?"))
         except ValueError:
             return None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -100,6 +100,26 @@ SAME: dict[str, Change] = {
     ),
     "category ids as text": lambda c: every(c, "category_id", lambda a: str(a["category_id"])),
     "ids of categories as text": lambda c: every(c, "id", lambda a: str(a["id"]), "categories"),
+    "category ids as text throughout": lambda c: [
+        every(c, "id", lambda e: str(e["id"]), "categories"),
+        every(c, "category_id", lambda a: str(a["category_id"])),
+    ],
+    "category ids as words": lambda c: [
+        every(c, "id", lambda e: f"c{e['id']}", "categories"),
+        every(c, "category_id", lambda a: f"c{a['category_id']}"),
+    ],
+    "image ids as floats": lambda c: every(c, "id", lambda i: float(i["id"]), "images"),
+    "image ids as padded text": lambda c: [
+        every(c, "id", lambda i: f"{i['id']:012d}", "images"),
+        every(c, "image_id", lambda a: f"{a['image_id']:012d}"),
+    ],
+    "info null": lambda c: c.update(info=None, licenses=5),
+    "file names with backslashes": lambda c: every(
+        c, "file_name", lambda i: f"..\\images\\{i['file_name']}", "images"
+    ),
+    "file names with ..": lambda c: every(
+        c, "file_name", lambda i: f"../images/{i['file_name']}", "images"
+    ),
     "an image listed twice": lambda c: c["images"].append(dict(c["images"][0])),
     "categories listed twice": lambda c: c["categories"].extend(copy.deepcopy(c["categories"])),
     "a group called like a class": add_group,
@@ -154,6 +174,9 @@ LESS_ONE: dict[str, Change] = {
     "a bbox with infinity": lambda c: annotation(c, bbox=[1, 2, float("inf"), 4]),
     "a bbox with a huge number": lambda c: annotation(c, bbox=[1, 2, 10**400, 4]),
     "a bbox of words": lambda c: annotation(c, bbox=["a", "b", "c", "d"]),
+    "a bbox of text with other marks": lambda c: annotation(c, bbox=["4,0", "6", "2_0", "16"]),
+    "a bbox as one text": lambda c: annotation(c, bbox="4 6 20 16"),
+    "a bbox in a list": lambda c: annotation(c, bbox=[[4, 6, 20, 16]]),
     "a bbox of flags": lambda c: annotation(c, bbox=[True, True, True, True]),
     "a bbox as an object": lambda c: annotation(c, bbox={"x": 1}),
     "a bbox without width": lambda c: annotation(c, bbox=[4, 6, 0, 16]),
@@ -182,6 +205,7 @@ REFUSED: dict[str, Change] = {
     "one category id for two names": lambda c: c["categories"][0].update(id=20),
     "iscrowd 'perhaps'": lambda c: annotation(c, iscrowd="perhaps"),
     "iscrowd a list": lambda c: annotation(c, iscrowd=[1]),
+    "annotations as an object": lambda c: c.update(annotations={"1": c["annotations"][0]}),
     "images as an object": lambda c: c.update(images={}),
     "no images": lambda c: c.pop("images"),
     "an image that is a name": lambda c: c["images"].append("7.png"),
@@ -471,23 +495,35 @@ def test_records_of_any_type_are_checked(record: Any, limits: PromptLimits) -> N
     assert check_dataset(NAME, limits, open_images=True).num_defects > 0
 
 
-@pytest.mark.parametrize("kind", ["no area", "annotation ids from 0", "iscrowd '0'", "no iscrowd"])
+@pytest.mark.parametrize("content", [{"images": []}, {"annotations": []}])
+def test_a_dataset_without_a_usable_image_is_an_error_of_the_loader(
+    content: Content, register: Callable[..., Path]
+) -> None:
+    register(lambda c: c.update(content))
+    with pytest.raises(ValueError, match=f"{NAME}.*no usable image.*check_dataset"):
+        load_dataset(NAME, filter_empty=True)
+
+
+@pytest.mark.parametrize("kind", SAME | LESS_ONE)
 def test_finetune_reads_the_same_truth(
     kind: str, sound: tuple[Content, Path], tmp_path: Path
 ) -> None:
+    change = (SAME | LESS_ONE)[kind]
+    (tmp_path / "images").symlink_to(sound[1])
     for split in ("train", "valid"):
         (tmp_path / split).mkdir()
         for image in sound[1].iterdir():
             (tmp_path / split / image.name).symlink_to(image)
         content = copy.deepcopy(sound[0])
-        SAME[kind](content)
+        change(content)
         add_group(content)
         path = tmp_path / split / "_annotations.coco.json"
         path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
     folder = open_coco_folder(tmp_path)
     assert folder.train.class_names == ["cat", "traffic light", "hot_dog_(food)"]
-    assert [a["area"] for a in folder.train.coco["annotations"]] == [320] * 6
-    assert [a["iscrowd"] for a in folder.valid.coco["annotations"]] == [0] * 6
+    num_boxes = 6 if kind in SAME else 5
+    assert [a["bbox"] for a in folder.train.coco["annotations"]] == [[4, 6, 20, 16]] * num_boxes
+    assert [a["iscrowd"] for a in folder.valid.coco["annotations"]] == [0] * num_boxes
 
 
 def as_lvis(content: Content) -> None:

@@ -125,7 +125,7 @@ def image_record(
 
 
 def file_name_of(image: Mapping[str, Any], where: str) -> str:
-    """The ``file_name`` of an entry of ``images``.
+    """The ``file_name`` of an entry of ``images``; backslashes, as of Windows, become slashes.
 
     Args:
         where: the folder of the images or the annotation file, for the message.
@@ -139,4 +139,4 @@ def file_name_of(image: Mapping[str, Any], where: str) -> str:
             f"image {image['id']!r} has the 'file_name' {file_name!r:.80}: it should be its path "
             f"below the image folder ({where!r})"
         )
-    return file_name
+    return file_name.replace("\\", "/")
