@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from glipv2_d2.dataset_classes import DatasetClasses
 from glipv2_d2.images import ChannelOrder, read_image
 from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.text.names import check_names, clean_name, normalized_name
-from glipv2_d2.text.prompts import Decoration, check_separator, class_prompt
+from glipv2_d2.text.prompts import Decoration, check_separator, class_prompt, none_known
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # Class names and their custom prompt texts, which may be empty.
@@ -101,7 +102,10 @@ class ClassPromptSampler(Configurable):
 
         Returns:
             A prompt whose ``classes`` index ``names``. It contains all positives that fit the
-            token limit.
+            token limit and have a word in the tokenizer's vocabulary.
+
+        Raises:
+            ValueError: no name has such a word.
         """
         texts, costs = self._texts_and_costs(tuple(names), tuple(decorations))
         classes = sample_classes(
@@ -127,7 +131,10 @@ class ClassPromptSampler(Configurable):
     def _texts_and_costs(
         self, names: tuple[str, ...], decorations: tuple[Decoration, ...]
     ) -> tuple[list[str], list[int]]:
-        """The normalized prompt text of every name, by which equal ones are found, and its cost."""
+        """The normalized prompt text of every name, by which equal ones are found, and its cost.
+
+        A name without a word in the tokenizer's vocabulary never fits: inference ignores it, too.
+        """
         key = (names, decorations)
         if key not in self._cache:
             if len(self._cache) >= MAX_CACHED_LISTS:
@@ -135,6 +142,13 @@ class ClassPromptSampler(Configurable):
             texts = ["".join(parts) for parts in decorations] or [clean_name(n) for n in names]
             normalized = [normalized_name(text) for text in texts]
             costs = self.tokenizer.counts([text + self.separator for text in texts])
+            labels = [decoration.name for decoration in decorations] or texts
+            is_known = self.tokenizer.are_known(labels)
+            if not any(is_known):
+                raise ValueError(none_known(names))
+            costs = [
+                cost if known else sys.maxsize for cost, known in zip(costs, is_known, strict=True)
+            ]
             self._cache[key] = (normalized, costs)
         return self._cache[key]
 

@@ -15,9 +15,11 @@ from detectron2.structures import BoxMode
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, TEXT_TASKS, record_tasks
 from glipv2_d2.data.text_tasks import check_text_task, describe_record
+from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt, QueryKind, fields
 from glipv2_d2.structures.text import Span
-from glipv2_d2.text.prompts import caption_prompt
+from glipv2_d2.text.names import check_names, clean_name
+from glipv2_d2.text.prompts import caption_prompt, none_known, without_unknown_labels
 from glipv2_d2.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ EMPTY_CAPTIONS = "captions were empty and were dropped with their image"
 PHRASES_TOO_LONG = "phrases were beyond the token limit and were dropped"
 QUESTIONS_TOO_LONG = "questions were longer than the token limit and were dropped"
 EMPTY_ANSWERS = "questions had only empty answers and were dropped"
+UNKNOWN_NAMES = "class names had no word in the tokenizer's vocabulary: they are in no prompt"
+UNKNOWN_PHRASES = "phrases had no word in the tokenizer's vocabulary and were dropped"
+BOXES_OF_UNKNOWN_NAMES = "boxes of names without a word in the vocabulary were dropped"
 BOXES_OF_LONG_PHRASES = "boxes of phrases beyond the token limit were dropped"
 
 # Boxes that extend beyond the image by less, in pixels, are clipped without a report.
@@ -50,14 +55,16 @@ def sanitize_dataset(
 
     Args:
         name: name of the dataset, for the report.
-        class_names: class names of records without ``classes`` or ``caption``.
+        class_names: class names of records without ``classes`` or ``caption``; of a dataset with
+            custom prompt texts, the names in them.
 
     Raises:
-        ValueError: a record has no training target, a class index out of range, or an empty
-            question or target caption.
+        ValueError: a record has no training target, a class index out of range, class names
+            without any known word, or an empty question or target caption.
     """
     faults = Faults()
     sanitized = []
+    known_classes = _KnownClasses(tokenizer, faults)
     for record in records:
         if fields.CAPTION in record and not record[fields.CAPTION].strip():
             faults.add(EMPTY_CAPTIONS, record.get(fields.FILE_NAME))
@@ -66,7 +73,7 @@ def sanitize_dataset(
         elif fields.QUESTION in record and not question_fits(record[fields.QUESTION], tokenizer):
             faults.add(QUESTIONS_TOO_LONG, describe_record(record))
         else:
-            sanitized.append(_sanitize_record(record, class_names, tokenizer, faults))
+            sanitized.append(_sanitize_record(record, class_names, known_classes, faults))
     faults.warn(logger, name)
     return sanitized
 
@@ -86,7 +93,7 @@ def question_fits(question: Any, tokenizer: Tokenizer) -> bool:
 def _sanitize_record(
     record: dict[str, Any],
     class_names: Sequence[str],
-    tokenizer: Tokenizer,
+    known_classes: _KnownClasses,
     faults: Faults,
 ) -> dict[str, Any]:
     file_name = record.get(fields.FILE_NAME)
@@ -105,16 +112,52 @@ def _sanitize_record(
         size = (record[fields.HEIGHT], record[fields.WIDTH])
         annotations = _clip_boxes(annotations, size, file_name, faults)
     if QueryKind.GROUND in tasks:
-        return _sanitize_caption({**record, "annotations": annotations}, tokenizer, faults)
+        record = {**record, "annotations": annotations}
+        return _sanitize_caption(record, known_classes.tokenizer, faults)
     own_names = record.get(fields.CLASSES)
-    num_classes = len(class_names if own_names is None else own_names)
+    names = class_names if own_names is None else own_names
+    num_classes = len(names)
     for annotation in annotations:
         if not 0 <= annotation["category_id"] < num_classes:
             raise ValueError(
                 f"the image {file_name!r} has a box of class {annotation['category_id']}, but "
                 f"its list has {num_classes} class names: indices start at 0"
             )
-    return {**record, "annotations": annotations}
+    try:
+        known = known_classes(names)
+    except ValueError as error:
+        raise ValueError(f"{describe_record(record)}: {error}") from error
+    kept = [a for a in annotations if a["category_id"] in known]
+    faults.add(BOXES_OF_UNKNOWN_NAMES, file_name, len(annotations) - len(kept))
+    return {**record, "annotations": kept}
+
+
+class _KnownClasses:
+    """The indices of class names with a word in the tokenizer's vocabulary.
+
+    A model cannot distinguish the others; at inference nothing is detected for them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, faults: Faults) -> None:
+        self.tokenizer = tokenizer
+        self.faults = faults
+        self._known_of: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def __call__(self, names: Sequence[str]) -> frozenset[int]:
+        """
+        Raises:
+            ValueError: no name is known, or one is no name.
+        """
+        key = tuple(names)
+        if key not in self._known_of:
+            names = check_names(names) if names else []
+            is_known = self.tokenizer.are_known([clean_name(name) for name in names])
+            if names and not any(is_known):
+                raise ValueError(none_known(names))
+            for name, known in zip(names, is_known, strict=True):
+                self.faults.add(UNKNOWN_NAMES, quote(name), int(not known))
+            self._known_of[key] = frozenset(i for i, known in enumerate(is_known) if known)
+        return self._known_of[key]
 
 
 def _clip_boxes(
@@ -161,17 +204,22 @@ def _sanitize_caption(
                 f"the image {record.get(fields.FILE_NAME)!r} has a box of phrase {label}, but its "
                 f"caption has {len(phrases)} phrases: indices start at 0"
             )
-    prompt = fit_caption(record[fields.CAPTION], phrases, tokenizer)
-    in_prompt = set(prompt.classes)
+    known = set(
+        without_unknown_labels(caption_prompt(record[fields.CAPTION], phrases), tokenizer).classes
+    )
+    in_prompt = set(fit_caption(record[fields.CAPTION], phrases, tokenizer).classes)
     annotations = []
     for annotation, label in zip(record["annotations"], labels, strict=True):
         if label is None:
             faults.add(BOXES_WITHOUT_PHRASE, file_name)
+        elif label not in known:
+            faults.add(BOXES_OF_UNKNOWN_NAMES, file_name)
         elif label not in in_prompt:
             faults.add(BOXES_OF_LONG_PHRASES, file_name)
         else:
             annotations.append({**annotation, "category_id": label})
-    faults.add(PHRASES_TOO_LONG, file_name, len(phrases) - len(in_prompt))
+    faults.add(UNKNOWN_PHRASES, file_name, len(phrases) - len(known))
+    faults.add(PHRASES_TOO_LONG, file_name, len(known) - len(in_prompt))
     return {**record, fields.PHRASES: phrases, "annotations": annotations}
 
 
@@ -220,8 +268,11 @@ def caption_labels(
 
 
 def fit_caption(caption: str, phrases: Sequence[Sequence[Span]], tokenizer: Tokenizer) -> Prompt:
-    """The prompt of a caption, truncated to the token limit."""
-    prompt = caption_prompt(caption, phrases)
+    """The prompt of a caption, truncated to the token limit.
+
+    Phrases without a word in the tokenizer's vocabulary are no labels, as at inference.
+    """
+    prompt = without_unknown_labels(caption_prompt(caption, phrases), tokenizer)
     # An ASCII character is at most one token, so most captions need no tokenization.
     if caption.isascii() and len(caption) <= tokenizer.max_tokens - tokenizer.num_special_tokens:
         return prompt

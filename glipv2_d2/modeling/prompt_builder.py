@@ -110,10 +110,8 @@ class PromptBuilder:
         return prompt, self._drop_missing_classes(instances, prompt, x)
 
     def _all_prompts(self, x: dict[str, Any], *, training: bool) -> list[Prompt]:
-        if fields.PROMPT in x:
-            return [x[fields.PROMPT]]
-        if fields.CAPTION in x:
-            prompt = self._caption_prompt(x)
+        if fields.PROMPT in x or fields.CAPTION in x:
+            prompt = x[fields.PROMPT] if fields.PROMPT in x else self._caption_prompt(x)
             return [prompt if training else self._known_labels(prompt)]
         names = self._class_names(x, training=training)
         return self._class_prompts(

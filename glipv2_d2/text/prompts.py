@@ -137,7 +137,7 @@ def known_labels(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
         ValueError: the prompt has labels, and none of them has such a word.
     """
     phrases = prompt.phrases
-    is_known = [tokenizer.has_words(ids) for ids in tokenizer.encode(phrases)]
+    is_known = tokenizer.are_known(phrases)
     unknown = [phrase for phrase, known in zip(phrases, is_known, strict=True) if not known]
     if not unknown:
         return prompt
@@ -151,10 +151,22 @@ def known_labels(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
         len(unknown),
         quote(unknown),
     )
+    return _selected_labels(prompt, is_known)
+
+
+def without_unknown_labels(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    """:func:`known_labels` for training: nothing is logged, and no label may be left."""
+    # English words have tokens, so most captions need no tokenization.
+    if all(phrase.isascii() for phrase in prompt.phrases):
+        return prompt
+    return _selected_labels(prompt, tokenizer.are_known(prompt.phrases))
+
+
+def _selected_labels(prompt: Prompt, is_selected: Sequence[bool]) -> Prompt:
     return replace(
         prompt,
-        spans=tuple(itertools.compress(prompt.spans, is_known)),
-        classes=tuple(itertools.compress(prompt.classes, is_known)),
+        spans=tuple(itertools.compress(prompt.spans, is_selected)),
+        classes=tuple(itertools.compress(prompt.classes, is_selected)),
     )
 
 
@@ -241,10 +253,7 @@ def _encode_names(
     known = {i: ids for i, ids in ids_of_class.items() if tokenizer.has_words(ids)}
     unknown = [names[i] for i in ids_of_class if i not in known]
     if not known:
-        raise ValueError(
-            f"none of the class names {quote(unknown)} has a word in the tokenizer's vocabulary: "
-            "use words of the language that the model was trained on"
-        )
+        raise ValueError(none_known(unknown))
     if unknown:
         logger.warning(
             "%d class names have no word in the tokenizer's vocabulary and are never detected: %s",
@@ -262,6 +271,14 @@ def _encode_names(
         )
     _warn_of_equal_tokens(names, known)
     return known
+
+
+def none_known(names: Sequence[str]) -> str:
+    """The message of an error: class names that the tokenizer has no word of."""
+    return (
+        f"none of the class names {quote(list(names))} has a word in the tokenizer's vocabulary: "
+        "use words of the language that the model was trained on"
+    )
 
 
 def _warn_of_equal_tokens(

@@ -86,6 +86,14 @@ class Tokenizer:
         tokens = self._tokenizer.convert_ids_to_tokens(known)
         return any(character.isalnum() for token in tokens for character in token)
 
+    def are_known(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each string has words in the vocabulary, see :meth:`has_words`.
+
+        >>> Tokenizer().are_known(["cat", "杯"])
+        [True, False]
+        """
+        return [self.has_words(ids) for ids in self.encode(texts)]
+
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
         """Tokenize prompts and pad them to the longest.
 

@@ -125,6 +125,33 @@ def test_boxes_of_names_beyond_the_token_limit_are_dropped(cfg: CfgNode, image_f
         assert mapper.tokenizer.count(x["prompt"].text) <= 4
 
 
+def test_names_without_a_known_word_are_in_no_training_prompt(
+    cfg: CfgNode, image_file: str
+) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": ["cat", "猫", "杯"]})
+    for _ in range(5):
+        x = mapper(record(image_file, 0, 1, 2))
+        assert x["prompt"].text == "cat"
+        assert x["instances"].gt_classes.tolist() == [0]
+
+
+def test_class_names_without_any_known_word_raise(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={"tiny_coco": ["猫", "杯"]})
+    with pytest.raises(ValueError, match="none of the class names .'猫', '杯'. has a word"):
+        mapper(record(image_file, 0))
+
+
+def test_phrases_without_a_known_word_are_no_labels(cfg: CfgNode, image_file: str) -> None:
+    mapper = GroundingMapper(cfg, is_train=True, class_names={})
+    boxes = [
+        {**box, "tokens_positive": [span]}
+        for box, span in zip(record(image_file, 0, 0)["annotations"], ([0, 1], [2, 5]), strict=True)
+    ]
+    x = mapper({**record(image_file), "caption": "猫 cat", "annotations": boxes})
+    assert x["prompt"].phrases == ["cat"] and x["prompt"].classes == (1,)
+    assert x["instances"].gt_classes.tolist() == [1]
+
+
 def test_distinct_spans_of_a_caption_are_its_labels(
     mapper: GroundingMapper, image_file: str
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from detectron2.structures import BoxMode
 
-from glipv2_d2.data.sanitize import sanitize_dataset
+from glipv2_d2.data.sanitize import fit_caption, sanitize_dataset
 from glipv2_d2.text import Tokenizer
 
 
@@ -179,3 +179,45 @@ def test_question_beyond_the_token_limit_is_dropped_and_logged(
     ) == [fits]
     assert "1 questions were longer" in caplog.text
     assert "question 2 of image 'q.png'" in caplog.text
+
+
+def test_names_without_a_known_word_are_reported_once_and_their_boxes_dropped(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [record(box(1, 2, 3, 4, category_id=i % 3)) for i in range(6)]
+    with caplog.at_level(logging.WARNING):
+        sanitized = sanitize_dataset(
+            records, name="set", class_names=["cat", "猫", "杯"], tokenizer=tokenizer
+        )
+    assert [len(x["annotations"]) for x in sanitized] == [1, 0, 0, 1, 0, 0]
+    [message] = [r.getMessage() for r in caplog.records if r.name.startswith("glipv2_d2")]
+    assert "2 class names had no word" in message and "'猫', '杯'" in message
+    assert "4 boxes of names without a word" in message
+
+
+def test_names_of_an_image_without_a_known_word_are_reported(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = record(box(1, 2, 3, 4), box(1, 2, 3, 4, category_id=1), classes=["猫", "cat"])
+    [sanitized] = sanitize(tokenizer, own)
+    assert [a["category_id"] for a in sanitized["annotations"]] == [1]
+    assert "1 class names had no word" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["猫"], ["猫", "杯"], [""], [5]])
+def test_class_names_without_any_known_word_are_refused(
+    names: list[Any], tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match="image 'a.png': .*(none of the class|class name )"):
+        sanitize(tokenizer, record(classes=names))
+
+
+def test_phrases_without_a_known_word_are_dropped_with_their_boxes(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = [box(1, 2, 3, 4, tokens_positive=[span]) for span in ([0, 1], [2, 5])]
+    [sanitized] = sanitize(tokenizer, record(*boxes, caption="猫 cat"))
+    assert [a["category_id"] for a in sanitized["annotations"]] == [1]
+    assert fit_caption("猫 cat", sanitized["phrases"], tokenizer).phrases == ["cat"]
+    assert "1 phrases had no word in" in caplog.text
+    assert "1 boxes of names without a word" in caplog.text

@@ -19,6 +19,7 @@ from glipv2_d2.engine.pseudo_label.pseudo_labeler import (
     BAD_IMAGE,
     NO_BOX,
     NO_PHRASE,
+    NOT_PREDICTED,
     LeftOutPair,
     MappedPair,
     PseudoLabeler,
@@ -127,6 +128,43 @@ def test_results_are_in_the_order_of_the_pairs(build_labeler: Callable[..., Pseu
         BAD_CAPTION,
         ["a mat"],
     ]
+
+
+def test_a_pair_that_the_model_cannot_predict_is_left_out(
+    build_labeler: Callable[..., PseudoLabeler],
+) -> None:
+    def fail_for_image_1(_: object, args: tuple[list[dict]]) -> None:
+        if any(x["file_name"].endswith("1.png") and x["height"] == 48 for x in args[0]):
+            raise RuntimeError("out of memory")
+
+    labeler = build_labeler()
+    labeler.model.register_forward_pre_hook(fail_for_image_1)
+    first, left_out, third = labeler.label([Pair(f"{i}.png", "a cat") for i in range(3)])
+    assert (first["image"], third["image"]) == ("0.png", "2.png")
+    assert left_out == LeftOutPair("1.png", "a cat", NOT_PREDICTED, "RuntimeError: out of memory")
+
+
+def test_an_error_of_the_model_for_every_image_is_raised(
+    build_labeler: Callable[..., PseudoLabeler],
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no weights")
+
+    labeler = build_labeler()
+    labeler.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no weights"):
+        list(labeler.label([Pair("0.png", "a cat"), Pair("1.png", "a cat")]))
+
+
+def test_a_caption_without_a_known_word_is_left_out(
+    build_labeler: Callable[..., PseudoLabeler],
+) -> None:
+    labeler = build_labeler()
+    inputs: list[dict] = []
+    labeler.model.register_forward_pre_hook(lambda _, args: inputs.extend(args[0]))
+    left_out, _ = labeler.label([Pair("0.png", "猫"), Pair("0.png", "猫 on a cat")])
+    assert left_out.reason == NO_PHRASE
+    assert [x["prompt"].phrases for x in inputs] == [["a cat"]]
 
 
 def test_boxes_and_sizes_refer_to_the_original_image(
