@@ -28,6 +28,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
+from glipv2_d2.data.coco_fields import parse_size
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.json_files import json_lines
 from glipv2_d2.data.registration import Record, register
@@ -96,6 +97,14 @@ def caption_record(pair: dict[str, Any], path: str) -> Record:
     Raises:
         ValueError, KeyError, TypeError: a field is missing or has the wrong type.
     """
+    try:
+        return _caption_record(pair, path)
+    # A number beyond those of floats, or infinity in place of an integer.
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+def _caption_record(pair: dict[str, Any], path: str) -> Record:
     boxes, spans = pair["boxes"], pair["spans"]
     scores = pair.get("scores", [1.0] * len(boxes))
     texts = pair.get("phrases", [None] * len(boxes))
@@ -113,7 +122,13 @@ def caption_record(pair: dict[str, Any], path: str) -> Record:
             annotation["phrase"] = text
         annotations.append(annotation)
     record = {"file_name": path, fields.CAPTION: str(pair["caption"]), "annotations": annotations}
-    return record | {key: int(pair[key]) for key in ("height", "width") if key in pair}
+    if fields.HEIGHT not in pair and fields.WIDTH not in pair:
+        return record
+    size = parse_size(pair)
+    if size is None:
+        given = {key: pair.get(key) for key in (fields.HEIGHT, fields.WIDTH)}
+        raise ValueError(f"no usable size: {given!r:.80}")
+    return record | {fields.HEIGHT: size[0], fields.WIDTH: size[1]}
 
 
 def read_shards(shards: str, dataset_name: str) -> list[Record]:

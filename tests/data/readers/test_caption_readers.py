@@ -48,6 +48,11 @@ def test_boxes_above_the_threshold_are_kept(tmp_path: Path) -> None:
         {"image": "2.jpg", **PAIR, "spans": [[[0, 5]]]},  # one span for two boxes
         {"image": "2.jpg", **PAIR, "scores": [0.1, 0.2]},  # no box above the threshold
         {**PAIR},  # no image
+        {"image": "2.jpg", **PAIR, "boxes": [[10**400, 1, 2, 3]] * 2},
+        {"image": "2.jpg", **PAIR, "spans": [[[float("inf"), 5]]] * 2},
+        {"image": "2.jpg", **PAIR, "height": float("inf"), "width": 32},
+        {"image": "2.jpg", **PAIR, "height": 10**30, "width": 32},
+        {"image": "2.jpg", **{k: v for k, v in PAIR.items() if k != "width"}, "height": 24},
     ],
 )
 def test_unusable_line_is_logged_and_the_others_are_loaded(
