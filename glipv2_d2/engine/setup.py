@@ -117,10 +117,13 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
 
 
 def _load_with_bases(path: str) -> dict[str, Any]:
-    # A class for each config, which counts its files.
-    loader = type("_Loader", (_ConfigFile,), {"files": []})
+    class Loader(_ConfigFile):
+        """Counts the files of one config."""
+
+        files: ClassVar[list[str]] = []
+
     try:
-        return loader.load_yaml_with_base(path)
+        return Loader.load_yaml_with_base(path)
     except UnicodeError:
         raise
     except FileNotFoundError as error:
