@@ -164,6 +164,8 @@ def _spans_per_phrase(caption: str, phrases: Sequence[Phrase]) -> list[list[Span
     taken: set[Span] = set()
     words = [(i, phrase) for i, phrase in enumerate(phrases) if isinstance(phrase, str)]
     for i, phrase in sorted(words, key=lambda item: -len(item[1])):
+        # Before it becomes a pattern.
+        check_text(phrase, "phrase")
         occurrences = _occurrences(caption, phrase)
         free = [span for span in occurrences if span not in taken]
         if not free:
