@@ -160,7 +160,7 @@ def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
     # Detectron2 asserts that there are images, also after it dropped those without boxes.
     except AssertionError as error:
         raise ValueError(
-            f"dataset {name!r} has no usable image ({error}): python tools/check_dataset.py "
+            f"dataset {name!r} has no usable image ({error}): glipv2 check-data "
             f"--dataset {name} shows why"
         ) from error
     return [{**record, fields.DATASET_NAME: name} for record in records]

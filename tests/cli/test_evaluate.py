@@ -173,7 +173,7 @@ def test_an_error_of_the_model_is_reported_with_its_image(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(MeanColour, "forward", names_images(fail))
-    assert evaluate_all.main(command) == evaluate_all.FAILED
+    assert evaluate(command) == 1
     reason = report(command)["two"]["datasets"][FIRST]["reason"]
     assert reason.startswith("failed: RuntimeError: out of memory; images of the batch: ")
     assert reason.endswith("0.png'")

@@ -500,7 +500,7 @@ def test_a_dataset_without_a_usable_image_is_an_error_of_the_loader(
     content: Content, register: Callable[..., Path]
 ) -> None:
     register(lambda c: c.update(content))
-    with pytest.raises(ValueError, match=f"{NAME}.*no usable image.*check_dataset"):
+    with pytest.raises(ValueError, match=f"{NAME}.*no usable image.*check-data"):
         load_dataset(NAME, filter_empty=True)
 
 
