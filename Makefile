@@ -1,7 +1,8 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling
-# make wheel-check  build the wheel, install it into a new environment and use it there (a minute)
+# make product  the wheel in a new environment, the web service under load, the web page in a browser
+# make docs     build the documentation site (output/site/)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
@@ -18,9 +19,18 @@ READY := .venv/.ready
 UNFINISHED := .venv/.unfinished
 CONSTRAINTS := requirements/constraints.txt
 DEMO_REQUIREMENTS := $(patsubst %,requirements/%.txt,mini phrases runtime venv)
-REQUIREMENTS := $(filter-out $(CONSTRAINTS),$(sort $(wildcard requirements/*.txt)))
+# Gradio needs an older Pillow, so that the web page is checked in an environment of its own, which
+# uses the other packages of .venv as well.
+APP := .venv-app
+APP_READY := $(APP)/.ready
+APP_REQUIREMENTS := requirements/app.txt
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+DOCS_REQUIREMENTS := requirements/docs.txt
+REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(APP_REQUIREMENTS) $(DOCS_REQUIREMENTS),\
+    $(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test wheel-check benchmark format check lint types layers spelling
+.PHONY: setup demo test docs product wheel-check serve-check app-check benchmark format check lint types layers spelling
 
 setup: $(READY)
 
@@ -31,8 +41,23 @@ demo: $(DEMO_READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+product: wheel-check serve-check app-check docs
+
 wheel-check: $(READY)
-	$(BIN)/python tests/wheel_check.py
+	$(BIN)/python tests/product/wheel_check.py
+
+serve-check: $(READY)
+	$(BIN)/python tests/product/serve_check.py
+
+# The variables silence notices of the theme and a plugin about other packages.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo wrote output/site/index.html
+
+# Chromium comes from Debian, where it is absent.
+app-check: $(APP_READY)
+	@command -v chromedriver > /dev/null || apt-get install --yes --quiet chromium chromium-driver
+	$(APP)/bin/python tests/product/app_check.py --screenshot output/product/app.png
 
 benchmark: $(DEMO_READY)
 	$(BIN)/glipv2 benchmark --model glip-t
@@ -77,4 +102,16 @@ $(DEMO_READY): $(DEMO_REQUIREMENTS) $(CONSTRAINTS) setup.py glipv2_cli/get_detec
 $(READY): $(DEMO_READY) $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 	    $(addprefix --requirement ,$(REQUIREMENTS))
+	@touch $@
+
+$(APP_READY): $(READY) $(APP_REQUIREMENTS)
+	$(PYTHON) -m venv --clear $(APP)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$($(APP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(APP)/bin/python -m pip install --quiet --requirement $(APP_REQUIREMENTS) 'selenium>=4.30'
+	@touch $@
+
+$(DOCS_READY): $(DOCS_REQUIREMENTS)
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS_REQUIREMENTS)
 	@touch $@

@@ -9,8 +9,10 @@ ROOT = Path(__file__).parent
 # The small model, a package of its own; relative, as setuptools requires of package_dir.
 MINI = Path("projects/GLIPv2Mini")
 EXTRAS = (
+    "app",
     "captions",
     "dev",
+    "docs",
     "fast-eval",
     "heic",
     "lora",
@@ -18,6 +20,7 @@ EXTRAS = (
     "mini-data",
     "phrases",
     "remote",
+    "serve",
     "supervision",
     "webdataset",
 )

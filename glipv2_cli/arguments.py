@@ -226,8 +226,6 @@ def log_to_file(folder: Path, name: str = "log.txt", *, option: str = "--output"
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    # Of Detectron2's layers, about tracing.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     # A file that cannot be downloaded is an error, too.
     logging.getLogger("iopath").setLevel(logging.CRITICAL)
     root = logging.getLogger()

@@ -6,6 +6,7 @@ The library is imported when a subcommand runs.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import traceback
 import warnings
@@ -32,6 +33,8 @@ COMMANDS = {
     "check-data": "find defects in a dataset",
     "check-names": "check class names on your images; thresholds per name",
     "convert": "convert a GLIP checkpoint, or back",
+    "app": "a web page to try a model",
+    "serve": "a model as a web service",
     "benchmark": "time each stage of a model",
     "setup-detectron2": "install Detectron2 without a compiler",
 }
@@ -44,6 +47,8 @@ MODULES = {
     "check-data": "check_data",
     "check-names": "check_names",
     "convert": "convert",
+    "app": "app",
+    "serve": "serve",
     "benchmark": "benchmark",
 }
 """Subcommand -> its module, with a function ``main(argv)`` that returns the exit code."""
@@ -85,6 +90,8 @@ def _run(name: str, argv: list[str]) -> int:
     if not sys.warnoptions:
         # For the developers of the libraries.
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # Of Detectron2's layers, about tracing.
+        logging.getLogger("torch.fx").setLevel(logging.ERROR)
     # Parsers show it as the name of the program.
     sys.argv[0] = f"glipv2 {name}"
     if name in MODULES:

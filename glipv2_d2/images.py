@@ -141,13 +141,22 @@ def read_image(path: str | Path, channel_order: ChannelOrder = "RGB") -> np.ndar
     )
 
 
-def decode_image(file: IO[bytes], name: str) -> np.ndarray:
+def decode_image(file: IO[bytes], name: str, *, max_pixels: int | None = None) -> np.ndarray:
     """Decode an open file as (H, W, 3) uint8 RGB; errors as in :func:`load_image`.
 
     Args:
         name: of the file, for the errors.
+        max_pixels: of the image; a larger one is not decoded.
     """
-    return _decode(file, name, lambda opened: _rgb_from_pil(open_image(opened)))
+
+    def decode(opened: IO[bytes]) -> np.ndarray:
+        image = open_image(opened)
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise Image.DecompressionBombError(f"{width} x {height}, more than {max_pixels}")
+        return _rgb_from_pil(image)
+
+    return _decode(file, name, decode)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -207,7 +216,7 @@ def _check_is_regular_file(name: str) -> None:
 def _unreadable(name: str, error: Exception, file: IO[bytes] | None = None) -> ValueError:
     """The error of an image that cannot be decoded, with a remedy."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        size = str(error).split(",")[0]
+        size = str(error).partition(", could be")[0]
         return ValueError(f"{name!r} has too many pixels ({size}); cut it into tiles or shrink it")
     reason = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):

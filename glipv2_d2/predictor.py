@@ -1,13 +1,13 @@
 """Run a model on images: detection, grounding, question answering and captioning.
 
-predictor = Predictor("configs/glip/glip_swin_t.yaml", "glip_tiny_model_o365_goldg_cc_sbu.pth")
-prediction = predictor.predict("photo.jpg", classes=["cat", "coffee cup"])
-print(prediction.labels, prediction.instances.scores)
+    predictor = Predictor("glip-t")
+    prediction = predictor.predict("photo.jpg", classes=["cat", "coffee cup"])
+    print(prediction.labels, prediction.instances.scores)
 
 With heads for answers and captions (MODEL.ANSWER, MODEL.CAPTION):
 
-print(predictor.answer("photo.jpg", "what is on the table?", ground=True))
-print(predictor.caption("photo.jpg"))
+    print(predictor.answer("photo.jpg", "what is on the table?", ground=True))
+    print(predictor.caption("photo.jpg"))
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import EpsImagePlugin, Image
 
 from glipv2_d2.images import (
     IMAGE_SUFFIXES,
+    decode_image,
     image_size,
     in_channel_order,
     load_image,
@@ -196,3 +198,15 @@ def test_all_raster_formats_are_loaded(rgb, tmp_path, name):
     Image.fromarray(rgb).save(tmp_path / name)
     assert load_image(tmp_path / name).shape == rgb.shape
     assert image_size(tmp_path / name) == rgb.shape[:2]
+
+
+def test_the_content_of_a_file_is_decoded_as_the_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    decoded = decode_image(io.BytesIO(path.read_bytes()), "upload", max_pixels=54)
+    np.testing.assert_array_equal(decoded, read_image(path))
+    with pytest.raises(ValueError, match="'upload' has too many pixels .9 x 6, more than 53"):
+        decode_image(io.BytesIO(path.read_bytes()), "upload", max_pixels=53)
+    with pytest.raises(ValueError, match="'upload' is not a readable image"):
+        decode_image(io.BytesIO(path.read_bytes()[:40]), "upload")

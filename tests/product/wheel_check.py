@@ -17,7 +17,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 IN_WHEEL = (
     "glipv2_cli/_tools/train_net.py",

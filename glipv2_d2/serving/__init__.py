@@ -1,0 +1,1 @@
+"""A model as a web service: batches of requests, HTTP, metrics."""
