@@ -446,9 +446,9 @@ def _add_solver_config(cfg: CfgNode) -> None:
     # The metric that selects model_best.pth among the evaluations (TEST.EVAL_PERIOD), e.g.
     # "bbox/AP"; training then ends with these weights. "": the last weights.
     cfg.SOLVER.BEST_METRIC = ""
-    # LR_SCHEDULER_NAME WarmupPlateauLR: multiply the rate by GAMMA after more than this many
-    # evaluations without a new best.
-    cfg.SOLVER.PLATEAU_PATIENCE = 3
+    # Multiply the rate by GAMMA after more than this many evaluations without a new best; -1:
+    # never. Detectron2's own trainer does not read it. STEPS must be ().
+    cfg.SOLVER.PLATEAU_PATIENCE = -1
     # Stop after this many evaluations without a new best; 0 disables early stopping.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
     # Number of forward and backward passes per optimizer step: IMS_PER_BATCH images in the memory

@@ -26,8 +26,9 @@ def _nearest_type(_cls: type[GradientClipType], value: object) -> GradientClipTy
         return None
     logger.warning(
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'full_model', which Detectron2's solver does not have: "
-        "it clips the norm of each parameter's gradient (as 'norm'). It does not read "
-        "SOLVER.OPTIMIZER and the SOLVER.*_LR_FACTOR keys of this project either, and builds SGD. "
+        "it clips the norm of each parameter's gradient (as 'norm'). It does not read this "
+        "project's keys either: SOLVER.OPTIMIZER (it builds SGD), SOLVER.*_LR_FACTOR and, of its "
+        "trainer, PLATEAU_PATIENCE, ACCUMULATION_STEPS, EMA_DECAY and AMP.PRECISION. "
         "For the optimizer of the config, let your trainer's build_optimizer return "
         "glipv2_d2.engine.train.param_groups.build_optimizer(cfg, model)"
     )

@@ -15,7 +15,7 @@ from typing import Any
 COMMON: dict[str, Any] = {
     "SOLVER.IMS_PER_BATCH": 4,
     "SOLVER.BACKBONE_LR_FACTOR": 1.0,
-    "SOLVER.LR_SCHEDULER_NAME": "WarmupPlateauLR",
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
     "SOLVER.GAMMA": 0.1,
     # Our choice: the schedule on a few images has fewer iterations than a pre-training's warm-up.
     "SOLVER.WARMUP_ITERS": 0,

@@ -14,9 +14,8 @@ from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 
 logger = logging.getLogger(__name__)
 
-PLATEAU_SCHEDULE = "WarmupPlateauLR"
-"""The value of ``SOLVER.LR_SCHEDULER_NAME`` that reduces the learning rate on plateaus."""
-
+CONSTANT_SCHEDULE = "WarmupMultiStepLR"
+"""The value of ``SOLVER.LR_SCHEDULER_NAME`` that, without STEPS, leaves the rate to plateaus."""
 
 # As in GLIP: a smaller relative gain is none, and the rate falls no further.
 PLATEAU_THRESHOLD = 1e-4
@@ -126,8 +125,8 @@ def build_warmup_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Li
 def build_plateau_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> ReduceLROnPlateau | None:
-    """The part that steps per evaluation; None with another ``SOLVER.LR_SCHEDULER_NAME``."""
-    if cfg.SOLVER.LR_SCHEDULER_NAME != PLATEAU_SCHEDULE:
+    """The part that steps per evaluation; None without ``SOLVER.PLATEAU_PATIENCE``."""
+    if cfg.SOLVER.PLATEAU_PATIENCE < 0:
         return None
     return ReduceLROnPlateau(
         optimizer,
@@ -143,14 +142,22 @@ def check_best_metric(cfg: CfgNode) -> None:
     """Check before training that the rules which depend on a metric have one.
 
     Raises:
-        ValueError: a rule needs ``SOLVER.BEST_METRIC`` or evaluations, and the config has none.
+        ValueError: a rule needs ``SOLVER.BEST_METRIC`` or evaluations, and the config has none, or
+            it reduces the rate on plateaus and by another schedule.
     """
     solver = cfg.SOLVER
-    needs_metric = solver.LR_SCHEDULER_NAME == PLATEAU_SCHEDULE or solver.EARLY_STOP_PATIENCE > 0
+    has_plateaus = solver.PLATEAU_PATIENCE >= 0
+    if has_plateaus and (solver.LR_SCHEDULER_NAME != CONSTANT_SCHEDULE or solver.STEPS):
+        raise ValueError(
+            f"SOLVER.PLATEAU_PATIENCE is {solver.PLATEAU_PATIENCE}, but the schedule is "
+            f"{solver.LR_SCHEDULER_NAME} with STEPS {solver.STEPS}: set SOLVER.STEPS () and "
+            f"SOLVER.LR_SCHEDULER_NAME {CONSTANT_SCHEDULE}, or SOLVER.PLATEAU_PATIENCE -1"
+        )
+    needs_metric = has_plateaus or solver.EARLY_STOP_PATIENCE > 0
     if needs_metric and not solver.BEST_METRIC:
         raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME {PLATEAU_SCHEDULE} and SOLVER.EARLY_STOP_PATIENCE need "
-            'SOLVER.BEST_METRIC, which is empty: set it, e.g. to "bbox/AP"'
+            "SOLVER.PLATEAU_PATIENCE and SOLVER.EARLY_STOP_PATIENCE need SOLVER.BEST_METRIC, "
+            'which is empty: set it, e.g. to "bbox/AP"'
         )
     if solver.BEST_METRIC and (cfg.TEST.EVAL_PERIOD <= 0 or not cfg.DATASETS.TEST):
         raise ValueError(

@@ -44,7 +44,6 @@ from glipv2_d2.engine.finetune.tuning import (
 from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.test_time_augmentation import build_tta_model, with_suffix
 from glipv2_d2.engine.train.best_checkpoint import (
-    PLATEAU_SCHEDULE,
     BestMetricHook,
     EarlyStop,
     build_plateau_scheduler,
@@ -381,7 +380,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        if cfg.SOLVER.LR_SCHEDULER_NAME == PLATEAU_SCHEDULE:
+        if cfg.SOLVER.PLATEAU_PATIENCE >= 0:
             return build_warmup_scheduler(cfg, optimizer)
         return super().build_lr_scheduler(cfg, optimizer)
 

@@ -171,7 +171,7 @@ def test_training_with_a_metric_ends_with_the_best_weights(cfg: CfgNode) -> None
 
 
 def test_plateaus_reduce_the_rate_also_after_resuming(cfg: CfgNode, tmp_path: Path) -> None:
-    set_best_metric(cfg, LR_SCHEDULER_NAME="WarmupPlateauLR", PLATEAU_PATIENCE=1, WARMUP_ITERS=2)
+    set_best_metric(cfg, PLATEAU_PATIENCE=1, STEPS=(), WARMUP_ITERS=2)
     cfg.SOLVER.CHECKPOINT_PERIOD = 4
     torch.manual_seed(0)
     whole = train(cfg)
@@ -197,6 +197,17 @@ def test_a_metric_that_the_evaluation_does_not_compute_is_an_error(cfg: CfgNode)
 def test_rules_without_a_metric_are_an_error_before_training(cfg: CfgNode) -> None:
     cfg.SOLVER.EARLY_STOP_PATIENCE = 2
     with pytest.raises(ValueError, match=r"SOLVER\.BEST_METRIC.*empty"):
+        Trainer(cfg)
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"STEPS": (3,)}, {"LR_SCHEDULER_NAME": "WarmupCosineLR", "STEPS": ()}]
+)
+def test_plateaus_beside_another_schedule_are_an_error_before_training(
+    cfg: CfgNode, schedule: dict[str, Any]
+) -> None:
+    set_best_metric(cfg, PLATEAU_PATIENCE=1, **schedule)
+    with pytest.raises(ValueError, match=r"SOLVER\.PLATEAU_PATIENCE is 1.*set SOLVER\.STEPS \(\)"):
         Trainer(cfg)
 
 
