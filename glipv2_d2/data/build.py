@@ -114,11 +114,19 @@ def build_train_loader(
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+def build_test_loader(
+    cfg: CfgNode,
+    dataset_name: str,
+    *,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> DataLoader:
     """Build the evaluation loader of a dataset: every image once, one image per batch.
 
     The questions about an image are inputs of one batch and share its image tensor, up to
     :data:`MAX_TEXTS_PER_BATCH`.
+
+    Args:
+        mapper: record -> input dict, in place of the :class:`GroundingMapper` of the config.
 
     Raises:
         ValueError: the dataset is not registered.
@@ -127,7 +135,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     cfg = complete_config(cfg)
     register_custom(cfg.DATASETS.CUSTOM)
     records = load_dataset(dataset_name, filter_empty=False)
-    mapper = GroundingMapper(
+    mapper = mapper or GroundingMapper(
         cfg,
         is_train=False,
         class_names=_class_names([dataset_name]),

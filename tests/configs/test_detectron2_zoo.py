@@ -26,9 +26,15 @@ ZOO = {
 }
 
 
-@pytest.fixture(scope="module", params=ZOO.values(), ids=ZOO)
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+]
+
+
+@pytest.fixture(scope="module", params=ZOO)
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return ZOO[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,19 @@ def test_detectron2s_keys_have_the_values_of_the_zoo(
 def test_the_model_is_the_same(model: nn.Module, expected_model: nn.Module) -> None:
     assert repr(model) == repr(expected_model)
     assert shapes(model) == shapes(expected_model)
+
+
+@pytest.mark.parametrize("name", ["Mask R-CNN", "RetinaNet"], indirect=True)
+def test_the_initial_weights_are_the_same(cfg: CfgNode, expected_cfg: CfgNode) -> None:
+    states = []
+    for zoo_cfg in (cfg, expected_cfg):
+        small = zoo_cfg.clone()
+        small.merge_from_list(SMALL)
+        torch.manual_seed(0)
+        states.append(build_model(small).state_dict())
+    ours, expected = states
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[key], value) for key, value in expected.items())
 
 
 @pytest.mark.parametrize("clip", [{}, {"ENABLED": True}, {"ENABLED": True, "CLIP_TYPE": "norm"}])

@@ -19,15 +19,17 @@ from detectron2.engine.defaults import default_writers
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from detectron2.utils.events import EventStorage
-from helpers.pipelines import own_mapper, written_metrics
+from helpers.pipelines import VAL, own_mapper, written_metrics
 from torch import nn
 
 from glipv2_d2 import get_config
-from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.data.build import build_test_loader, build_train_loader
 from glipv2_d2.data.mapper import GroundingMapper
+from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.engine.train.trainer import Trainer
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CLIP = "SOLVER.CLIP_GRADIENTS."
 NOT_IN_DETECTRON2 = "which Detectron2's solver does not have"
 
@@ -84,6 +86,16 @@ def test_detectron2s_solver_clips_each_parameter_of_a_full_model_config_with_one
     (message,) = [r.getMessage() for r in caplog.records if r.name == "glipv2_d2.gradient_clipping"]
     assert NOT_IN_DETECTRON2 in message
     assert "param_groups.build_optimizer(cfg, model)" in message
+
+
+def test_detectron2s_solver_builds_the_schedule_of_every_shipped_config() -> None:
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        cfg = load_config(path)
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        optimizer = detectron2_optimizer(cfg, two_parameters())
+        build_lr_scheduler(cfg, optimizer)
+        optimizer.step()
 
 
 def test_an_unknown_clip_type_is_still_an_error_of_detectron2() -> None:
@@ -170,6 +182,14 @@ def test_the_loader_takes_another_mapper_or_other_augmentations(cfg: CfgNode) ->
     assert "prompt" not in x
     with pytest.raises(ValueError, match="mapper and augmentations are both given"):
         build_train_loader(cfg, mapper=own_mapper, augmentations=[])
+
+
+def test_the_test_loader_takes_another_mapper(cfg: CfgNode) -> None:
+    mapper = DatasetMapper(cfg, is_train=False, augmentations=[T.Resize((48, 40))])
+    ((x,), *others) = build_test_loader(cfg, VAL, mapper=mapper)
+    assert x["image"].shape == (3, 48, 40)
+    assert x["dataset_name"] == VAL
+    assert len(others) == 2
 
 
 AUGMENTATIONS: dict[str, list[Any]] = {

@@ -99,6 +99,7 @@ class FinetuneJob:
             "delta": delta,
             "delta, MiB": f"{delta.stat().st_size / 2**20:.2f}",
             # Results on the split that selected the weights are too high.
+            "test-time augmentation": "yes" if self.cfg.TEST.AUG.ENABLED else "no",
             "weights chosen on": f"{selection_set}{' too' if selection_set == self.target else ''}",
         }
 
@@ -195,7 +196,11 @@ def _is_available(dataset: str) -> bool:
 
 
 def _evaluate(cfg: CfgNode, datasets: list[str], output: Path) -> dict[str, dict[str, float]]:
-    """Box APs of ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, per dataset."""
+    """Box APs of ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, per dataset.
+
+    With ``TEST.AUG.ENABLED`` those with test-time augmentation.
+    """
+    task = "bbox_TTA" if cfg.TEST.AUG.ENABLED else "bbox"
     model = load_model(cfg)
     results = {}
     for dataset in datasets:
@@ -203,7 +208,7 @@ def _evaluate(cfg: CfgNode, datasets: list[str], output: Path) -> dict[str, dict
         dataset_cfg.defrost()
         dataset_cfg.DATASETS.TEST = (dataset,)
         dataset_cfg.OUTPUT_DIR = str(output)
-        results[dataset] = dict(Trainer.test(dataset_cfg, model)["bbox"])
+        results[dataset] = dict(Trainer.test(dataset_cfg, model)[task])
     return results
 
 
