@@ -1,8 +1,18 @@
-"""Whether the current call records a graph, which must be plain tensor operations."""
+"""What a recorded graph needs: plain tensor operations, and no constants of its first image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from detectron2.structures import Boxes
+from torch import Tensor
+
+# Before torch 2.7 an export is a compilation.
+is_exporting: Callable[[], bool] = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)
+"""Whether torch.export records this call."""
 
 
 def is_tracing() -> bool:
@@ -10,4 +20,36 @@ def is_tracing() -> bool:
 
     Fast forms that work in blocks, in place or by cached values then give way to plain ones.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or is_exporting()
+
+
+def fix_size(image: Tensor) -> tuple[Tensor, int, int]:
+    """The image (C, H, W) with its height and width as numbers, which a traced graph checks.
+
+    torch.jit.trace records numbers as constants: without the check, the graph would be wrong on
+    images of another size. torch.export checks the sizes of inputs itself.
+    """
+    height, width = int(image.shape[-2]), int(image.shape[-1])
+    if torch.jit.is_tracing():
+        image = _check_size(image, height, width)
+    return image, height, width
+
+
+@torch.jit.script_if_tracing
+def _check_size(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2] != height or image.shape[-1] != width:
+        raise RuntimeError(
+            f"this model was traced with images of {height} x {width} pixels (height x width), but "
+            f"this one has {image.shape[-2]} x {image.shape[-1]}: resize it, or trace for its size"
+        )
+    return image
+
+
+def boxes_of(corners: Tensor) -> Boxes:
+    """Detectron2's Boxes of (K, 4), also where torch.export does not know K.
+
+    Their constructor branches on the number.
+    """
+    boxes = Boxes(corners.new_empty(0, 4))
+    boxes.tensor = corners
+    return boxes

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from glipv2_d2.checkpoint.loading import convert_foreign
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
-from glipv2_d2.layers.tracing import is_tracing
+from glipv2_d2.layers.tracing import fix_size
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
 from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_generator
@@ -272,8 +272,6 @@ class GLIPv2(CheckpointPrefixes, Configurable):
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """The text features before fusion, cached at inference."""
-        if is_tracing():
-            return self.language_backbone(tokens)
         return self.language_cache(self.language_backbone, tokens)
 
     def fuse(
@@ -449,15 +447,13 @@ def pad_images(images: Sequence[Tensor], divisibility: int, square_size: int = 0
         divisibility: height and width of the batch are multiples of it; 0: of 1.
         square_size: height and width of the batch before that; 0: those of the largest images.
     """
-    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    checked = [fix_size(image) for image in images]
+    sizes = [(height, width) for _, height, width in checked]
     step = max(divisibility, 1)
     height, width = (
         -(-(square_size or max(of_axis)) // step) * step for of_axis in zip(*sizes, strict=True)
     )
-    padded = [
-        F.pad(image, (0, width - w, 0, height - h))
-        for image, (h, w) in zip(images, sizes, strict=True)
-    ]
+    padded = [F.pad(image, (0, width - w, 0, height - h)) for image, h, w in checked]
     return ImageList(torch.stack(padded), sizes)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import paste_masks_in_image
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
@@ -25,6 +25,7 @@ from glipv2_d2.layers.box_coder import (
     to_inclusive,
 )
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.tracing import boxes_of, is_tracing
 from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.prompt_builder import caption_phrases
 from glipv2_d2.structures import Query, fields
@@ -99,12 +100,14 @@ class DetectionsPerImage:
 
     @staticmethod
     def cat(parts: Sequence[DetectionsPerImage]) -> DetectionsPerImage:
-        """All detections of at least one part, without masks."""
+        """All detections of at least one part, with masks if all parts have them."""
+        masks = [part.masks for part in parts if part.masks is not None]
         return DetectionsPerImage(
             torch.cat([part.boxes for part in parts]),
             torch.cat([part.scores for part in parts]),
             torch.cat([part.labels for part in parts]),
             torch.cat([part.locations for part in parts]),
+            torch.cat(masks) if len(masks) == len(parts) else None,
         )
 
 
@@ -162,12 +165,10 @@ def keep_topk(
     detections: DetectionsPerImage, others: Sequence[DetectionsPerImage], limit: int
 ) -> DetectionsPerImage:
     """The detections among the ``limit`` best of all, ties with the last one included."""
-    scores = torch.cat([detections.scores, *(x.scores for x in others)])
-    if len(scores) <= limit:
-        return detections
     if limit == 0:
         return detections[detections.labels[:0]]
-    return detections[detections.scores >= scores.topk(limit).values[-1]]
+    scores = torch.cat([detections.scores, *(x.scores for x in others)])
+    return detections[detections.scores >= _kth_best(scores, limit)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def image_results(
         x: the input dict.
         chunks: one per query of the image; none if nothing is to be localized.
         image_size: (height, width) of the network input without padding.
-        limit: detections kept of the image, the best; -1: all.
+        limit: detections kept of the image, the best, best first; -1: all, chunk by chunk.
 
     Returns:
         ``instances`` and, for a caption, ``phrases`` (see structures.fields); empty without chunks.
@@ -198,15 +199,16 @@ def image_results(
     if not chunks:
         return {}
     output_size = (x.get(fields.HEIGHT, image_size[0]), x.get(fields.WIDTH, image_size[1]))
-    instances = Instances.cat(
-        [
-            to_instances(chunk.detections, image_size, output_size, chunk.query.prompt.classes)
-            for chunk in chunks
-        ]
-    )
-    if 0 <= limit < len(instances):
-        best = instances.scores.sort(descending=True, stable=True).indices
-        instances = instances[best[:limit]]
+    parts: list[DetectionsPerImage] = []
+    classes: list[int] = []
+    for chunk in chunks:
+        labels = chunk.detections.labels + len(classes)
+        parts.append(replace(chunk.detections, labels=labels))
+        classes += chunk.query.prompt.classes
+    found = DetectionsPerImage.cat(parts)
+    if limit >= 0:
+        found = found[found.scores.sort(descending=True, stable=True).indices[:limit]]
+    instances = to_instances(found, image_size, output_size, classes)
     if instances.has("pred_masks"):
         instances = paste_masks(instances, image_size)
     results: dict[str, Any] = {fields.INSTANCES: instances}
@@ -243,9 +245,12 @@ def to_instances(
     boxes = detections.boxes * detections.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
     class_of_label = torch.as_tensor(classes, dtype=torch.int64, device=detections.labels.device)
     instances = Instances(output_size)
-    instances.pred_boxes = Boxes(to_exclusive(boxes))
-    instances.scores = detections.scores
-    instances.pred_classes = class_of_label[detections.labels]
+    # Instances.set() needs the number, which torch.export does not know.
+    instances.get_fields().update(
+        pred_boxes=boxes_of(to_exclusive(boxes)),
+        scores=detections.scores,
+        pred_classes=class_of_label[detections.labels],
+    )
     if detections.masks is not None:
         instances.pred_masks = detections.masks
     return instances
@@ -346,10 +351,15 @@ def _suppress_and_limit(
     ]
     if len(negative_labels) > 0:
         kept = _suppress_by_negatives(kept, candidates, negative_labels, settings.nms_thresh)
-    limit = settings.detections_per_prompt
-    # The padding stands in for detections that are missing: all are kept then.
-    worst_score = F.pad(kept.scores, (0, limit))[limit - 1]
-    return kept[kept.scores >= worst_score]
+    return kept[kept.scores >= _kth_best(kept.scores, settings.detections_per_prompt)]
+
+
+def _kth_best(scores: Tensor, k: int) -> Tensor:
+    """The k-th best of scores (K,), 0..1; 0 if there are fewer."""
+    # A tracer would record the branch as a constant. Zeros stand in for scores that are missing.
+    if not is_tracing() and len(scores) < k:
+        return scores.new_zeros(())
+    return F.pad(scores, (0, k)).topk(k).values[-1]
 
 
 def _suppress_by_negatives(
@@ -366,14 +376,21 @@ def _suppress_by_negatives(
     negatives = torch.as_tensor(negative_labels, device=candidates.labels.device)
     rivals = candidates[torch.isin(candidates.labels, negatives)]
     detections = detections[~torch.isin(detections.labels, negatives)]
+    if is_tracing():
+        return detections[~_is_beaten(detections.boxes, detections.scores, rivals, iou_thresh)]
     # A few boxes at a time: both may be thousands.
     is_beaten = [
-        (
-            (pairwise_iou_inclusive(boxes, rivals.boxes) >= iou_thresh)
-            & (rivals.scores > scores[:, None])
-        ).any(dim=1)
+        _is_beaten(boxes, scores, rivals, iou_thresh)
         for boxes, scores in zip(
             detections.boxes.split(256), detections.scores.split(256), strict=True
         )
     ]
     return detections[~torch.cat(is_beaten)]
+
+
+def _is_beaten(
+    boxes: Tensor, scores: Tensor, rivals: DetectionsPerImage, iou_thresh: float
+) -> Tensor:
+    """(K,) bool, whether a rival overlaps each of the boxes (K, 4) and has a higher score."""
+    overlaps = pairwise_iou_inclusive(boxes, rivals.boxes) >= iou_thresh
+    return (overlaps & (rivals.scores > scores[:, None])).any(dim=1)

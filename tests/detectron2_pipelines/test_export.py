@@ -1,47 +1,119 @@
-"""Tracing of a model with fixed class names, and its count of operations."""
+"""Tracing and export of a model with fixed class names, and its count of operations."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from detectron2.export import TracingAdapter
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.analysis import FlopCountAnalysis
+from helpers.masks import MASKS
 from helpers.models import random_image, tiny_model
-from torch import Tensor, nn
+from helpers.two_stage import two_stage_model
+from torch import nn
 
 from glipv2_d2.layers import deform_conv
-from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.heads import roi_heads
 from glipv2_d2.modeling.meta_arch import pad_images
 
-NAMES = ["cat", "traffic light"]
+NAMES = ["cat", "traffic light", "zebra"]
+
+MODELS: dict[str, list[Any]] = {
+    "masks": [*MASKS, "TEST.DETECTIONS_PER_IMAGE", 12],
+    "two chunks": ["MODEL.PROMPT.MAX_CLASSES", 2, "TEST.DETECTIONS_PER_IMAGE", 12],
+}
 
 
-class FixedNames(nn.Module):
-    """(3, H, W) image -> boxes, scores and classes."""
+def with_names(model: nn.Module, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A model with fixed class names, as an inference_func of Detectron2's TracingAdapter."""
+    return model([{**x, "classes": NAMES, "negatives": ["dog"]} for x in inputs])
 
-    def __init__(self, model: GLIPv2) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (result,) = self.model([{"image": image, "classes": NAMES}])
-        found = result["instances"]
-        return found.pred_boxes.tensor, found.scores, found.pred_classes
+def adapted(*opts: Any) -> TracingAdapter:
+    """An adapter of the tiny model for images of 64 x 64 pixels."""
+    # The threshold leaves different numbers of candidates in different images.
+    model = tiny_model("MODEL.GROUNDING.SCORE_THRESH", 0.01, *opts)
+    return TracingAdapter(model, [{"image": random_image()}], with_names)
+
+
+def assert_right_on_other_images(adapter: TracingAdapter, graph: Any) -> None:
+    recorded = adapter._create_wrapper(graph)
+    numbers = set()
+    for seed in (0, 1, 3, 4):
+        inputs = [{"image": random_image(seed=seed)}]
+        (expected,), (found,) = with_names(adapter.model, inputs), recorded(inputs)
+        expected, found = expected["instances"], found["instances"]
+        numbers.add(len(expected))
+        assert torch.equal(found.pred_classes, expected.pred_classes)
+        torch.testing.assert_close(found.scores, expected.scores)
+        torch.testing.assert_close(
+            found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3
+        )
+        assert found.has("pred_masks") == expected.has("pred_masks")
+        if expected.has("pred_masks"):
+            assert torch.equal(found.pred_masks, expected.pred_masks)
+    assert len(numbers) > 1, numbers
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_traced_model_is_right_on_other_images_of_the_same_size() -> None:
-    # The threshold leaves different numbers of candidates in the two images.
-    detector = FixedNames(tiny_model("MODEL.GROUNDING.SCORE_THRESH", 0.01))
-    first, other = random_image(64, 64), random_image(64, 64, seed=3)
-    with torch.no_grad():
-        adapter = TracingAdapter(detector, first)
-        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        expected, found = detector(other), adapter.outputs_schema(traced(other))
-        assert len(expected[0]) != len(detector(first)[0])
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("kind", MODELS)
+@torch.jit.optimized_execution(False)
+@torch.no_grad()
+def test_a_traced_model_is_right_on_other_images_of_its_size_and_refuses_others(kind: str) -> None:
+    adapter = adapted(*MODELS[kind])
+    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+    assert_right_on_other_images(adapter, traced)
+    for height, width in ((64, 80), (32, 128), (80, 64)):
+        with pytest.raises(torch.jit.Error, match=f"this one has {height} x {width}: resize it"):
+            traced(random_image(height, width))
+
+
+def without_postprocessing(
+    model: nn.Module, inputs: list[dict[str, Any]]
+) -> list[dict[str, Instances]]:
+    """As Detectron2's tools/deploy/export_model.py calls a GeneralizedRCNN."""
+    (instances,) = model.inference([{**x, "classes": NAMES} for x in inputs], do_postprocess=False)
+    return [{"instances": instances}]
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.jit.optimized_execution(False)
+@torch.no_grad()
+def test_a_traced_two_stage_model_is_right_on_images_of_any_size() -> None:
+    model = two_stage_model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    adapter = TracingAdapter(model, [{"image": random_image()}], without_postprocessing)
+    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+    for image in (random_image(seed=1), random_image(64, 96, seed=2)):
+        (expected,) = without_postprocessing(model, [{"image": image}])
+        (found,) = adapter.outputs_schema(traced(image))
+        assert len(expected["instances"]) > 0
+        torch.testing.assert_close(
+            found["instances"].pred_boxes.tensor,
+            expected["instances"].pred_boxes.tensor,
+            rtol=1e-4,
+            atol=1e-3,
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_an_exported_model_is_right_on_other_images_of_its_size_and_refuses_others() -> None:
+    adapter = adapted("MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 12)
+    exported = torch.export.export(adapter, adapter.flattened_inputs, strict=False).module()
+    assert_right_on_other_images(adapter, exported)
+    with pytest.raises((AssertionError, RuntimeError), match=r"size\(\)|shape"):
+        exported(random_image(64, 80))
+
+
+def test_export_of_masks_is_an_error_that_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = adapted(*MODELS["masks"])
+    monkeypatch.setattr(roi_heads, "is_exporting", lambda: True)
+    with pytest.raises(ValueError, match="set MODEL.MASK_ON to False, or use torch.jit.trace"):
+        adapter(*adapter.flattened_inputs)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.box_coder import to_exclusive
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.tracing import boxes_of, is_exporting
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.heads.grounding_rpn import gt_positive_map
 from glipv2_d2.modeling.heads.mask_heads import REGION
@@ -124,7 +125,16 @@ class GroundingROIHeads(nn.Module, Configurable):
     def predict_masks(
         self, fused: FusedFeatures, detections: Sequence[DetectionsPerImage]
     ) -> list[DetectionsPerImage]:
-        """The detections of each query with their masks."""
+        """The detections of each query with their masks.
+
+        Raises:
+            ValueError: in torch.export, as Detectron2's ROIPooler needs the number of detections.
+        """
+        if is_exporting():
+            raise ValueError(
+                "torch.export does not support masks: set MODEL.MASK_ON to False, or use "
+                "torch.jit.trace"
+            )
         text_per_query = [
             mean_text(hidden, positive_map)[found.labels]
             for hidden, positive_map, found in zip(
@@ -133,12 +143,9 @@ class GroundingROIHeads(nn.Module, Configurable):
         ]
         boxes = [to_exclusive(found.boxes) for found in detections]
         masks = self.mask_logits(self._maps(fused), boxes, text_per_query).sigmoid()
-        return [
-            replace(found, masks=masks_per_query)
-            for found, masks_per_query in zip(
-                detections, masks.split([len(found) for found in detections]), strict=True
-            )
-        ]
+        # Not by numbers of detections, which a tracer would record as constants.
+        query_of = torch.cat([torch.full_like(x.labels, i) for i, x in enumerate(detections)])
+        return [replace(found, masks=masks[query_of == i]) for i, found in enumerate(detections)]
 
     def losses(
         self, fused: FusedFeatures, detections: Sequence[DetectionsPerImage]
@@ -192,7 +199,7 @@ class GroundingROIHeads(nn.Module, Configurable):
         """
         # ROIAlign casts the boxes to the dtype of its maps: in half precision they move by pixels.
         levels = [full_precision(self.entry(maps[name])) for name in self.in_features]
-        regions = self.pooler(levels, [Boxes(boxes) for boxes in boxes_per_query])
+        regions = self.pooler(levels, [boxes_of(boxes) for boxes in boxes_per_query])
         return self.mask_head(regions, torch.cat(list(text_per_query)))
 
     @torch.no_grad()

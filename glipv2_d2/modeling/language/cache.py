@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glipv2_d2.layers.lru_cache import LRUCache, stream_id
+from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.language.base import LanguageBackbone
 from glipv2_d2.structures import TextFeatures, TokenBatch
 
@@ -76,13 +77,20 @@ class LanguageCache:
     def clear(self) -> None:
         self._hidden.clear()
 
-    # Dictionary lookups are not for torch.compile.
-    @torch.compiler.disable(recursive=False)
     def __call__(self, language_backbone: LanguageBackbone, tokens: TokenBatch) -> TextFeatures:
         """Equal ``language_backbone(tokens)``, but encode only prompts that are not cached.
 
         Padding has zero features.
         """
+        if is_tracing():
+            return language_backbone(tokens)
+        return self._encode_missing(language_backbone, tokens)
+
+    # Dictionary lookups are not for torch.compile.
+    @torch.compiler.disable(recursive=False)
+    def _encode_missing(
+        self, language_backbone: LanguageBackbone, tokens: TokenBatch
+    ) -> TextFeatures:
         if language_backbone.training or torch.is_grad_enabled():
             self.clear()
             return language_backbone(tokens)

@@ -81,7 +81,8 @@ class RegionWordOutputLayers(FastRCNNOutputLayers, Configurable):
             class_embeddings, num_classes=self.num_classes, training=self.training
         )
         features = x.flatten(1)
-        regions_per_image = features.split([len(instances) for instances in proposals])
+        # In a tracer __len__ is a tensor, len() a constant.
+        regions_per_image = features.split([instances.__len__() for instances in proposals])
         logits = [
             self._class_logits(regions, classes, num_classes)
             for regions, classes in zip(regions_per_image, class_embeddings, strict=True)

@@ -114,7 +114,8 @@ class ClosedSetOutputLayers(FastRCNNOutputLayers, Configurable):
         features = x.flatten(1)
         class_logits = full_precision(self.cls_score(features))
         probs = class_logits.softmax(-1) if self.is_exclusive else class_logits.sigmoid()
-        sizes = [len(instances) for instances in proposals]
+        # In a tracer __len__ is a tensor, len() a constant.
+        sizes = [instances.__len__() for instances in proposals]
         logits, closed_classes = [], []
         for regions, probs_of_image, classes in zip(
             features.split(sizes), probs[:, :-1].split(sizes), class_embeddings, strict=True
