@@ -18,10 +18,12 @@ EXTRAS = (
     "lora",
     "lvis",
     "mini-data",
+    "mlflow",
     "phrases",
     "remote",
     "serve",
     "supervision",
+    "wandb",
     "webdataset",
 )
 

@@ -42,6 +42,7 @@ COMMANDS = {
 
 MODULES = {
     "predict": "predict",
+    "finetune": "finetune",
     "label": "label",
     "evaluate": "evaluate",
     "check-data": "check_data",

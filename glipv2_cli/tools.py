@@ -41,7 +41,6 @@ class Script:
 
 
 SCRIPTS = {
-    "finetune": Script("finetune.py", weights="--weights", default_model=True),
     "train": Script("train_net.py"),
 }
 

@@ -369,6 +369,13 @@ def _add_tuning_config(cfg: CfgNode) -> None:
     # A delta file, the result of fine-tuning, loaded on top of MODEL.WEIGHTS. It contains its
     # policy and settings.
     cfg.MODEL.TUNING.DELTA = ""
+    # Of a fine-tuned model (written by glipv2 finetune): its base, a model name or files, and the
+    # class names that Predictor.predict detects if none are passed.
+    cfg.MODEL.TUNING.BASE = ""
+    cfg.MODEL.TUNING.CLASS_NAMES = []
+    # Alternating keys and values with which glipv2 finetune trains this model: those of MODEL with
+    # every policy, others in place of the recipe of the policy full.
+    cfg.MODEL.TUNING.RECIPE = []
 
     # prompt: number of tokens with a trained embedding of their own.
     cfg.MODEL.TUNING.PROMPT = CfgNode()
@@ -463,6 +470,8 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.NON_FINITE = "stop"
     # Exponential moving average of the weights, saved with them; 0 disables it.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # Where metrics and pictures (VIS_PERIOD) go besides TensorBoard: "wandb", "mlflow".
+    cfg.WRITERS = []
 
 
 def _add_test_config(cfg: CfgNode) -> None:

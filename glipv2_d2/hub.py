@@ -6,16 +6,21 @@ from pathlib import Path
 
 import safetensors.torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from huggingface_hub import HfApi, ModelCard, ModelCardData, errors
 from torch import nn
 
 from glipv2_d2.engine.finetune.tuning import read_delta
 from glipv2_d2.file_writing import atomic_open, atomic_write
+from glipv2_d2.model_folder import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    WEIGHTS_FILE,
+    files_of_folder,
+    portable_config,
+)
 from glipv2_d2.model_zoo import ModelFiles, download
 
-CONFIG_FILE = "config.yaml"
-WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 # Policies that add modules, without which the weights fit no config.
@@ -51,7 +56,8 @@ def pretrained_files(source: str | Path, revision: str | None = None) -> ModelFi
     """The files of a model in a local folder, or of a repository ``user/model`` of the hub.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`~glipv2_d2.model_zoo.download`.
+        FileNotFoundError, ValueError: see :func:`~glipv2_d2.model_zoo.download` and
+            :func:`~glipv2_d2.model_folder.files_of_folder`.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -59,10 +65,7 @@ def pretrained_files(source: str | Path, revision: str | None = None) -> ModelFi
         return ModelFiles(config, weights)
     if revision is not None:
         raise ValueError(f"'{folder}' is a local folder and has no revision {revision!r}")
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"'{folder}' has no {file}: save_pretrained writes it")
-    return ModelFiles(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    return files_of_folder(folder)
 
 
 def save_model(model: nn.Module, cfg: CfgNode, folder: str | Path, name: str | None = None) -> None:
@@ -75,6 +78,20 @@ def save_model(model: nn.Module, cfg: CfgNode, folder: str | Path, name: str | N
         name: the repository, for the model card; default: the folder.
 
     Raises:
+        ValueError: see :func:`save_one_file`.
+    """
+    folder = Path(folder)
+    save_one_file(model, cfg, folder / WEIGHTS_FILE)
+    atomic_write(folder / CONFIG_FILE, portable_config(cfg).dump())
+    if not (folder / CARD_FILE).exists():
+        repository = str(folder) if name is None else name
+        atomic_write(folder / CARD_FILE, _model_card(repository, cfg))
+
+
+def save_one_file(model: nn.Module, cfg: CfgNode, path: Path) -> None:
+    """Write weights and config as one safetensors file, which ``Predictor(path)`` loads.
+
+    Raises:
         ValueError: the weights were rounded (``TEST.PRECISION``), or do not stand alone (delta of
             LoRA or prompt tuning).
     """
@@ -83,25 +100,29 @@ def save_model(model: nn.Module, cfg: CfgNode, folder: str | Path, name: str | N
             f"the weights are rounded to {cfg.TEST.PRECISION} for inference; save those of a "
             "Predictor with opts=['TEST.PRECISION', 'fp32']"
         )
-    policy = read_delta(cfg.MODEL.TUNING.DELTA).settings["NAME"] if cfg.MODEL.TUNING.DELTA else ""
-    if policy in _WITH_OWN_MODULES:
-        raise ValueError(
-            f"'{cfg.MODEL.TUNING.DELTA}' was made with the policy {policy!r}, which adds modules "
-            "to the model: publish the base and the delta as two files"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.MODEL.TUNING.DELTA:
+        check_stands_alone(read_delta(cfg.MODEL.TUNING.DELTA).settings["NAME"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         # A copy, because a view would share the memory of another tensor.
         key: value.detach().cpu().contiguous().clone()
         for key, value in model.state_dict().items()
     }
-    with atomic_open(folder / WEIGHTS_FILE) as file:
-        file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
-    atomic_write(folder / CONFIG_FILE, _portable_config(cfg).dump())
-    if not (folder / CARD_FILE).exists():
-        repository = str(folder) if name is None else name
-        atomic_write(folder / CARD_FILE, _model_card(repository, cfg))
+    metadata = {"format": "pt", CONFIG_KEY: portable_config(cfg).dump()}
+    with atomic_open(path) as file:
+        file.write(safetensors.torch.save(state, metadata=metadata))
+
+
+def check_stands_alone(policy: str) -> None:
+    """
+    Raises:
+        ValueError: weights trained with the policy fit no config.
+    """
+    if policy in _WITH_OWN_MODULES:
+        raise ValueError(
+            f"the policy {policy!r} adds modules to the model, so it cannot be one file: publish "
+            "the base and the delta as two files"
+        )
 
 
 def push_folder(
@@ -131,18 +152,6 @@ def push_folder(
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError) as e:
         raise ValueError(f"{repository!r} cannot be written to the hub: {e}") from e
     return str(commit.commit_url)
-
-
-def _portable_config(cfg: CfgNode) -> CfgNode:
-    portable, defaults = cfg.clone(), get_cfg()
-    portable.defrost()
-    portable.MODEL.WEIGHTS = portable.MODEL.TUNING.DELTA = portable.MODEL.TUNING.NAME = ""
-    portable.MODEL.DEVICE, portable.OUTPUT_DIR = defaults.MODEL.DEVICE, defaults.OUTPUT_DIR
-    portable.DATASETS.CUSTOM = []
-    portable.DATASETS.TRAIN = portable.DATASETS.TEST = ()
-    portable.DATASETS.TRAIN_REPEAT_FACTOR = []
-    portable.freeze()
-    return portable
 
 
 def _model_card(repository: str, cfg: CfgNode) -> str:

@@ -28,10 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Local files of a model; ``weights`` is None if none were published."""
+    """Local files of a model.
+
+    Attributes:
+        config: a YAML file, or a file of weights with a config.
+        weights: None if none were published.
+        delta: fine-tuned changes to the weights.
+    """
 
     config: Path
     weights: Path | None
+    delta: Path | None = None
 
 
 def is_model_name(text: str) -> bool:

@@ -42,7 +42,8 @@ from glipv2_d2.images import (
     load_image,
 )
 from glipv2_d2.item_errors import predict_each
-from glipv2_d2.model_zoo import is_model_name, model_files
+from glipv2_d2.model_folder import SINGLE_FILE_SUFFIX
+from glipv2_d2.model_zoo import ModelFiles, is_model_name, model_files
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.class_scores import best_class_scores
 from glipv2_d2.prediction import Answer, Caption, Prediction, TaskResults, Thresholds
@@ -118,7 +119,9 @@ class Predictor:
 
         Args:
             config: the name of a model ("glipv2-mini", "glip-t", "glip-t-a", "glip-l"; see
-                :func:`~glipv2_d2.config.get_config`), a YAML file or a config.
+                :func:`~glipv2_d2.config.get_config`), a YAML file or a config; the folder of
+                ``glipv2 finetune`` or :meth:`save_pretrained`, or the file of ``--export
+                one_file``.
             weights: a checkpoint of this project or of GLIP; default: those of the named model,
                 GLIP's from the Hugging Face hub, or ``MODEL.WEIGHTS`` of the config.
             delta: fine-tuned changes to these weights; default ``MODEL.TUNING.DELTA``.
@@ -130,7 +133,7 @@ class Predictor:
             FileNotFoundError: a file does not exist, or is neither cached nor can be downloaded.
             ValueError: the name is unknown, or the config or the weights are invalid.
         """
-        config, weights = _resolve_name(config, weights, opts, revision)
+        config, weights, delta = _resolve(config, weights, delta, opts, revision)
         self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
@@ -161,7 +164,13 @@ class Predictor:
             ValueError: a file is invalid.
         """
         files = pretrained_files(source, revision)
-        return cls(load_foreign_config(files.config, opts), files.weights, device=device)
+        cfg = load_foreign_config(files.config, opts)
+        return cls(cfg, files.weights, delta=files.delta, device=device)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names of a fine-tuned model; empty for others."""
+        return list(self.cfg.MODEL.TUNING.CLASS_NAMES)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.yaml, model.safetensors and a model card, see :mod:`glipv2_d2.hub`."""
@@ -222,6 +231,7 @@ class Predictor:
                 orientation.
             classes: class names; for several images also one list per image. Nothing is detected
                 for a name without a word in the tokenizer's vocabulary, and a warning names it.
+                Default: :attr:`class_names`, if there are any.
             negatives: class names that compete with the classes and are not returned: a box is
                 dropped if one of them has a higher score ("wolf" against false "dog"). For several
                 images also one list per image.
@@ -252,6 +262,8 @@ class Predictor:
         """
         min_scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
         _check_threshold(threshold)
+        if classes is None and caption is None and self.class_names:
+            classes = self.class_names
 
         def select(prediction: Prediction) -> Prediction:
             # Thresholds first: a name below its threshold suppresses no other.
@@ -594,23 +606,30 @@ def _check_threshold(threshold: float | None) -> None:
         raise ValueError(f"threshold is {threshold}; scores are from 0 to 1")
 
 
-def _resolve_name(
+def _resolve(
     config: str | Path | CfgNode,
     weights: str | Path | None,
+    delta: str | Path | None,
     opts: Sequence[Any],
     revision: str | None,
-) -> tuple[str | Path | CfgNode, str | Path | None]:
-    """Config and weights, of which ``config`` may be the name of a model."""
+) -> tuple[str | Path | CfgNode, str | Path | None, str | Path | None]:
+    """Config, weights and delta, of which ``config`` may be a model's name, folder or file."""
+    if not isinstance(config, CfgNode) and (
+        Path(config).is_dir() or Path(config).suffix == SINGLE_FILE_SUFFIX
+    ):
+        path = Path(config)
+        files = pretrained_files(path) if path.is_dir() else ModelFiles(path, path)
+        return load_foreign_config(files.config), weights or files.weights, delta or files.delta
     if not (isinstance(config, str) and is_model_name(config)):
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for named models, not for {config!r}")
-        return config, weights
+        return config, weights, delta
     if weights is not None or "MODEL.WEIGHTS" in opts:
-        return named_config_file(config), weights
+        return named_config_file(config), weights, delta
     files = model_files(config, revision)
     if files.weights is None:
         raise ValueError(f"no weights of {config!r} were published; pass weights=...")
-    return files.config, files.weights
+    return files.config, files.weights, delta
 
 
 def _prepare_config(

@@ -19,6 +19,7 @@ from yaml.constructor import ConstructorError
 import glipv2_d2.modeling  # noqa: F401
 from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.model_folder import read_config
 from glipv2_d2.projects import add_project_configs
 from glipv2_d2.trust import unsafe_files_allowed, unsafe_remedy
 
@@ -66,14 +67,15 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
 def load_foreign_config(path: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
     """:func:`load_config` for a file of unknown origin: no code in it is run, no base file read.
 
+    Args:
+        path: a YAML file, or a file of weights with a config (:mod:`glipv2_d2.model_folder`).
+        opts: as of :func:`load_config`.
+
     Raises:
         FileNotFoundError, ValueError: as for :func:`load_config`; also ValueError for tags of
             Python objects and for ``_BASE_``.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config file '{path}' is not plain YAML: {error}") from error
+    content = read_config(Path(path))
     if not isinstance(content, dict) or BASE_KEY in content:
         raise ValueError(f"config file '{path}' must be a mapping of keys, without {BASE_KEY}")
     cfg = load_config().clone()

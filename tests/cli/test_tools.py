@@ -28,10 +28,6 @@ def files_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "expected"),
     [
-        ("finetune", "--data d --model m", "--config-file m.yaml --weights m.pth --data d"),
-        ("finetune", "--data d", "--config-file default.yaml --weights default.pth --data d"),
-        ("finetune", "--data d --config c A 1", "--config-file c --data d A 1"),
-        ("finetune", "--device cpu --config c --opts A 1", "--config-file c A 1 MODEL.DEVICE cpu"),
         ("train", "--model m A 1", "--config-file m.yaml A 1 MODEL.WEIGHTS m.pth"),
         ("train", "--config-file c A 1", "--config-file c A 1"),
     ],

@@ -1,83 +1,50 @@
-"""Finding the splits of a dataset folder in one of the common COCO layouts.
-
-A *split* is an annotation file and the folder of its images.
-"""
+"""Finding the splits of a dataset folder in one of the common COCO layouts."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from glipv2_d2.data.coco_truth import CocoTruth, read_truth
 from glipv2_d2.data.readers.coco import file_name_of
+from glipv2_d2.engine.finetune.splits import SPLIT_NAMES, DatasetFolder, Split, divide
 from glipv2_d2.messages import quote
 from glipv2_d2.text.names import normalized_name
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
-"""Split -> accepted names, in order of preference; also with a year, as in "train2017"."""
-
 ROBOFLOW_FILE = "_annotations.coco.json"
 
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a folder.
-
-    Attributes:
-        annotations: the annotation file.
-        images: the folder to which the file names of images are relative.
-        coco: sound contents of the annotation file, without group categories.
-    """
-
-    annotations: Path
-    images: Path
-    coco: dict[str, Any]
-
-    @property
-    def class_names(self) -> list[str]:
-        """Class names in the order of their ids, as at inference."""
-        return [c["name"] for c in sorted(self.coco["categories"], key=lambda c: c["id"])]
+UNDIVIDED = ("annotations/instances_default.json", "result.json")
+"""Files without splits: of CVAT and Label Studio."""
 
 
-@dataclass(frozen=True)
-class CocoFolder:
-    """The splits of a folder, which share classes and ids.
-
-    Attributes:
-        test: None if the folder has no test split.
-    """
-
-    train: Split
-    valid: Split
-    test: Split | None
-
-
-def open_coco_folder(root: str | Path) -> CocoFolder:
+def open_coco_folder(root: Path) -> DatasetFolder:
     """Find and load the splits of a folder.
 
     Supported layouts: ``train/_annotations.coco.json`` beside the images, as exported by Roboflow;
     ``annotations/instances_train2017.json``, ``annotations/train.json`` or ``train.json``, with
-    images in ``images/train``, ``train`` or ``images``; a single ``train/*.json``.
+    images in ``images/train``, ``train`` or ``images``, as COCO and CVAT have them; a single
+    ``train/*.json``. ``annotations/instances_default.json`` of CVAT and ``result.json`` of Label
+    Studio are divided into two splits.
 
     Raises:
-        FileNotFoundError: the folder, a split or its images do not exist; the message lists the
-            searched paths.
+        FileNotFoundError: a split or its images do not exist; the message lists the searched
+            paths.
         ValueError: a file is not in COCO format, or the splits have different classes.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"'{root}' is not a folder")
     found = {kind: _find(root, kind) for kind in SPLIT_NAMES}
+    undivided = [root / name for name in UNDIVIDED if (root / name).is_file()]
+    if found["train"] is None and found["valid"] is None and undivided:
+        return _open_undivided(root, undivided[0])
     for kind in ("train", "valid"):
         if found[kind] is None:
-            searched = "\n".join(f"  {path}" for path in _patterns(kind))
             raise FileNotFoundError(
-                f"'{root}' has no annotations of the split {kind!r}; searched for\n{searched}"
+                f"'{root}' has no annotations of the split {kind!r}; searched for\n"
+                + "\n".join(searched_files(kind))
             )
     truths = {kind: _load(path) for kind, path in found.items() if path is not None}
     splits = {
@@ -95,7 +62,24 @@ def open_coco_folder(root: str | Path) -> CocoFolder:
                 f"'{split.annotations}' has the classes {quote(_categories(split))}, but the "
                 f"training split has {quote(expected)}: all splits must have the same ids and names"
             )
-    return CocoFolder(splits["train"], splits["valid"], splits.get("test"))
+    return DatasetFolder("COCO", splits["train"], splits["valid"], splits.get("test"))
+
+
+def _open_undivided(root: Path, annotations: Path) -> DatasetFolder:
+    truth = _load(annotations)
+    split = Split(annotations, _image_folder(root, "default", truth), truth.to_coco())
+    train, valid = divide(split)
+    note = (
+        f"'{annotations.name}' has no splits: {len(valid.coco['images'])} of its "
+        f"{len(truth.images)} images, chosen by their names, are for validation"
+    )
+    logger.warning(note)
+    return DatasetFolder("COCO, one file", train, valid, None, [note])
+
+
+def searched_files(split: str) -> list[str]:
+    """The files that are searched for the annotations of a split, for messages."""
+    return [f"  {path}" for path in _patterns(split)]
 
 
 def _patterns(split: str) -> Iterator[str]:
@@ -140,7 +124,7 @@ def _image_folder(root: Path, split: str, truth: CocoTruth) -> Path:
     """The first candidate folder that contains the first image of the annotation file."""
     annotations = Path(truth.path)
     stem = annotations.stem.removeprefix("instances_")
-    names = dict.fromkeys((stem, *SPLIT_NAMES[split]))
+    names = dict.fromkeys((stem, *SPLIT_NAMES.get(split, ())))
     folders = [annotations.parent, annotations.parent / "images"]
     folders += [root / "images" / name for name in names]
     folders += [root / name for name in names]

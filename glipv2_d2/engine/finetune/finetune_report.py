@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from glipv2_d2.file_writing import atomic_open, dump_json
+from glipv2_d2.file_writing import atomic_write, dump_json
 
 OVERALL = ("AP", "AP50", "AP75")
 CLASS_PREFIX = "AP-"
@@ -56,12 +56,14 @@ class FinetuneReport:
         target: results on the fine-tuning dataset.
         base_sets: results on the base's datasets, to measure forgetting.
         absent_base_sets: names of those that are not on this machine.
+        notes: what the user should know about the data.
     """
 
     about: Mapping[str, Any]
     target: Comparison
     base_sets: Sequence[Comparison]
     absent_base_sets: Sequence[str]
+    notes: Sequence[str] = ()
 
     def text(self, table_format: str = "github") -> str:
         """The tables with headings, in Markdown.
@@ -72,6 +74,7 @@ class FinetuneReport:
         parts = [
             "# Fine-tuning",
             tabulate(list(self.about.items()), ("what", "value"), table_format, disable_numparse=1),
+            *self.notes,
             f"## {self.target.dataset}: box AP",
             _table(self.target.rows(OVERALL), "metric", table_format),
         ]
@@ -90,12 +93,12 @@ class FinetuneReport:
             parts.append("Not measured: no dataset was selected.")
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> list[Path]:
         """Atomically write report.json and report.md. A nan becomes null in JSON."""
-        content = dump_json(asdict(self), indent=1, default=str)
-        for name, text in (("report.json", content), ("report.md", self.text())):
-            with atomic_open(folder / name) as file:
-                file.write(text.encode())
+        paths = [folder / "report.json", folder / "report.md"]
+        atomic_write(paths[0], dump_json(asdict(self), indent=1, default=str))
+        atomic_write(paths[1], self.text())
+        return paths
 
 
 def _table(rows: list[list[str]], first_column: str, table_format: str) -> str:

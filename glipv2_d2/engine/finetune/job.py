@@ -1,224 +1,229 @@
-"""Fine-tuning on a folder in COCO's format: configs, training, evaluation before and after."""
+"""Fine-tuning on a folder of data: training, and evaluation before and after it."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import json
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
 
-from glipv2_d2.data.build import load_dataset
-from glipv2_d2.data.custom import register_custom
-from glipv2_d2.engine.finetune.coco_folder import CocoFolder, open_coco_folder
-from glipv2_d2.engine.finetune.few_shot import COPIES, few_shot_subset
 from glipv2_d2.engine.finetune.finetune_report import Comparison, FinetuneReport
-from glipv2_d2.engine.finetune.recipes import MAX_EPOCHS, recipe
-from glipv2_d2.engine.finetune.tuning import DELTA_FILE, load_model
-from glipv2_d2.engine.setup import load_config
+from glipv2_d2.engine.finetune.finetune_trainer import FinetuneTrainer, OnProgress
+from glipv2_d2.engine.finetune.report_html import ReportFiles
+from glipv2_d2.engine.finetune.time_plan import TimeLimit
+from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.train.trainer import Trainer
-from glipv2_d2.file_writing import atomic_open, dump_json
+from glipv2_d2.file_writing import atomic_write, dump_json
+from glipv2_d2.model_folder import DELTA_FILE, write_tuned_config
 
+SECONDS_OF_REPORT = 15.0
+"""Reserved for the report, and for loading the best weights."""
 
-@dataclass(frozen=True)
-class FinetuneArguments:
-    """Arguments of a fine-tuning.
+BEFORE, AFTER = "before", "after"
+"""Folders of the results of the base and of the fine-tuned model."""
 
-    Attributes:
-        data: a folder, see :func:`~glipv2_d2.engine.finetune.coco_folder.open_coco_folder`.
-        config_file, weights: of the base model.
-        output: folder of the delta, the report and checkpoints.
-        policy: which parameters are trained, see :mod:`glipv2_d2.engine.finetune.policies`.
-        shots: images per class; None: all images.
-        seed: of the training and of the choice of shots.
-        base_sets: datasets on which forgetting is measured; None: ``DATASETS.TEST`` of the config.
-        opts: config overrides, with precedence over the recipe.
-        resume: continue an interrupted training.
-    """
+RESULTS_FILE = "measured.json"
+DETECTIONS_FILE = "coco_instances_results.json"
 
-    data: Path
-    config_file: str
-    weights: Path
-    output: Path
-    policy: str
-    shots: int | None
-    seed: int
-    base_sets: Sequence[str] | None
-    opts: Sequence[str]
-    resume: bool = False
+TASK = "bbox"
+Results = dict[str, dict[str, float]]
+"""Metric -> value, per dataset."""
 
 
 @dataclass(frozen=True)
 class FinetuneJob:
-    """A validated fine-tuning; :func:`prepare` makes it.
+    """A validated fine-tuning; :func:`~glipv2_d2.engine.finetune.preparation.prepare` makes it.
 
     Attributes:
+        base: the base model as a description of the result names it: a name or a file.
         base_cfg: config of the base model, with the new datasets.
         cfg: config of the training.
+        class_names: of the data, in the order of their ids.
+        about: description -> value, for the report: model, data, policy.
+        notes: what the user should know about the data.
+        selection_set: the dataset that selects the weights.
         target: the dataset of the report.
-        num_images: training images with boxes.
         base_sets, absent_base_sets: datasets of the base with and without files on this machine.
+        seconds: time limit of all; None: ``cfg`` sets the number of iterations.
+        resume: continue an interrupted training.
     """
 
-    arguments: FinetuneArguments
+    base: str
     base_cfg: CfgNode
     cfg: CfgNode
+    class_names: list[str]
+    about: dict[str, Any]
+    notes: Sequence[str]
+    selection_set: str
     target: str
-    num_images: int
     base_sets: list[str]
     absent_base_sets: list[str]
+    seconds: float | None
+    resume: bool
 
-    def run(self) -> FinetuneReport:
-        """Evaluate the base, train, and evaluate the base with the written delta."""
-        output = self.arguments.output
-        datasets = [self.target, *self.base_sets]
-        before = _evaluate(self.base_cfg, datasets, output / "before")
-        training = _train(self.cfg, self.arguments.resume)
-        tuned_cfg = self.base_cfg.clone()
-        tuned_cfg.defrost()
-        tuned_cfg.MODEL.TUNING.DELTA = str(output / DELTA_FILE)
-        after = _evaluate(tuned_cfg, datasets, output / "after")
-        target, *base_sets = [Comparison(name, before[name], after[name]) for name in datasets]
-        return FinetuneReport(self._summary(training), target, base_sets, self.absent_base_sets)
+    @property
+    def output(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
 
-    def _summary(self, training: Mapping[str, int]) -> dict[str, Any]:
-        arguments, delta = self.arguments, self.arguments.output / DELTA_FILE
-        selection_set = self.cfg.DATASETS.TEST[0]
+    @property
+    def datasets(self) -> list[str]:
+        """Those that are evaluated before and after the training."""
+        return list(dict.fromkeys([self.target, self.selection_set, *self.base_sets]))
+
+    def run(
+        self, *, started: float | None = None, on_progress: OnProgress | None = None
+    ) -> FinetuneReport | None:
+        """Evaluate the base, train, and evaluate the result.
+
+        Args:
+            started: on the clock of ``time.monotonic``, when the time limit began; default: now.
+            on_progress: see :class:`FinetuneTrainer`.
+
+        Returns:
+            The report; None in other processes than the main one.
+        """
+        started = time.monotonic() if started is None else started
+        if not self.resume and comm.is_main_process():
+            for folder in (BEFORE, AFTER):
+                shutil.rmtree(self.output / folder, ignore_errors=True)
+            for file in (DELTA_FILE, "metrics.json"):
+                (self.output / file).unlink(missing_ok=True)
+        before, seconds = self._before()
+        trainer = self._trainer(started, seconds, on_progress)
+        trainer.resume_or_load(resume=self.resume)
+        if comm.is_main_process():
+            # Before the first delta, so that none is without it.
+            self.describe()
+        trainer.train()
+        after = self._after(trainer.checkpointer.model)
+        if not comm.is_main_process():
+            return None
+        target, *base_sets = [
+            Comparison(name, before[name], after[name]) for name in (self.target, *self.base_sets)
+        ]
+        about = {**self.about, **self._training_numbers(trainer, time.monotonic() - started)}
+        return FinetuneReport(about, target, base_sets, self.absent_base_sets, self.notes)
+
+    def report_files(self) -> ReportFiles:
+        """The files of the HTML report, when :meth:`run` has ended."""
+        entries = {entry["name"]: entry for entry in self.cfg.DATASETS.CUSTOM}
+        target = entries[self.target]
+        inference = Path("inference") / self.target / DETECTIONS_FILE
+        return ReportFiles(
+            truth=Path(target["json"]),
+            images=Path(target["images"]),
+            before=self.output / BEFORE / inference,
+            after=self.output / AFTER / inference,
+            metrics=self.output / "metrics.json",
+        )
+
+    def describe(self) -> None:
+        """Write what ``Predictor(output)`` needs beside the delta."""
+        write_tuned_config(self.base_cfg, self.output, base=self.base, class_names=self.class_names)
+
+    def _before(self) -> tuple[Results, dict[str, float]]:
+        """Results and seconds of the base per dataset, those of an interrupted run if it has."""
+        path = self.output / BEFORE / RESULTS_FILE
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            stored = json.loads(path.read_bytes()) if self.resume else {}
+            if stored.keys() >= set(self.datasets):
+                results = {name: with_nan(x["results"]) for name, x in stored.items()}
+                return results, {name: float(x["seconds"]) for name, x in stored.items()}
+        model = load_model(self.base_cfg)
+        results, seconds = evaluate(self.base_cfg, model, self.datasets, path.parent)
+        content = {
+            name: {"results": results[name], "seconds": seconds[name]} for name in self.datasets
+        }
+        if comm.is_main_process():
+            atomic_write(path, dump_json(content, indent=1))
+        return results, seconds
+
+    def _trainer(
+        self, started: float, seconds: Mapping[str, float], on_progress: OnProgress | None
+    ) -> FinetuneTrainer:
+        others = [name for name in self.datasets if name != self.selection_set]
+        after_training = SECONDS_OF_REPORT + sum(seconds[name] for name in others)
+        limit = None
+        if self.seconds is not None:
+            limit = TimeLimit(started + self.seconds, after_training)
+        trainer = FinetuneTrainer(
+            self.cfg,
+            limit=limit,
+            evaluation_seconds=seconds[self.selection_set],
+            after_training=after_training,
+            on_best=lambda: self._keep_best(trainer),
+            on_progress=on_progress,
+        )
+        return trainer
+
+    def _keep_best(self, trainer: FinetuneTrainer) -> None:
+        """Keep the results of the best evaluation, which the next one would replace."""
+        name, folder = self.selection_set, self.output / AFTER
+        kept = folder / "inference" / name
+        kept.mkdir(parents=True, exist_ok=True)
+        detections = self.output / "inference" / name / DETECTIONS_FILE
+        if detections.is_file():
+            shutil.copyfile(detections, kept / DETECTIONS_FILE)
+        results = {name: dict(trainer._last_eval_results[TASK])}
+        atomic_write(folder / RESULTS_FILE, dump_json(results, indent=1))
+
+    def _after(self, model: nn.Module) -> Results:
+        """Results of the best weights, which the model has."""
+        path = self.output / AFTER / RESULTS_FILE
+        results: Results = {}
+        with contextlib.suppress(FileNotFoundError):
+            results = {k: with_nan(v) for k, v in json.loads(path.read_bytes()).items()}
+        # All processes evaluate the same: they share the folder, or have no results.
+        missing = comm.all_gather([name for name in self.datasets if name not in results])[0]
+        return results | evaluate(self.cfg, model, missing, path.parent)[0]
+
+    def _training_numbers(self, trainer: FinetuneTrainer, seconds: float) -> dict[str, Any]:
+        delta = self.output / DELTA_FILE
+        trained = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+        iterations = min(trainer.iter + 1, trainer.max_iter)
+        chosen_on_target = " too" if self.selection_set == self.target else ""
         return {
-            "data": arguments.data,
-            "base": arguments.weights,
-            "config": arguments.config_file,
-            "policy": arguments.policy,
-            "shots": arguments.shots or "all",
-            "seed": arguments.seed,
-            "training images": self.num_images,
-            **training,
+            "trained parameters": sum(trained),
+            "iterations": iterations,
+            "minutes in all": f"{seconds / 60:.1f}",
             "delta": delta,
             "delta, MiB": f"{delta.stat().st_size / 2**20:.2f}",
             # Results on the split that selected the weights are too high.
             "test-time augmentation": "yes" if self.cfg.TEST.AUG.ENABLED else "no",
-            "weights chosen on": f"{selection_set}{' too' if selection_set == self.target else ''}",
+            "weights chosen on": f"{self.selection_set}{chosen_on_target}",
         }
 
 
-def prepare(arguments: FinetuneArguments) -> FinetuneJob:
-    """Load the folder, choose the shots, and build both configs.
+def with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics that were read from JSON, which has null in place of nan."""
+    return {key: float("nan") if value is None else value for key, value in values.items()}
 
-    Raises:
-        FileNotFoundError, ValueError: data, weights or config cannot be used.
+
+def evaluate(
+    cfg: CfgNode, model: nn.Module, datasets: Sequence[str], output: Path
+) -> tuple[Results, dict[str, float]]:
+    """Box APs (none but in the main process) and seconds of the evaluation, per dataset.
+
+    With ``TEST.AUG.ENABLED`` the APs are those with test-time augmentation.
     """
-    folder = open_coco_folder(arguments.data)
-    train = folder.train.coco
-    if arguments.shots:
-        train = few_shot_subset(train, shots=arguments.shots, seed=arguments.seed)
-    num_images = _num_images_with_boxes(train)
-    if num_images == 0:
-        raise ValueError(f"'{folder.train.annotations}' has no boxes to train on")
-    name, output, opts = arguments.data.resolve().name, arguments.output, arguments.opts
-    splits = _store_splits(name, folder, train, output / "data")
-    custom = [*load_config(arguments.config_file, opts).DATASETS.CUSTOM, *splits]
-    # Values of named arguments have precedence over opts.
-    fixed: dict[str, Any] = {"MODEL.WEIGHTS": str(arguments.weights), "DATASETS.CUSTOM": custom}
-    base_cfg = load_config(arguments.config_file, [*opts, *_flatten(fixed)])
-    fixed |= {
-        "DATASETS.TRAIN": (f"{name}_train",),
-        "DATASETS.TEST": (f"{name}_valid",),
-        "OUTPUT_DIR": str(output),
-        "SEED": arguments.seed,
-    }
-    training = recipe(arguments.policy, few_shot=bool(arguments.shots))
-    # Every prompt has all class names, as at inference.
-    training["DATALOADER.PROMPT.MAX_NEGATIVES"] = len(folder.train.class_names)
-    cfg = load_config(arguments.config_file, [*_flatten(training), *opts])
-    images_per_epoch = num_images * COPIES.get(arguments.shots or 0, 1)
-    training |= _schedule(math.ceil(images_per_epoch / cfg.SOLVER.IMS_PER_BATCH))
-    cfg = load_config(arguments.config_file, [*_flatten(training), *opts, *_flatten(fixed)])
-    register_custom(custom)
-    base_sets = base_cfg.DATASETS.TEST if arguments.base_sets is None else arguments.base_sets
-    available = [dataset for dataset in base_sets if _is_available(dataset)]
-    return FinetuneJob(
-        arguments,
-        base_cfg,
-        cfg,
-        target=f"{name}_valid" if folder.test is None else f"{name}_test",
-        num_images=num_images,
-        base_sets=available,
-        absent_base_sets=[dataset for dataset in base_sets if dataset not in available],
-    )
-
-
-def _store_splits(
-    name: str, folder: CocoFolder, train: dict[str, Any], output: Path
-) -> list[dict[str, str]]:
-    """Write the annotations of each split, and return its entry of ``DATASETS.CUSTOM``."""
-    output.mkdir(parents=True, exist_ok=True)
-    splits = {"train": folder.train, "valid": folder.valid, "test": folder.test}
-    entries = []
-    for kind, split in splits.items():
-        if split is not None:
-            path = output / f"{name}_{kind}.json"
-            coco = train if kind == "train" else split.coco
-            # Without their groups, no class is taken for a group when the file is read again.
-            classes = [{"id": c["id"], "name": c["name"]} for c in coco["categories"]]
-            with atomic_open(path) as file:
-                file.write(dump_json({**coco, "categories": classes}).encode())
-            entries.append({"name": path.stem, "json": str(path), "images": str(split.images)})
-    return entries
-
-
-def _num_images_with_boxes(coco: dict[str, Any]) -> int:
-    return len({a["image_id"] for a in coco["annotations"] if not a.get("iscrowd", 0)})
-
-
-def _schedule(iterations_per_epoch: int) -> dict[str, Any]:
-    """The config values that a recipe specifies in epochs."""
-    return {
-        "SOLVER.MAX_ITER": MAX_EPOCHS * iterations_per_epoch,
-        "SOLVER.STEPS": (),
-        "SOLVER.CHECKPOINT_PERIOD": iterations_per_epoch,
-        "TEST.EVAL_PERIOD": iterations_per_epoch,
-    }
-
-
-def _flatten(values: Mapping[str, Any]) -> list[Any]:
-    return list(chain.from_iterable(values.items()))
-
-
-def _is_available(dataset: str) -> bool:
-    try:
-        load_dataset(dataset, filter_empty=False)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def _evaluate(cfg: CfgNode, datasets: list[str], output: Path) -> dict[str, dict[str, float]]:
-    """Box APs of ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, per dataset.
-
-    With ``TEST.AUG.ENABLED`` those with test-time augmentation.
-    """
-    task = "bbox_TTA" if cfg.TEST.AUG.ENABLED else "bbox"
-    model = load_model(cfg)
-    results = {}
+    results: Results = {}
+    seconds: dict[str, float] = {}
+    task = f"{TASK}_TTA" if cfg.TEST.AUG.ENABLED else TASK
     for dataset in datasets:
+        start = time.monotonic()
         dataset_cfg = cfg.clone()
         dataset_cfg.defrost()
         dataset_cfg.DATASETS.TEST = (dataset,)
         dataset_cfg.OUTPUT_DIR = str(output)
-        results[dataset] = dict(Trainer.test(dataset_cfg, model)[task])
-    return results
-
-
-def _train(cfg: CfgNode, resume: bool) -> dict[str, int]:
-    """Write the delta to ``OUTPUT_DIR``; return numbers for the report."""
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    trained = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
-    return {
-        "trained parameters": sum(trained),
-        "iterations": min(trainer.iter + 1, cfg.SOLVER.MAX_ITER),
-    }
+        output.mkdir(parents=True, exist_ok=True)
+        results[dataset] = dict(Trainer.test(dataset_cfg, model).get(task, {}))
+        seconds[dataset] = time.monotonic() - start
+    return results, seconds

@@ -7,7 +7,7 @@ mark our own choices. ``configs/finetune/odinw_*.yaml`` are these recipes for GL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ COMMON: dict[str, Any] = {
     # Our choice: the schedule on a few images has fewer iterations than a pre-training's warm-up.
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.BEST_METRIC": "bbox/AP",
+    # Pictures of the training in TensorBoard.
+    "VIS_PERIOD": 50,
     # The weights of the best evaluation are kept instead (our choice).
     "SOLVER.EMA_DECAY": 0.0,
     # All class names in the order of the dataset, as at inference.
@@ -92,6 +94,29 @@ def register_recipe(policy: str, values: Mapping[str, Any]) -> None:
     if policy in RECIPES:
         raise ValueError(f"the policy {policy!r} already has a recipe")
     RECIPES[policy] = dict(values)
+
+
+FITTED_SCHEDULE: dict[str, Any] = {
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+    "SOLVER.WARMUP_ITERS": 10,
+    "SOLVER.EARLY_STOP_PATIENCE": 0,
+}
+"""Of a training whose length is given: the learning rate falls to zero at its end (our choice)."""
+
+
+def model_recipe(policy: str, values: Sequence[Any]) -> dict[str, Any]:
+    """The part of ``MODEL.TUNING.RECIPE`` that applies to a policy.
+
+    >>> model_recipe("prompt", ["MODEL.MASK_ON", False, "SOLVER.BASE_LR", 0.1])
+    {'MODEL.MASK_ON': False}
+
+    Raises:
+        ValueError: the values are not pairs.
+    """
+    if len(values) % 2 != 0:
+        raise ValueError(f"MODEL.TUNING.RECIPE must be pairs of KEY VALUE, but is {list(values)}")
+    pairs = dict(zip(values[::2], values[1::2], strict=True))
+    return {key: v for key, v in pairs.items() if policy == "full" or key.startswith("MODEL.")}
 
 
 def recipe(policy: str, *, few_shot: bool) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from glipv2_d2.checkpoint.load_report import compare
 from glipv2_d2.engine.finetune.policies import apply_policy
 from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.layers.checkpoint_prefixes import full_state_dict, loss_only_prefixes
+from glipv2_d2.model_folder import DELTA_FILE
 
-DELTA_FILE = "delta.pth"
-"""File name of the delta, in OUTPUT_DIR of a training with a policy."""
+# Keys of MODEL.TUNING that describe a model, not a policy.
+_NOT_OF_THE_POLICY = ("DELTA", "BASE", "CLASS_NAMES", "RECIPE")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Tuning:
     """The base of a fine-tuned model, which :func:`save_delta` compares with.
 
     Attributes:
-        settings: ``MODEL.TUNING`` as plain values, without ``DELTA``.
+        settings: of the policy, those of ``MODEL.TUNING``, as plain values.
         base: the base's weights, a path as given in ``MODEL.WEIGHTS``.
         digests: name -> hash of each tensor that was loaded from the base.
         fingerprint: hash of the base.
@@ -187,8 +188,7 @@ def _check_base(cfg: CfgNode, delta: Delta, fingerprint: str) -> None:
 def _settings(cfg: CfgNode) -> dict[str, Any]:
     """``MODEL.TUNING`` as plain values, which torch loads with ``weights_only``."""
     settings = yaml.safe_load(cfg.MODEL.TUNING.dump())
-    del settings["DELTA"]
-    return settings
+    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_POLICY}
 
 
 def _with_settings(cfg: CfgNode, settings: dict[str, Any]) -> CfgNode:

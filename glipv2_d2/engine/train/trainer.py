@@ -35,12 +35,7 @@ from glipv2_d2.data.build import (
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
-from glipv2_d2.engine.finetune.tuning import (
-    DELTA_FILE,
-    apply_tuning,
-    resume_or_load,
-    save_delta,
-)
+from glipv2_d2.engine.finetune.tuning import apply_tuning, resume_or_load, save_delta
 from glipv2_d2.engine.precision import inference_precision
 from glipv2_d2.engine.test_time_augmentation import build_tta_model, with_suffix
 from glipv2_d2.engine.train.best_checkpoint import (
@@ -52,6 +47,7 @@ from glipv2_d2.engine.train.best_checkpoint import (
 )
 from glipv2_d2.engine.train.distributed import average_gradients
 from glipv2_d2.engine.train.ema import EMAHook, build_ema
+from glipv2_d2.engine.train.experiment_writers import build_experiment_writers, check_writers
 from glipv2_d2.engine.train.metrics import MetricsWriter, ResourceMetrics
 from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.param_groups import build_optimizer
@@ -60,6 +56,7 @@ from glipv2_d2.engine.train.train_step import build_accumulating_trainer, micro_
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator, no_evaluator
 from glipv2_d2.file_writing import atomic_open, disk_full, dump_json
+from glipv2_d2.model_folder import DELTA_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +85,7 @@ class Trainer(DefaultTrainer):
         """
         cfg = complete_config(cfg)
         check_best_metric(cfg)
+        check_writers(cfg.WRITERS)
         register_custom(cfg.DATASETS.CUSTOM)
         self._check_test_sets(cfg)
         # Replaces DefaultTrainer.__init__, which has no gradient accumulation, has AMP in fp16 on
@@ -159,12 +157,13 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, with valid JSON in metrics.json."""
+        """Detectron2's, with valid JSON in metrics.json, and those of ``WRITERS``."""
         output = Path(self.cfg.OUTPUT_DIR)
         output.mkdir(parents=True, exist_ok=True)
         return [
             CommonMetricPrinter(self.max_iter),
             MetricsWriter(str(output / "metrics.json")),
+            *build_experiment_writers(self.cfg),
             TensorboardXWriter(str(output)),
         ]
 

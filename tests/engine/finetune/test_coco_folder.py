@@ -74,11 +74,6 @@ def test_the_error_for_a_missing_split_lists_the_searched_paths(tmp_path: Path) 
         assert pattern in str(caught.value)
 
 
-def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        open_coco_folder(tmp_path / "nowhere")
-
-
 def test_the_error_for_missing_images_lists_the_searched_folders(tmp_path: Path) -> None:
     (roboflow(tmp_path) / "train/1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"(?s)'1\.jpg'.*images/train"):

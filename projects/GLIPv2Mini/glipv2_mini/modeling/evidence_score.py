@@ -109,9 +109,8 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     start at zero, so that an untrained score is the evidence.
     """
 
-    # A file without the products has their initial weights of zero: only training needs them.
+    # A file without the products has their initial weights of zero.
     checkpoint_optional = ("feature_score.", "feature_weight", "cutout_score.", "cutout_weight")
-    checkpoint_loss_only = checkpoint_optional
 
     def __init__(
         self,
