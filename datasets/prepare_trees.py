@@ -8,7 +8,7 @@ cuts the annotated photographs of the Python package deepforest (MIT licence; do
 environment variable DETECTRON2_DATASETS (default: datasets), in Roboflow's layout: images beside
 _annotations.coco.json. The splits share no photograph. Fine-tune on it with
 
-    python tools/finetune.py --data datasets/trees --policy full
+    glipv2 finetune --data datasets/trees --minutes 20
 """
 
 from __future__ import annotations

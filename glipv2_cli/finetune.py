@@ -201,7 +201,7 @@ def _base(args: argparse.Namespace) -> tuple[str, ModelFiles]:
         files = pretrained_files(args.model)
         assert files.weights is not None
         # A fine-tuned model has the base of its delta.
-        return (files.delta and base_of(files.config)) or str(files.weights.resolve()), files
+        return base_of(files.config) or str(files.weights.resolve()), files
     files = model_files(args.model)
     if files.weights is None:
         raise ValueError(f"no weights of {args.model!r} were published; pass --weights")

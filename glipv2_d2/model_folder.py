@@ -70,9 +70,22 @@ def files_of_folder(folder: Path) -> ModelFiles:
     weights = folder / (DELTA_FILE if base else WEIGHTS_FILE)
     if not weights.is_file():
         raise FileNotFoundError(f"'{folder}' has no {weights.name} beside its {CONFIG_FILE}")
-    if base:
-        return ModelFiles(config, _base_weights(base, config), weights)
-    return ModelFiles(config, weights)
+    return ModelFiles(config, _base_weights(base, config) if base else weights)
+
+
+def add_delta(cfg: CfgNode, path: str | Path) -> None:
+    """Set base and delta of a fine-tuned model in the config that was read from its folder.
+
+    Args:
+        path: of the config.
+
+    Raises:
+        FileNotFoundError, ValueError: the base does not exist, or is unknown.
+    """
+    tuning = cfg.MODEL.TUNING
+    if tuning.BASE and not tuning.DELTA:
+        tuning.DELTA = str(Path(path).parent / DELTA_FILE)
+        cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or str(_base_weights(tuning.BASE, Path(path)))
 
 
 def read_config(path: Path) -> Any:

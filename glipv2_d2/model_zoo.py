@@ -32,13 +32,11 @@ class ModelFiles:
 
     Attributes:
         config: a YAML file, or a file of weights with a config.
-        weights: None if none were published.
-        delta: fine-tuned changes to the weights.
+        weights: None if none were published; of a fine-tuned model, those of its base.
     """
 
     config: Path
     weights: Path | None
-    delta: Path | None = None
 
 
 def is_model_name(text: str) -> bool:

@@ -133,7 +133,7 @@ class Predictor:
             FileNotFoundError: a file does not exist, or is neither cached nor can be downloaded.
             ValueError: the name is unknown, or the config or the weights are invalid.
         """
-        config, weights, delta = _resolve(config, weights, delta, opts, revision)
+        config, weights = _resolve(config, weights, opts, revision)
         self.cfg = _prepare_config(config, weights, delta, device, opts)
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so are the results")
@@ -165,7 +165,7 @@ class Predictor:
         """
         files = pretrained_files(source, revision)
         cfg = load_foreign_config(files.config, opts)
-        return cls(cfg, files.weights, delta=files.delta, device=device)
+        return cls(cfg, files.weights, device=device)
 
     @property
     def class_names(self) -> list[str]:
@@ -609,27 +609,26 @@ def _check_threshold(threshold: float | None) -> None:
 def _resolve(
     config: str | Path | CfgNode,
     weights: str | Path | None,
-    delta: str | Path | None,
     opts: Sequence[Any],
     revision: str | None,
-) -> tuple[str | Path | CfgNode, str | Path | None, str | Path | None]:
-    """Config, weights and delta, of which ``config`` may be a model's name, folder or file."""
-    if not isinstance(config, CfgNode) and (
+) -> tuple[str | Path | CfgNode, str | Path | None]:
+    """Config and weights, of which ``config`` may be the name, folder or file of a model."""
+    if isinstance(config, str | Path) and (
         Path(config).is_dir() or Path(config).suffix == SINGLE_FILE_SUFFIX
     ):
         path = Path(config)
-        files = pretrained_files(path) if path.is_dir() else ModelFiles(path, path)
-        return load_foreign_config(files.config), weights or files.weights, delta or files.delta
+        files = pretrained_files(path, revision) if path.is_dir() else ModelFiles(path, path)
+        return load_foreign_config(files.config), weights or files.weights
     if not (isinstance(config, str) and is_model_name(config)):
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for named models, not for {config!r}")
-        return config, weights, delta
+        return config, weights
     if weights is not None or "MODEL.WEIGHTS" in opts:
-        return named_config_file(config), weights, delta
+        return named_config_file(config), weights
     files = model_files(config, revision)
     if files.weights is None:
         raise ValueError(f"no weights of {config!r} were published; pass weights=...")
-    return files.config, files.weights, delta
+    return files.config, files.weights
 
 
 def _prepare_config(

@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from glipv2_d2 import Predictor, add_glipv2_config
+from glipv2_d2.engine.setup import load_config
 from glipv2_d2.model_folder import (
     CONFIG_FILE,
     DELTA_FILE,
@@ -42,7 +43,8 @@ def test_a_fine_tuned_folder_has_the_weights_of_its_base(tmp_path: Path, cfg: Cf
     folder = write(tmp_path / "mine", cfg, str(base))
     files = files_of_folder(folder)
     assert (files.config, files.weights) == (folder / CONFIG_FILE, base)
-    assert files.delta == folder / DELTA_FILE
+    loaded = load_config(files.config).MODEL
+    assert (loaded.WEIGHTS, loaded.TUNING.DELTA) == (str(base), str(folder / DELTA_FILE))
     named = files_of_folder(write(tmp_path / "named", cfg, "glipv2-mini"))
     assert named.weights is not None and named.weights.name == "glipv2_mini.pth"
 
@@ -51,7 +53,8 @@ def test_a_folder_with_all_weights_needs_no_base(tmp_path: Path, cfg: CfgNode) -
     folder = write(tmp_path / "mine", cfg, "")
     (folder / WEIGHTS_FILE).write_bytes(b"")
     files = files_of_folder(folder)
-    assert (files.weights, files.delta) == (folder / WEIGHTS_FILE, None)
+    assert files.weights == folder / WEIGHTS_FILE
+    assert load_config(files.config).MODEL.TUNING.DELTA == ""
 
 
 def test_the_config_has_class_names_and_no_path_of_this_machine(

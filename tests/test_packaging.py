@@ -82,7 +82,9 @@ def test_both_packages_are_installed_and_the_project_is_announced(
 def test_the_tested_versions_satisfy_every_requirement() -> None:
     constraints = REQUIREMENTS / "constraints.txt"
     tested = {canonicalize_name(r.name): r.specifier for r in requirements(constraints)}
-    for file in set(REQUIREMENTS.glob("*.txt")) - {constraints} - OTHER_ENVIRONMENTS:
+    # Their calls are tested with modules that have them.
+    untested = {REQUIREMENTS / "wandb.txt", REQUIREMENTS / "mlflow.txt"}
+    for file in set(REQUIREMENTS.glob("*.txt")) - {constraints} - OTHER_ENVIRONMENTS - untested:
         for requirement in requirements(file):
             (pin,) = tested[canonicalize_name(requirement.name)]
             assert pin.operator == "=="

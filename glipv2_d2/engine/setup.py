@@ -19,7 +19,7 @@ from yaml.constructor import ConstructorError
 import glipv2_d2.modeling  # noqa: F401
 from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.data.custom import register_custom
-from glipv2_d2.model_folder import read_config
+from glipv2_d2.model_folder import add_delta, read_config
 from glipv2_d2.projects import add_project_configs
 from glipv2_d2.trust import unsafe_files_allowed, unsafe_remedy
 
@@ -36,7 +36,8 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
     installed projects; for those of a GLIP model, let the file inherit from
     ``configs/glip/Base-GLIP.yaml``.
     ``MODEL.DEVICE`` falls back to the CPU if CUDA is not available. The datasets of
-    ``DATASETS.CUSTOM`` are registered.
+    ``DATASETS.CUSTOM`` are registered. The config of a fine-tuned model has the base and the delta
+    of its folder.
 
     Args:
         path: a YAML file; "" for the defaults.
@@ -56,6 +57,7 @@ def load_config(path: str | Path = "", opts: Sequence[Any] = ()) -> CfgNode:
     if path:
         _merge_file(cfg, str(path))
     _merge_opts(cfg, list(opts))
+    add_delta(cfg, path)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("CUDA is not available: MODEL.DEVICE is cpu, not %s", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -87,6 +89,7 @@ def load_foreign_config(path: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"config file '{path}': {error}") from error
     _merge_opts(cfg, list(opts))
+    add_delta(cfg, path)
     cfg.freeze()
     return cfg
 

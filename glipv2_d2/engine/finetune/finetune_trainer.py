@@ -52,7 +52,7 @@ class Terminated(BaseException):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a user sees of a training.
+    """The state of a training, for its user.
 
     Attributes:
         iteration, num_iterations: done, and in total; None: not yet planned.
@@ -68,7 +68,7 @@ class Progress:
 
 
 class FinetuneTrainer(Trainer):
-    """A :class:`Trainer` that ends in time, tells how long it takes, and can be terminated."""
+    """A :class:`Trainer` that ends in time, reports how long it takes, and can be terminated."""
 
     def __init__(
         self,

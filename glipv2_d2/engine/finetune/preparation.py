@@ -37,7 +37,7 @@ class FinetuneArguments:
     Attributes:
         data: a folder, see :mod:`glipv2_d2.engine.finetune.dataset_folder`.
         base: the base model as its description names it: a name, or a file of weights.
-        files: of the base model; if they have a delta, its training is continued.
+        files: of the base model; the training of a fine-tuned one is continued.
         output: folder of the delta, the report and checkpoints.
         policy: which parameters are trained, see :mod:`glipv2_d2.engine.finetune.policies`.
         epochs: passes over the images; None: until no evaluation improves, by the recipe.
@@ -95,7 +95,6 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
     # Values of named arguments have precedence over opts.
     fixed: dict[str, Any] = {
         "MODEL.WEIGHTS": str(arguments.files.weights),
-        "MODEL.TUNING.DELTA": str(arguments.files.delta or ""),
         "DATASETS.CUSTOM": custom,
     }
     base_cfg = load_config(config, [*_flatten(architecture), *opts, *_flatten(fixed)])

@@ -88,8 +88,8 @@ def fit(done: int, left: float, iteration: float, evaluation: float) -> Plan:
         left: seconds for further iterations and evaluations.
         iteration, evaluation: seconds of one.
     """
-    wanted = int(EVALUATION_SHARE * left / evaluation) if evaluation > 0 else MAX_EVALUATIONS
-    count = min(max(wanted, 1), MAX_EVALUATIONS)
+    affordable = int(EVALUATION_SHARE * left / evaluation) if evaluation > 0 else MAX_EVALUATIONS
+    count = min(max(affordable, 1), MAX_EVALUATIONS)
     further = max(0, int((left - count * evaluation) / (_SAFETY * iteration)))
     total = max(done + further, 1)
     return Plan(total, math.ceil(total / count))
