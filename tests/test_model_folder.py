@@ -44,7 +44,7 @@ def test_a_fine_tuned_folder_has_the_weights_of_its_base(tmp_path: Path, cfg: Cf
     files = files_of_folder(folder)
     assert (files.config, files.weights) == (folder / CONFIG_FILE, base)
     loaded = load_config(files.config).MODEL
-    assert (loaded.WEIGHTS, loaded.TUNING.DELTA) == (str(base), str(folder / DELTA_FILE))
+    assert (str(base), str(folder / DELTA_FILE)) == (loaded.WEIGHTS, loaded.TUNING.DELTA)
     named = files_of_folder(write(tmp_path / "named", cfg, "glipv2-mini"))
     assert named.weights is not None and named.weights.name == "glipv2_mini.pth"
 

@@ -146,16 +146,16 @@ def _check_numbers(arguments: FinetuneArguments) -> None:
 def _about(arguments: FinetuneArguments, folder: DatasetFolder, num_images: int) -> dict[str, Any]:
     length = "until no evaluation improves"
     if arguments.minutes is not None:
-        length = f"{arguments.minutes:g} minutes"
+        length = f"--minutes {arguments.minutes:g}"
     elif arguments.epochs is not None:
-        length = f"{arguments.epochs:g} epochs"
+        length = f"--epochs {arguments.epochs:g}"
     return {
         "data": arguments.data,
         "layout": folder.layout,
         "base": arguments.base,
         "config": arguments.files.config,
         "policy": arguments.policy,
-        "length": length,
+        "length of the training": length,
         "shots": arguments.shots or "all",
         "seed": arguments.seed,
         "classes": len(folder.train.class_names),
