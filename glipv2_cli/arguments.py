@@ -36,7 +36,8 @@ def add_model_arguments(
         default=default,
         metavar="NAME",
         help="glipv2-mini, glip-t, glip-t-a, glip-l; a repository USER/MODEL of the Hugging Face "
-        f"hub; or a folder of save_pretrained (default: {default or 'none'})",
+        "hub; a folder of finetune or save_pretrained; the file of --export "
+        f"(default: {default or 'none'})",
     )
     source.add_argument("--config", metavar="FILE", help="a config instead of a named model")
     add = group.add_argument
@@ -204,7 +205,8 @@ def model_name(args: argparse.Namespace) -> str:
 
 
 def is_repository(model: str) -> bool:
-    return "/" in model or Path(model).is_dir()
+    """Whether a model is a folder, a file or a repository of the hub, and not a name."""
+    return "/" in model or model.endswith(".safetensors") or Path(model).is_dir()
 
 
 @contextlib.contextmanager

@@ -165,6 +165,8 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
 
     classes = class_names(args)
     other = args.caption or args.question or args.describe
+    if classes is None and not other and ids is None:
+        classes = _names_of_model(args)
     if classes is None and not other:
         if ids is None:
             raise ValueError(
@@ -181,6 +183,15 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
         one_name_per_box=args.one_name,
         tiles=args.tiles,
     )
+
+
+def _names_of_model(args: argparse.Namespace) -> list[str] | None:
+    """The class names of a fine-tuned model."""
+    from glipv2_d2.model_folder import class_names_of, is_stored_model
+
+    if args.config is not None or not is_stored_model(args.model):
+        return None
+    return class_names_of(Path(args.model)) or None
 
 
 def print_report(report: RunReport, console: Console) -> None:

@@ -16,8 +16,9 @@ from glipv2_d2.model_folder import (
     CONFIG_FILE,
     CONFIG_KEY,
     WEIGHTS_FILE,
-    files_of_folder,
+    is_stored_model,
     portable_config,
+    stored_files,
 )
 from glipv2_d2.model_zoo import ModelFiles, download
 
@@ -53,19 +54,18 @@ What it was trained on, how well it does, what it is not for, and its licence: f
 
 
 def pretrained_files(source: str | Path, revision: str | None = None) -> ModelFiles:
-    """The files of a model in a local folder, or of a repository ``user/model`` of the hub.
+    """The files of a local folder or file, or of a repository ``user/model`` of the hub.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~glipv2_d2.model_zoo.download` and
-            :func:`~glipv2_d2.model_folder.files_of_folder`.
+            :func:`~glipv2_d2.model_folder.stored_files`.
     """
-    folder = Path(source)
-    if not folder.is_dir():
+    if not is_stored_model(source):
         config, weights = (download(str(source), f, revision) for f in (CONFIG_FILE, WEIGHTS_FILE))
         return ModelFiles(config, weights)
     if revision is not None:
-        raise ValueError(f"'{folder}' is a local folder and has no revision {revision!r}")
-    return files_of_folder(folder)
+        raise ValueError(f"'{source}' is on this machine and has no revision {revision!r}")
+    return stored_files(Path(source))
 
 
 def save_model(model: nn.Module, cfg: CfgNode, folder: str | Path, name: str | None = None) -> None:

@@ -26,6 +26,11 @@ CONFIG_KEY = "glipv2_d2.config"
 SINGLE_FILE_SUFFIX = ".safetensors"
 
 
+def is_stored_model(path: str | Path) -> bool:
+    """Whether ``path`` is a local folder, or written like a file with weights and config."""
+    return Path(path).is_dir() or Path(path).suffix == SINGLE_FILE_SUFFIX
+
+
 def portable_config(cfg: CfgNode) -> CfgNode:
     """The config without datasets, output folder and paths, which are those of this machine."""
     portable, defaults = cfg.clone(), get_cfg()
@@ -54,14 +59,16 @@ def write_tuned_config(cfg: CfgNode, folder: Path, *, base: str, class_names: li
     atomic_write(folder / CONFIG_FILE, described.dump())
 
 
-def files_of_folder(folder: Path) -> ModelFiles:
-    """The files of a model in a local folder.
+def stored_files(path: Path) -> ModelFiles:
+    """The files of a model in a local folder, or of one that is one file.
 
     Raises:
         FileNotFoundError: the folder has no model, or the base of a fine-tuned one does not exist.
         ValueError: the config is damaged, or the base is unknown.
     """
-    config = folder / CONFIG_FILE
+    if not path.is_dir():
+        return ModelFiles(path, path)
+    folder, config = path, path / CONFIG_FILE
     if not config.is_file():
         raise FileNotFoundError(
             f"'{folder}' has no {CONFIG_FILE}: glipv2 finetune and save_pretrained write it"
@@ -120,12 +127,29 @@ def _config_in(path: Path) -> str:
 
 def base_of(config: Path) -> str:
     """The base of a fine-tuned model, ``MODEL.TUNING.BASE`` of its config; "" for others."""
-    content = read_config(config)
-    node = content
-    for key in ("MODEL", "TUNING", "BASE"):
-        node = node.get(key, "") if isinstance(node, dict) else ""
-    if not isinstance(node, str):
-        raise ValueError(f"'{config}': MODEL.TUNING.BASE is {node!r:.80}; it should be text")
+    base = _tuning_value(config, "BASE") or ""
+    if not isinstance(base, str):
+        raise ValueError(f"'{config}': MODEL.TUNING.BASE is {base!r:.80}; it should be text")
+    return base
+
+
+def class_names_of(model: Path) -> list[str]:
+    """The class names of a fine-tuned model, a folder or a file; empty for others.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no config, or an invalid one.
+    """
+    config = model / CONFIG_FILE if model.is_dir() else model
+    names = _tuning_value(config, "CLASS_NAMES") or []
+    if not isinstance(names, list):
+        raise ValueError(f"'{config}': MODEL.TUNING.CLASS_NAMES is {names!r:.80}, not a list")
+    return [str(name) for name in names]
+
+
+def _tuning_value(config: Path, key: str) -> Any:
+    node = read_config(config)
+    for part in ("MODEL", "TUNING", key):
+        node = node.get(part) if isinstance(node, dict) else None
     return node
 
 

@@ -42,8 +42,8 @@ from glipv2_d2.images import (
     load_image,
 )
 from glipv2_d2.item_errors import predict_each
-from glipv2_d2.model_folder import SINGLE_FILE_SUFFIX
-from glipv2_d2.model_zoo import ModelFiles, is_model_name, model_files
+from glipv2_d2.model_folder import is_stored_model
+from glipv2_d2.model_zoo import is_model_name, model_files
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.class_scores import best_class_scores
 from glipv2_d2.prediction import Answer, Caption, Prediction, TaskResults, Thresholds
@@ -613,11 +613,8 @@ def _resolve(
     revision: str | None,
 ) -> tuple[str | Path | CfgNode, str | Path | None]:
     """Config and weights, of which ``config`` may be the name, folder or file of a model."""
-    if isinstance(config, str | Path) and (
-        Path(config).is_dir() or Path(config).suffix == SINGLE_FILE_SUFFIX
-    ):
-        path = Path(config)
-        files = pretrained_files(path, revision) if path.is_dir() else ModelFiles(path, path)
+    if isinstance(config, str | Path) and is_stored_model(config):
+        files = pretrained_files(config, revision)
         return load_foreign_config(files.config), weights or files.weights
     if not (isinstance(config, str) and is_model_name(config)):
         if revision is not None:

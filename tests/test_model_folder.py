@@ -16,7 +16,7 @@ from glipv2_d2.model_folder import (
     CONFIG_FILE,
     DELTA_FILE,
     WEIGHTS_FILE,
-    files_of_folder,
+    stored_files,
     read_config,
     write_tuned_config,
 )
@@ -41,18 +41,18 @@ def test_a_fine_tuned_folder_has_the_weights_of_its_base(tmp_path: Path, cfg: Cf
     base = tmp_path / "base.pth"
     base.write_bytes(b"")
     folder = write(tmp_path / "mine", cfg, str(base))
-    files = files_of_folder(folder)
+    files = stored_files(folder)
     assert (files.config, files.weights) == (folder / CONFIG_FILE, base)
     loaded = load_config(files.config).MODEL
     assert (str(base), str(folder / DELTA_FILE)) == (loaded.WEIGHTS, loaded.TUNING.DELTA)
-    named = files_of_folder(write(tmp_path / "named", cfg, "glipv2-mini"))
+    named = stored_files(write(tmp_path / "named", cfg, "glipv2-mini"))
     assert named.weights is not None and named.weights.name == "glipv2_mini.pth"
 
 
 def test_a_folder_with_all_weights_needs_no_base(tmp_path: Path, cfg: CfgNode) -> None:
     folder = write(tmp_path / "mine", cfg, "")
     (folder / WEIGHTS_FILE).write_bytes(b"")
-    files = files_of_folder(folder)
+    files = stored_files(folder)
     assert files.weights == folder / WEIGHTS_FILE
     assert load_config(files.config).MODEL.TUNING.DELTA == ""
 
@@ -80,7 +80,7 @@ def test_a_missing_base_or_delta_is_named(tmp_path: Path, cfg: CfgNode) -> None:
 def test_an_invalid_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / CONFIG_FILE).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=r"config\.yaml"):
-        files_of_folder(tmp_path)
+        stored_files(tmp_path)
 
 
 def test_a_file_without_a_config_is_named(tmp_path: Path) -> None:

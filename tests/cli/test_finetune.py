@@ -16,6 +16,7 @@ from helpers.stand_in import MeanColour, configure
 from helpers.tiny_coco import NAMES, write_coco
 
 from glipv2_cli import finetune
+from glipv2_cli.main import main
 from glipv2_d2 import Predictor
 from glipv2_d2.checkpoint import save_weights
 from glipv2_d2.data import custom
@@ -87,6 +88,9 @@ def test_output_has_a_delta_reports_and_a_model_that_knows_its_classes(
         predictor = Predictor(source, device="cpu")
         assert predictor.class_names == list(NAMES)
         assert predictor.predict(image).labels == [NAMES[0]]
+        places = ["--output", str(tmp_path / f"predicted_{source.name}")]
+        assert main(["predict", str(image), "--model", str(source), *places]) == 0
+        assert f"1  {NAMES[0]}" in capsys.readouterr().out
 
 
 def test_epochs_count_images(folder: Path, base: list[str], tmp_path: Path) -> None:
