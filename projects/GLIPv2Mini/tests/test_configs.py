@@ -26,6 +26,12 @@ def test_a_config_has_its_command_and_registered_datasets(path: Path) -> None:
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipe_for_fine_tuning_has_known_keys_and_learns_boxes(path: Path) -> None:
+    tuned = load_config(path, load_config(path).MODEL.TUNING.RECIPE)
+    assert tuned.MODEL.EVIDENCE.LEARNS_BOXES
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_names_a_config_and_registered_datasets(path: Path) -> None:
     table = yaml.safe_load(path.read_text())

@@ -69,7 +69,7 @@ def test_epochs_count_images(
     prepared: Prepare, epochs: float, batch: int | None, iterations: int, period: int
 ) -> None:
     cfg = prepared(epochs=epochs, batch=batch).cfg
-    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (iterations, period)
+    assert (iterations, period) == (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD)
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
     assert cfg.SOLVER.EARLY_STOP_PATIENCE == 0
 

@@ -6,6 +6,7 @@ from mini_models import random_class_evidence
 from torch import Tensor
 from torch.nn import functional as F
 
+from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes, optional_prefixes
 from glipv2_d2.modeling.class_evidence import ClassEvidence
 from glipv2_d2.modeling.heads.region_word_score import CosineScore
 from glipv2_d2.structures import TextFeatures
@@ -182,3 +183,10 @@ def test_logits_under_bfloat16_autocast_are_finite_and_near_those_of_float32() -
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = torch.cat(score(regions, text), dim=1)
     torch.testing.assert_close(logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_learned_products_are_saved_with_inference_weights_and_may_be_missing() -> None:
+    score = trained_score()
+    assert loss_only_prefixes(score) == ()
+    kept = {name for name in score.state_dict() if name.startswith(optional_prefixes(score))}
+    assert {"feature_weight", "cutout_weight"} < kept
