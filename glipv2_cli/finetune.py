@@ -232,12 +232,14 @@ def _progress_bar(job: FinetuneJob) -> Iterator[OnProgress]:
 
         def show(progress: Progress) -> None:
             total = progress.num_iterations
-            parts = [f"{progress.iteration}/{total or '?'} iterations"]
+            of_total = "" if total is None else f"/{total}"
+            parts = [f"{progress.iteration}{of_total} iterations"]
             if progress.loss is not None:
                 parts.append(f"loss {progress.loss:.3f}")
             if progress.best is not None:
                 parts.append(f"best {job.cfg.SOLVER.BEST_METRIC} {progress.best:.1f}")
-            parts.append(f"{format_seconds(progress.seconds_left)} left")
+            least = "at least " if progress.is_minimum else ""
+            parts.append(f"{least}{format_seconds(progress.seconds_left)} left")
             bar.update(
                 task,
                 description="train",

@@ -162,6 +162,6 @@ def _base_weights(base: str, config: Path) -> Path:
         assert weights is not None
         return weights
     raise FileNotFoundError(
-        f"the base '{base}' of the fine-tuned model '{config.parent}' does not exist: pass its "
-        f"file as weights, or correct MODEL.TUNING.BASE in {CONFIG_FILE}"
+        f"the base '{base}' of the fine-tuned model '{config.parent}' does not exist: put "
+        f"its file there, or correct MODEL.TUNING.BASE in {CONFIG_FILE}"
     )

@@ -55,14 +55,17 @@ class Progress:
     """The state of a training, for its user.
 
     Attributes:
-        iteration, num_iterations: done, and in total; None: not yet planned.
+        iteration, num_iterations: done, and in total; None: not yet planned, or until evaluations
+            no longer improve.
         seconds_left: until the end of all; None: unknown yet.
+        is_minimum: whether it is the least time, as evaluations that improve make it longer.
         loss, best: of the last iteration, and the best value of the metric; None: not yet.
     """
 
     iteration: int
     num_iterations: int | None
     seconds_left: float | None
+    is_minimum: bool
     loss: float | None
     best: float | None
 
@@ -162,17 +165,24 @@ class FinetuneTrainer(Trainer):
 
     def progress(self) -> Progress:
         """After the current iteration."""
-        done, total = self.iter + 1, None if self.plan is None else self.plan.num_iterations
+        done = self.iter + 1
+        is_open = self.cfg.SOLVER.EARLY_STOP_PATIENCE > 0
+        total = None if self.plan is None or is_open else self.plan.num_iterations
         latest = self.storage.latest().get("total_loss")
         best = None if self.best_metric_hook is None else self.best_metric_hook.best
         loss = None if latest is None else latest[0]
-        return Progress(done, total, self._seconds_left(done), loss, best)
+        return Progress(done, total, self._seconds_left(done), is_open, loss, best)
 
     def _seconds_left(self, done: int) -> float | None:
         if self.plan is None:
             assert self.limit is not None
             return self.limit.deadline - time.monotonic()
         total, period = self.plan.num_iterations, self.plan.evaluation_period
+        if self.cfg.SOLVER.EARLY_STOP_PATIENCE > 0 and self.best_metric_hook is not None:
+            # The first evaluation has nothing to be below.
+            hook = self.best_metric_hook
+            worse = hook.early_stop_patience - hook.num_since_best + (hook.best is None)
+            total = min(total, (done // period + worse) * period)
         return remaining(
             iterations_left=total - done,
             evaluations_left=math.ceil(total / period) - done // period,

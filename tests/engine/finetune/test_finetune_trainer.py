@@ -100,6 +100,19 @@ def test_the_time_left_counts_evaluations(cfg: CfgNode) -> None:
     assert seen[0].best is None and seen[4].best is not None
 
 
+def test_the_time_left_without_a_length_is_that_to_the_earliest_stop(cfg: CfgNode) -> None:
+    seen: list[Progress] = []
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.EARLY_STOP_PATIENCE = 8000, 1
+    trainer = FinetuneTrainer(cfg, evaluation_seconds=100.0, on_progress=seen.append)
+    trainer._evaluate = lambda: {"bbox": {"AP": -float(trainer.iter)}}  # type: ignore[method-assign]
+    trainer.eval_hook._func = trainer._evaluate
+    trainer.train()
+    assert len(seen) == 8
+    assert seen[2].is_minimum and seen[2].num_iterations is None
+    # Two evaluations, the second of which may be worse.
+    assert seen[2].seconds_left == pytest.approx(200, abs=60)
+
+
 def test_a_delta_is_written_at_a_new_best(cfg: CfgNode) -> None:
     delta = Path(cfg.OUTPUT_DIR) / "delta.pth"
     written: list[bool] = []
