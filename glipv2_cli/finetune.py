@@ -26,7 +26,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glipv2_cli.arguments import add_model_arguments, is_repository, log_to_file
+from glipv2_cli.arguments import (
+    add_model_arguments,
+    config_overrides,
+    is_repository,
+    log_to_file,
+    print_to_file,
+)
 
 if TYPE_CHECKING:
     from glipv2_d2.engine.finetune.finetune_report import FinetuneReport
@@ -142,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
         seed_all_rng(arguments.seed + comm.get_rank())
         on_progress = stack.enter_context(_progress_bar(job)) if is_main else None
         # pycocotools prints its tables.
-        stack.enter_context(_stdout_to(log if is_main else Path(os.devnull)))
+        stack.enter_context(print_to_file(log if is_main else Path(os.devnull)))
         report = job.run(started=args.started, on_progress=on_progress)
         stack.close()
         if report is not None:
@@ -150,8 +156,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _arguments(args: argparse.Namespace) -> FinetuneArguments:
-    import torch
-
     from glipv2_d2.engine.finetune.policies import policy_names
     from glipv2_d2.engine.finetune.preparation import FinetuneArguments
     from glipv2_d2.hub import check_stands_alone
@@ -160,10 +164,6 @@ def _arguments(args: argparse.Namespace) -> FinetuneArguments:
         raise ValueError(f"--policy is {args.policy!r}; choose one of {policy_names()}")
     if args.export == ONE_FILE:
         check_stands_alone(args.policy)
-    device = args.device or (None if torch.cuda.is_available() else "cpu")
-    opts = [*(["MODEL.DEVICE", device] if device else []), *args.opts]
-    if args.precision is not None:
-        opts += ["TEST.PRECISION", args.precision]
     base, files = _base(args)
     return FinetuneArguments(
         data=args.data,
@@ -178,7 +178,7 @@ def _arguments(args: argparse.Namespace) -> FinetuneArguments:
         seed=args.seed,
         base_sets=args.base_sets,
         writers=args.writers,
-        opts=opts,
+        opts=config_overrides(args),
         resume=args.resume,
     )
 
@@ -209,12 +209,6 @@ def _base(args: argparse.Namespace) -> tuple[str, ModelFiles]:
 
 
 @contextlib.contextmanager
-def _stdout_to(path: Path) -> Iterator[None]:
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        yield
-
-
-@contextlib.contextmanager
 def _progress_bar(job: FinetuneJob) -> Iterator[OnProgress]:
     """A bar with the loss, the best result so far and the time that is left."""
     from rich.console import Console
@@ -224,8 +218,7 @@ def _progress_bar(job: FinetuneJob) -> Iterator[OnProgress]:
     from glipv2_d2.engine.finetune.time_plan import format_seconds
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-    # The terminal, also while stdout is redirected.
-    with Bar(*columns, console=Console(file=sys.stdout), redirect_stdout=False) as bar:
+    with Bar(*columns, console=Console(file=sys.stderr), redirect_stdout=False) as bar:
         for note in job.notes:
             bar.console.print(note, markup=False, soft_wrap=True)
         task = bar.add_task("evaluate the base", total=None, numbers="")

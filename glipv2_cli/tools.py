@@ -31,13 +31,9 @@ class Script:
 
     Attributes:
         file: in ``tools/``.
-        weights: the option of the weights; None: a config key.
-        default_model: whether it runs with the default model if none is given.
     """
 
     file: str
-    weights: str | None = None
-    default_model: bool = False
 
 
 SCRIPTS = {
@@ -52,7 +48,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         print(MODEL_HELP)
         sys.argv[1:] = argv
     else:
-        sys.argv[1:] = translate(script, argv)
+        sys.argv[1:] = translate(argv)
     try:
         runpy.run_path(str(directory() / script.file), run_name="__main__")
     except SystemExit as stop:
@@ -70,7 +66,7 @@ def directory() -> Path:
     return installed if installed.is_dir() else package.parent / "tools"
 
 
-def translate(script: Script, argv: Sequence[str]) -> list[str]:
+def translate(argv: Sequence[str]) -> list[str]:
     """The arguments of a script for those of a subcommand.
 
     Raises:
@@ -84,13 +80,11 @@ def translate(script: Script, argv: Sequence[str]) -> list[str]:
         if value is not None:
             opts += [key, value]
     is_given = args.model is not None or args.config is not None or args.weights is not None
-    if is_given or (script.default_model and "--config-file" not in rest):
+    if is_given:
         config, weights = _model_files(args)
         first = ["--config-file", config]
-        if weights and script.weights is None:
+        if weights:
             opts = ["MODEL.WEIGHTS", weights, *opts]
-        elif weights and script.weights is not None:
-            first += [script.weights, weights]
     # First, as what follows may be config overrides to the end.
     return [*first, *rest, *opts]
 

@@ -16,8 +16,8 @@ from glipv2_d2.model_folder import (
     CONFIG_FILE,
     DELTA_FILE,
     WEIGHTS_FILE,
-    stored_files,
     read_config,
+    stored_files,
     write_tuned_config,
 )
 
