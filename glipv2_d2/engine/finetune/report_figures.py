@@ -35,7 +35,8 @@ def curves_figure(
     axes = figure.add_subplot()
     for (name, points), color in zip(curves.items(), COLORS, strict=False):
         xs, ys = zip(*points, strict=True) if points else ((), ())
-        axes.plot(xs, ys, color=color, label=name, marker="o" if marked else None, markersize=4)
+        has_dots = marked or len(points) == 1
+        axes.plot(xs, ys, color=color, label=name, marker="o" if has_dots else None, markersize=4)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
