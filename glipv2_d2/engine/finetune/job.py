@@ -166,6 +166,9 @@ class FinetuneJob:
 
     def _keep_best(self, trainer: FinetuneTrainer) -> None:
         """Keep the results of the best evaluation, which the next one would replace."""
+        if self.cfg.TEST.AUG.ENABLED:
+            # Those of the training are without it.
+            return
         name, folder = self.selection_set, self.output / AFTER
         kept = folder / "inference" / name
         kept.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,7 @@ def register_recipe(policy: str, values: Mapping[str, Any]) -> None:
 FITTED_SCHEDULE: dict[str, Any] = {
     "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
     "SOLVER.WARMUP_ITERS": 10,
+    "SOLVER.PLATEAU_PATIENCE": -1,
     "SOLVER.EARLY_STOP_PATIENCE": 0,
 }
 """Of a training whose length is given: the learning rate falls to zero at its end (our choice)."""
