@@ -1,7 +1,8 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling
-# make product  the wheel in a new environment, the web service under load, the web page in a browser
+# make product  the wheel in a new environment, the web service under load, the web page in a browser,
+#           the notebooks and the documentation site
 # make docs     build the documentation site (output/site/)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
@@ -30,7 +31,7 @@ DOCS_REQUIREMENTS := requirements/docs.txt
 REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(APP_REQUIREMENTS) $(DOCS_REQUIREMENTS),\
     $(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test docs product wheel-check serve-check app-check benchmark format check lint types layers spelling
+.PHONY: setup demo test docs product wheel-check serve-check app-check notebook-check benchmark format check lint types layers spelling
 
 setup: $(READY)
 
@@ -41,7 +42,7 @@ demo: $(DEMO_READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-product: wheel-check serve-check app-check docs
+product: wheel-check serve-check app-check notebook-check docs
 
 wheel-check: $(READY)
 	$(BIN)/python tests/product/wheel_check.py
@@ -58,6 +59,9 @@ docs: $(DOCS_READY)
 app-check: $(APP_READY)
 	@command -v chromedriver > /dev/null || apt-get install --yes --quiet chromium chromium-driver
 	$(APP)/bin/python tests/product/app_check.py --screenshot output/product/app.png
+
+notebook-check: $(APP_READY)
+	$(APP)/bin/python tests/product/notebook_check.py
 
 benchmark: $(DEMO_READY)
 	$(BIN)/glipv2 benchmark --model glip-t
@@ -108,7 +112,8 @@ $(APP_READY): $(READY) $(APP_REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(APP)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > $$($(APP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	$(APP)/bin/python -m pip install --quiet --requirement $(APP_REQUIREMENTS) 'selenium>=4.30'
+	$(APP)/bin/python -m pip install --quiet \
+	    --requirement $(APP_REQUIREMENTS) 'selenium>=4.30' nbclient ipykernel
 	@touch $@
 
 $(DOCS_READY): $(DOCS_REQUIREMENTS)

@@ -77,6 +77,9 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--one-name", action="store_true", help="of overlapping boxes only the best name"
     )
+    group.add_argument(
+        "--no-parts", action="store_true", help="no box inside a better one of its name"
+    )
     group.add_argument("--tiles", type=int, metavar="SIZE", help="detect in tiles of SIZE pixels")
     add_threshold_arguments(group)
     _add_output_arguments(parser.add_argument_group("output"))
@@ -135,6 +138,7 @@ def _check(args: argparse.Namespace) -> None:
         "--thresholds": args.thresholds,
         "--negatives": args.negatives,
         "--one-name": args.one_name,
+        "--no-parts": args.no_parts,
         "--tiles": args.tiles,
         "--recursive": args.recursive,
     }
@@ -163,6 +167,7 @@ def _label_names(args: argparse.Namespace) -> int:
             class_names(args),
             negatives=negatives,
             one_name_per_box=args.one_name,
+            without_parts=args.no_parts,
             tiles=args.tiles,
         ),
         thresholds=score_thresholds(args),

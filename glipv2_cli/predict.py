@@ -80,6 +80,7 @@ def _add_selection_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--negatives", metavar="NAMES", help='names that compete with --classes: "wolf, fox"')
     add("--one-name", action="store_true", help="of overlapping boxes only the best name")
+    add("--no-parts", action="store_true", help="no box inside a better one of its name")
     add(
         "--tiles", type=int, metavar="SIZE", help="detect in tiles of SIZE pixels, for large images"
     )
@@ -181,6 +182,7 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
         question=args.question,
         describe=args.describe,
         one_name_per_box=args.one_name,
+        without_parts=args.no_parts,
         tiles=args.tiles,
     )
 

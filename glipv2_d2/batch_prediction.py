@@ -103,6 +103,7 @@ class FilePrompts:
         describe: generate a caption for each image and ground it.
         one_name_per_box: of overlapping boxes of different names, keep only the best; see
             :meth:`~glipv2_d2.predictor.Predictor.predict`. Not for questions and captioning.
+        without_parts: drop boxes inside a better one of the same name, likewise.
         tiles: detect in tiles of this size, likewise.
     """
 
@@ -112,6 +113,7 @@ class FilePrompts:
     question: str | Sequence[str] | None = None
     describe: bool = False
     one_name_per_box: bool = False
+    without_parts: bool = False
     tiles: int | None = None
 
     def predict(
@@ -152,6 +154,8 @@ class FilePrompts:
             tiles=self.tiles,
             **options,
         )
+        if self.without_parts:
+            results = [prediction.without_parts() for prediction in results]
         return [({}, prediction) for prediction in results]
 
     def _questions(self, indices: Iterable[int]) -> list[str]:

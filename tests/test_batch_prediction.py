@@ -11,6 +11,7 @@ from PIL import Image
 from glipv2_d2.batch_prediction import FilePrompts, ImageBatches, write_json
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.images import read_image
+from glipv2_d2.prediction import Prediction
 
 
 @pytest.fixture
@@ -44,6 +45,22 @@ def test_prompts_may_differ_per_file(
     results = prompts.predict(FixedPredictor(), images, ScoreThresholds({}))
     found = [text.get("question", prediction.labels) for text, prediction in results]
     assert found == names
+
+
+def test_boxes_inside_a_better_one_of_their_name_are_dropped(paths: list[Path]) -> None:
+    class TwoBoxes:
+        def predict(self, images: list[Any], **options: Any) -> list[Prediction]:
+            rows = [
+                {"bbox": [0, 0, 20, 20], "score": 0.9, "category_id": 0},
+                {"bbox": [2, 2, 9, 9], "score": 0.8, "category_id": 0},
+            ]
+            return [Prediction.from_coco(rows, ["cat"], (20, 32)) for _ in images]
+
+    images = {0: read_image(paths[0])}
+    for without_parts, scores in ((False, [0.9, 0.8]), (True, [0.9])):
+        prompts = FilePrompts(classes=["cat"], without_parts=without_parts)
+        ((_, prediction),) = prompts.predict(TwoBoxes(), images, ScoreThresholds({}))
+        assert prediction.instances.scores.tolist() == pytest.approx(scores)
 
 
 def test_result_file_is_written_atomically(tmp_path: Path) -> None:

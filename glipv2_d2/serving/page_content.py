@@ -74,7 +74,7 @@ def run_task(
         one_name_per_box=True,
         channel_order="RGB",
     )
-    return image, PageResult("", prediction)
+    return image, PageResult("", prediction.without_parts())
 
 
 def _read_upload(path: Path) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""Run the notebooks of the documentation in an empty folder.
+
+python tests/product/notebook_check.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "docs" / "notebooks"
+# Seconds of a cell.
+TIMEOUT = 900
+
+
+def main() -> None:
+    # The notebooks call the command glipv2 of this environment.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        start = time.monotonic()
+        notebook = nbformat.read(path, as_version=4)
+        with tempfile.TemporaryDirectory() as folder:
+            client = NotebookClient(
+                notebook, timeout=TIMEOUT, resources={"metadata": {"path": folder}}
+            )
+            client.execute()
+        printed = [
+            output.text
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+            if output.output_type == "stream" and output.name == "stdout"
+        ]
+        print(f"{path.name}: {time.monotonic() - start:.0f} s")
+        print("".join(printed))
+
+
+if __name__ == "__main__":
+    main()
