@@ -61,7 +61,7 @@ app-check: $(APP_READY)
 	$(APP)/bin/python tests/product/app_check.py --screenshot output/product/app.png
 
 notebook-check: $(APP_READY)
-	$(APP)/bin/python tests/product/notebook_check.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(APP)/bin/python tests/product/notebook_check.py
 
 benchmark: $(DEMO_READY)
 	$(BIN)/glipv2 benchmark --model glip-t

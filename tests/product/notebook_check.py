@@ -5,8 +5,6 @@ python tests/product/notebook_check.py
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +18,6 @@ TIMEOUT = 900
 
 
 def main() -> None:
-    # The notebooks call the command glipv2 of this environment.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
