@@ -72,9 +72,9 @@ def build_page(
         gr.Markdown(f"# GLIPv2\nFind anything by its name. Model: {model}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", label="Image", elem_id="image", height=360)
+                image: Any = gr.Image(type="filepath", label="Image", elem_id="image", height=360)
                 # Unopened: the library's own reader runs nothing that is in a file.
-                image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+                image.preprocess = lambda payload: None if payload is None else payload.path
                 task = gr.Radio(tasks, value=CLASSES, label="Task", elem_id="task")
                 prompt = gr.Textbox(
                     label=CLASSES, placeholder=HINTS[CLASSES], elem_id="prompt", max_length=10_000
