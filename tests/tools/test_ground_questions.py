@@ -56,7 +56,9 @@ def joined(tmp_path: Path) -> Path:
         {"image": "1.jpg", "caption": "is it red? yes"},
     ]
     detections = {"boxes": [[1, 2, 9, 8], [3, 4, 7, 6]], "spans": [[[20, 23]], [[11, 18]]]}
-    labels.write_text(json.dumps({**lines[0], **detections, "scores": [0.9, 0.6], "height": 10}))
+    labels.write_text(
+        json.dumps({**lines[0], **detections, "scores": [0.9, 0.6], "height": 10, "width": 12})
+    )
     target = tmp_path / "train.jsonl"
     assert ground_questions.main(["join", *arguments, str(target), "--labels", str(labels)]) == 0
     return target
