@@ -49,22 +49,25 @@ def test_the_model_has_the_parameters_of_the_yaml_file(name: str) -> None:
     assert {key: value.shape for key, value in found.state_dict().items()} == shapes
 
 
-def test_the_loop_trains_and_evaluates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", YAML_OF)
+def test_the_loop_trains_and_evaluates(tmp_path: Path, name: str) -> None:
     annotations, images = write_coco(tmp_path / "data", num_images=2)
-    data = {"name": "lazy_coco", "json": str(annotations), "images": str(images)}
+    dataset = f"lazy_{name}"
+    data = {"name": dataset, "json": str(annotations), "images": str(images)}
     opts = [
         *tiny_opts(),
-        *("DATASETS.CUSTOM", [data], "DATASETS.TRAIN", ["lazy_coco"]),
-        *("DATASETS.TEST", ["lazy_coco"], "SOLVER.IMS_PER_BATCH", 1, "SEED", 1),
+        *("DATASETS.CUSTOM", [data], "DATASETS.TRAIN", [dataset]),
+        *("DATASETS.TEST", [dataset], "SOLVER.IMS_PER_BATCH", 1, "SEED", 1),
         *("DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", [48], "INPUT.MIN_SIZE_TEST", 48),
     ]
     config = tmp_path / "tiny.py"
-    source = (CONFIGS / "lazy/glip_swin_t.py").read_text()
+    source = (CONFIGS / f"lazy/{name}.py").read_text()
     config.write_text(f"{source}\nsettings.opts = {opts!r}\n")
     output = tmp_path / "output"
     overrides = [
         *(f"train.output_dir={output}", "train.max_iter=2", "train.device=cpu"),
         *("train.amp.enabled=False", "train.eval_period=2", "train.checkpointer.period=1"),
+        "train.init_checkpoint=''",
     ]
     arguments = ["--config-file", str(config), *overrides]
     lazyconfig_train_net.main(default_argument_parser().parse_args(arguments))
