@@ -12,7 +12,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers.models import tiny_cfg, tiny_model
+from helpers.models import COARSE_LEVELS, tiny_cfg, tiny_model
 from helpers.pipelines import for_two_steps
 
 from glipv2_d2 import add_glipv2_config
@@ -36,12 +36,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             seed=seed,
             load_cutouts=base_cutouts,
         )
-    cfg = for_two_steps(tiny_cfg("INPUT.MIN_SIZE_TEST", 64), tmp_path)
+    cfg = for_two_steps(tiny_cfg("INPUT.MIN_SIZE_TEST", 64, *COARSE_LEVELS), tmp_path)
     known = get_cfg()
     add_glipv2_config(known)
     values = of_keys(yaml.safe_load(cfg.dump()), known)
     (tmp_path / "my_model.yaml").write_text(yaml.safe_dump(values))
-    save_weights(tiny_model(), tmp_path / "my_model.pth")
+    save_weights(tiny_model(*COARSE_LEVELS), tmp_path / "my_model.pth")
     yield tmp_path
     for name in ("my_train", "my_val"):
         DatasetCatalog.pop(name, None)

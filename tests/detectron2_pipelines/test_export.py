@@ -10,7 +10,7 @@ from detectron2.export import TracingAdapter
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.analysis import FlopCountAnalysis
 from helpers.masks import MASKS
-from helpers.models import random_image, tiny_model
+from helpers.models import COARSE_LEVELS, random_image, tiny_model
 from helpers.two_stage import two_stage_model
 from torch import nn
 
@@ -22,7 +22,9 @@ NAMES = ["cat", "traffic light", "zebra"]
 
 MODELS: dict[str, list[Any]] = {
     "masks": [*MASKS, "TEST.DETECTIONS_PER_IMAGE", 12],
-    "two chunks": ["MODEL.PROMPT.MAX_CLASSES", 2, "TEST.DETECTIONS_PER_IMAGE", 12],
+    "two chunks": [
+        *(*COARSE_LEVELS, "MODEL.PROMPT.MAX_CLASSES", 2, "TEST.DETECTIONS_PER_IMAGE", 12)
+    ],
 }
 
 
@@ -100,7 +102,7 @@ def test_a_traced_two_stage_model_is_right_on_images_of_any_size() -> None:
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_an_exported_model_is_right_on_other_images_of_its_size_and_refuses_others() -> None:
-    adapter = adapted("MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 12)
+    adapter = adapted(*COARSE_LEVELS, "MODEL.GROUNDING.DETECTIONS_PER_PROMPT", 12)
     exported = torch.export.export(adapter, adapter.flattened_inputs, strict=False).module()
     assert_right_on_other_images(adapter, exported)
     with pytest.raises((AssertionError, RuntimeError), match=r"size\(\)|shape"):
@@ -119,7 +121,7 @@ def test_export_of_masks_is_an_error_that_names_the_remedy(
 @pytest.mark.filterwarnings("ignore")
 def test_detectron2_counts_the_operations_of_a_model() -> None:
     inputs = [{"image": random_image(64, 64), "classes": NAMES}]
-    model = tiny_model()
+    model = tiny_model(*COARSE_LEVELS)
     by_part = FlopCountAnalysis(model, inputs).by_module()
     parts = [f"model.{x}" for x in ("backbone", "language_backbone", "fused_head")]
     assert all(by_part[part] > 0 for part in parts)
