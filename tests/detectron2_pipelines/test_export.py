@@ -72,9 +72,7 @@ def test_a_traced_model_is_right_on_other_images_of_its_size_and_refuses_others(
             traced(random_image(height, width))
 
 
-def without_postprocessing(
-    model: nn.Module, inputs: list[dict[str, Any]]
-) -> list[dict[str, Instances]]:
+def without_postprocessing(model: Any, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
     """As Detectron2's tools/deploy/export_model.py calls a GeneralizedRCNN."""
     (instances,) = model.inference([{**x, "classes": NAMES} for x in inputs], do_postprocess=False)
     return [{"instances": instances}]
