@@ -27,6 +27,20 @@ from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.projects import config_directory
 
 CONFIGS = config_directory(Path(__file__).parents[1])
+# Keys that other nodes have read from the YAML file already: overrides would have no effect.
+_OTHER_NODES = {
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "OUTPUT_DIR": "train.output_dir",
+    "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
+    "SOLVER.GAMMA": "lr_multiplier.scheduler.values",
+    "SOLVER.MAX_ITER": "train.max_iter and lr_multiplier.scheduler.num_updates",
+    "SOLVER.STEPS": "lr_multiplier.scheduler.milestones",
+    "SOLVER.WARMUP_FACTOR": "lr_multiplier.warmup_factor",
+    "SOLVER.WARMUP_ITERS": "lr_multiplier.warmup_length",
+    "SOLVER.WARMUP_METHOD": "lr_multiplier.warmup_method",
+    "TEST.EVAL_PERIOD": "train.eval_period",
+}
 # Resolved when a node is instantiated, so that changed settings reach every part.
 _SETTINGS = {"file": "${settings.file}", "opts": "${settings.opts}"}
 
@@ -78,6 +92,9 @@ def lazy_config(file: str) -> dict[str, Any]:
 
 def _cfg(file: str, opts: Sequence[Any]) -> CfgNode:
     options: Any = OmegaConf.to_container(opts) if isinstance(opts, ListConfig) else opts
+    for key in options[::2]:
+        if key in _OTHER_NODES:
+            raise ValueError(f"settings.opts has {key}: set {_OTHER_NODES[key]} instead")
     return load_config(CONFIGS / file, list(options))
 
 

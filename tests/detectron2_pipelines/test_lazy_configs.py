@@ -35,7 +35,7 @@ def tiny_opts() -> list[Any]:
         *("MODEL.FUSED_HEAD.FUSION_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2),
         *("MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32, "MODEL.RESNETS.DEPTH", 18),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.ROI_BOX_HEAD.FC_DIM", 12),
-        *("DATASETS.CUSTOM", [], "MODEL.WEIGHTS", ""),
+        *("DATASETS.CUSTOM", []),
     ]
 
 
@@ -79,3 +79,14 @@ def test_the_loop_trains_and_evaluates(tmp_path: Path, name: str) -> None:
         default_argument_parser().parse_args(["--eval-only", *evaluation])
     )
     assert results is not None and "bbox" in results
+
+
+@pytest.mark.parametrize(
+    ("key", "node"),
+    [("MODEL.WEIGHTS", "train.init_checkpoint"), ("SOLVER.MAX_ITER", "train.max_iter")],
+)
+def test_an_option_that_another_node_has_is_refused_with_its_name(key: str, node: str) -> None:
+    cfg = LazyConfig.load(str(CONFIGS / "lazy/glip_swin_t.py"))
+    cfg.settings.opts = [key, 5]
+    with pytest.raises(Exception, match=f"settings.opts has {key}: set {node}"):
+        instantiate(cfg.model)
