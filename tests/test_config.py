@@ -68,6 +68,7 @@ def test_keys_of_detectron2_keep_their_values() -> None:
 def test_new_groups_of_keys_are_a_decision() -> None:
     groups = {key.rpartition(".")[0] for key in added_keys()}
     assert groups == {
+        "",  # WRITERS
         "DATALOADER",
         "DATALOADER.PROMPT",
         "DATASETS",
