@@ -165,11 +165,14 @@ def predict(predictor: Predictor, picture: Picture, threshold: float) -> TaskRes
         channel_order="RGB",
     )
     overlap = predictor.cfg.MODEL.GROUNDING.NMS_THRESH
-    boxes = results.detections.one_name_per_box(overlap).without_parts().above(threshold)
+
+    def select(prediction: Prediction) -> Prediction:
+        return prediction.one_name_per_box(overlap).without_parts().above(threshold)
+
     caption = results.caption
     if caption is not None and caption.grounding is not None:
-        caption = replace(caption, grounding=caption.grounding.above(threshold))
-    return replace(results, detections=boxes, caption=caption)
+        caption = replace(caption, grounding=select(caption.grounding))
+    return replace(results, detections=select(results.detections), caption=caption)
 
 
 def make_table(picture: Picture, results: TaskResults) -> Table:
