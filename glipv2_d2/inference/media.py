@@ -52,17 +52,17 @@ def expand_sources(
         recursive: also subfolders of folders.
         suffixes: of the files that are taken from folders and, of remote ones, from patterns.
 
+    Returns:
+        Also a missing file, and a folder or pattern without images: reading skips them.
+
     Raises:
-        ValueError: a folder or pattern has no image or video. A missing file is returned, so that
-            it is skipped like other unreadable files.
+        ValueError: none of the inputs has an image or video.
     """
-    sources: list[str] = []
-    for name in inputs:
-        found = _expand(name, recursive, suffixes)
-        if not found:
-            hint = "" if recursive else ", or search the subfolders of a folder: --recursive"
-            raise ValueError(f"no image or video in {name!r}; pass files or folders{hint}")
-        sources += found
+    found = {name: _expand(name, recursive, suffixes) for name in inputs}
+    if inputs and not any(found.values()):
+        hint = "" if recursive else ", or search the subfolders of a folder: --recursive"
+        raise ValueError(f"no image or video in {inputs[0]!r}; pass files or folders{hint}")
+    sources = [source for name, of_name in found.items() for source in of_name or [name]]
     return list(dict.fromkeys(sources))
 
 

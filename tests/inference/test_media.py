@@ -80,6 +80,17 @@ def test_folder_without_images_suggests_its_subfolders(tmp_path: Path) -> None:
         expand_sources([str(tmp_path)])
 
 
+def test_a_folder_without_images_among_other_inputs_is_skipped_later(tmp_path: Path) -> None:
+    """As in photos/*, which the shell expands to files and subfolders."""
+    (tmp_path / "empty.png").mkdir()
+    (tmp_path / "a.jpg").touch()
+    inputs = [str(tmp_path / name) for name in ("a.jpg", "empty.png", "none*.jpg")]
+    assert expand_sources(inputs) == inputs
+    for source in inputs[1:]:
+        with pytest.raises((FileNotFoundError, ValueError)):
+            next(read_frames(source))
+
+
 def test_written_video_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.mp4"
     with VideoWriter(path, 10) as writer:
