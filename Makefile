@@ -1,6 +1,6 @@
 # make demo   set up, then detect things in real photos (output/demo/)
 # make test   set up, then run all tests
-# make check  lint, types, layers, spelling
+# make check  lint, types, layers, spelling, size of the repository
 # make product  the wheel in a new environment, the web service under load, the web page in a browser,
 #           the notebooks and the documentation site
 # make docs     build the documentation site (output/site/)
@@ -32,7 +32,7 @@ DOCS_REQUIREMENTS := requirements/docs.txt
 NOT_INSTALLED := $(patsubst %,requirements/%.txt,app docs heic mlflow wandb)
 REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(NOT_INSTALLED),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test docs product wheel-check serve-check app-check notebook-check benchmark format check lint types layers spelling
+.PHONY: setup demo test docs product wheel-check serve-check app-check notebook-check benchmark format check lint types layers spelling size
 
 setup: $(READY)
 
@@ -71,7 +71,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-check: lint types layers spelling
+check: lint types layers spelling size
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -85,6 +85,11 @@ layers: $(READY)
 
 spelling: $(READY)
 	$(BIN)/codespell
+
+# Tracked files stay below 32 MiB in all.
+size:
+	@bytes=$$(git ls-files -z | xargs -0 cat | wc -c); \
+	    test $$bytes -le 33554432 || { echo "tracked files have $$bytes bytes, more than 32 MiB"; false; }
 
 # A first set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next
 # time. After a change of the requirements, .venv is brought up to date in place; interrupted, that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def read_keys() -> Callable[[str], dict[str, Tensor]]:
     """Maps a table of keys in assets to a state dict without memory."""
 
     def read(table: str) -> dict[str, Tensor]:
-        rows = [line.split("\t") for line in (ASSETS / table).read_text().splitlines()]
+        content = (ASSETS / table).read_bytes()
+        text = (gzip.decompress(content) if table.endswith(".gz") else content).decode()
+        rows = [line.split("\t") for line in text.splitlines()]
         return {
             name: torch.empty(
                 [int(size) for size in shape.strip("()").split(",") if size],

@@ -22,8 +22,8 @@ UNUSED = {"module.rpn.head.cls_logits.weight", "module.rpn.head.cls_logits.bias"
 @pytest.mark.parametrize(
     ("config", "table", "parameters"),
     [
-        ("glip/glip_swin_t.yaml", "keys/keys_glip_T.tsv", 231_759_662),
-        ("glip/glip_swin_t_a.yaml", "keys/keys_glip_A.tsv", 151_409_966),
+        ("glip/glip_swin_t.yaml", "keys/keys_glip_T.tsv.gz", 231_759_662),
+        ("glip/glip_swin_t_a.yaml", "keys/keys_glip_A.tsv.gz", 151_409_966),
     ],
 )
 def test_parameters_match_the_published_model(

@@ -12,7 +12,7 @@ from glipv2_d2.checkpoint import from_glip, to_glip
 from glipv2_d2.checkpoint.glip_names import WRAPPER, is_recomputed
 
 ReadKeys = Callable[[str], dict[str, Tensor]]
-TABLES = ["keys/keys_glip_T.tsv", "keys/keys_glip_A.tsv", "tiny_T_s0/keys.tsv"]
+TABLES = ["keys/keys_glip_T.tsv.gz", "keys/keys_glip_A.tsv.gz", "tiny_T_s0/keys.tsv"]
 UNUSED = {"module.rpn.head.cls_logits.weight", "module.rpn.head.cls_logits.bias"}
 
 
@@ -59,7 +59,7 @@ def test_the_inverse_restores_all_names(read_keys: ReadKeys, table: str) -> None
 
 @pytest.mark.parametrize(
     ("table", "parameters"),
-    [("keys/keys_glip_T.tsv", 231_759_662), ("keys/keys_glip_A.tsv", 151_409_966)],
+    [("keys/keys_glip_T.tsv.gz", 231_759_662), ("keys/keys_glip_A.tsv.gz", 151_409_966)],
 )
 def test_published_number_of_parameters(read_keys: ReadKeys, table: str, parameters: int) -> None:
     ours, _ = from_glip(read_keys(table))
