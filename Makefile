@@ -88,7 +88,7 @@ spelling: $(READY)
 
 # Tracked files stay below 32 MiB in all.
 size:
-	@bytes=$$(git ls-files -z | xargs -0 cat | wc -c); \
+	@bytes=$$(git ls-tree -r -l HEAD | awk '{ sum += $$4 } END { printf "%d", sum }'); \
 	    test $$bytes -le 33554432 || { echo "tracked files have $$bytes bytes, more than 32 MiB"; false; }
 
 # A first set-up that was interrupted leaves $(UNFINISHED) behind and starts from an empty .venv next
