@@ -84,7 +84,8 @@ def golden() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def positive_map() -> Tensor:
     meta = json.loads((ASSETS / "tiny_T_s0" / "meta.json").read_text())
-    result = torch.zeros(len(meta["categories"]), 256, dtype=torch.bool)
+    num_tokens = meta["logits_first_n_tokens"]
+    result = torch.zeros(len(meta["categories"]), num_tokens, dtype=torch.bool)
     for label, tokens in meta["label_to_tokens"].items():
         result[int(label) - 1, tokens] = True
     return result
@@ -140,9 +141,8 @@ def test_images_of_a_batch_are_clipped_to_their_own_sizes(
     golden: dict[str, Tensor], positive_map: Tensor
 ) -> None:
     predictions = golden_predictions(golden, "two")
-    trimmed = positive_map[:, : predictions.token_logits_per_level[0].shape[-1]]
     sizes = [(200, 300), (200, 200)]
-    for i, found in enumerate(detect(predictions, (trimmed,) * 2, sizes, GLIP)):
+    for i, found in enumerate(detect(predictions, (positive_map,) * 2, sizes, GLIP)):
         assert_same_set(found.boxes, found.scores, found.labels, golden, f"two/det{i}")
 
 
@@ -168,8 +168,7 @@ def test_a_location_is_the_index_of_the_anchor_of_a_box(
     golden: dict[str, Tensor], positive_map: Tensor
 ) -> None:
     predictions = golden_predictions(golden, "one")
-    trimmed = positive_map[:, : predictions.token_logits_per_level[0].shape[-1]]
-    (found,) = detect(predictions, (trimmed,), [(10**6, 10**6)], GLIP)
+    (found,) = detect(predictions, (positive_map,), [(10**6, 10**6)], GLIP)
     deltas = torch.cat([level[0] for level in predictions.box_deltas_per_level])
     anchors = torch.cat(predictions.anchors_per_level)
     decoded = BoxCoder().decode(deltas, anchors).clamp(min=0)
