@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data import transforms as T
-from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, train_loop
 from detectron2.engine.defaults import default_writers
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2_optimizer
@@ -129,6 +131,33 @@ def test_a_plain_loop_over_detectron2s_parts_trains(cfg: CfgNode) -> None:
         for writer in default_writers(cfg.OUTPUT_DIR, 2):
             writer.write()
     assert written_metrics(cfg)["loss_token"] > 0
+
+
+def test_detectron2s_amp_trainer_trains_with_the_autocast_of_the_cpu(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # AMPTrainer asks for CUDA and takes its autocast; the rest is the same for every device.
+    with_cuda = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: True), Tensor=torch.Tensor
+    )
+    monkeypatch.setattr(train_loop, "torch", with_cuda)
+    monkeypatch.setattr(torch.cuda.amp, "autocast", partial(torch.autocast, "cpu"))
+    model = DefaultTrainer.build_model(cfg).train()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = build_optimizer(cfg, model)
+    trainer = AMPTrainer(
+        model,
+        build_detection_train_loader(cfg),
+        optimizer,
+        grad_scaler=torch.amp.GradScaler("cpu", init_scale=2.0),
+        precision=torch.bfloat16,
+    )
+    with EventStorage() as storage:
+        trainer.run_step()
+        assert storage.latest()["loss_token"][0] > 0
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    changed = [n for n, value in model.state_dict().items() if not torch.equal(value, before[n])]
+    assert "backbone.bottom_up.patch_embed.proj.weight" in changed
 
 
 MAPPERS: dict[str, Callable[[CfgNode], Any]] = {
