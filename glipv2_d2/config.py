@@ -456,6 +456,9 @@ def _add_solver_config(cfg: CfgNode) -> None:
     # Multiply the rate by GAMMA after more than this many evaluations without a new best; -1:
     # never. Detectron2's own trainer does not read it. STEPS must be ().
     cfg.SOLVER.PLATEAU_PATIENCE = -1
+    # LR_SCHEDULER_NAME may be WarmupLinearLR. With WarmupMultiStepLR: multiply the weight decay
+    # by GAMMA, too, at this part of each of STEPS (0.667 in GLIP-L); 0: never.
+    cfg.SOLVER.WEIGHT_DECAY_STEP_RATIO = 0.0
     # Stop after this many evaluations without a new best; 0 disables early stopping.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
     # Number of forward and backward passes per optimizer step: IMS_PER_BATCH images in the memory

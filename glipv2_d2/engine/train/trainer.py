@@ -42,7 +42,6 @@ from glipv2_d2.engine.train.best_checkpoint import (
     BestMetricHook,
     EarlyStop,
     build_plateau_scheduler,
-    build_warmup_scheduler,
     check_best_metric,
 )
 from glipv2_d2.engine.train.distributed import average_gradients
@@ -52,6 +51,11 @@ from glipv2_d2.engine.train.metrics import MetricsWriter, ResourceMetrics
 from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.engine.train.resuming import check_resumable
+from glipv2_d2.engine.train.schedules import (
+    WeightDecaySteps,
+    build_lr_scheduler,
+    weight_decay_steps,
+)
 from glipv2_d2.engine.train.train_step import build_accumulating_trainer, micro_batch_config
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator, no_evaluator
@@ -131,6 +135,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         hooks: list[HookBase] = [SeedIterations()]
+        if steps := weight_decay_steps(self.cfg):
+            hooks.append(WeightDecaySteps(self.optimizer, steps, self.cfg.SOLVER.GAMMA))
         # The checkpointer has the model without its DDP wrapper.
         model = self.checkpointer.model
         if self.tuning is not None:
@@ -379,9 +385,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        if cfg.SOLVER.PLATEAU_PATIENCE >= 0:
-            return build_warmup_scheduler(cfg, optimizer)
-        return super().build_lr_scheduler(cfg, optimizer)
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
