@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from helpers.no_memory import parameters_without_memory
 from torch import nn
@@ -110,9 +110,50 @@ def test_the_recipe_for_masks_selects_by_mask_ap() -> None:
 
 
 def test_mask_recipes_enable_masks_and_the_first_phase_trains_them_alone() -> None:
-    policies = {}
-    for name in RECIPES:
-        cfg = load(name)
-        if cfg.MODEL.MASK_ON:
-            policies[Path(name).stem.removesuffix("_glipv2_swin_t")] = cfg.MODEL.TUNING.NAME
-    assert policies == {"coco_mask": "full", "coco_mask_heads": "mask_heads", "phrasecut": "full"}
+    policies = {
+        Path(name).stem.split("_glipv2")[0]: load(name).MODEL.TUNING.NAME
+        for name in RECIPES
+        if load(name).MODEL.MASK_ON
+    }
+    assert policies == {
+        **dict.fromkeys(["coco_mask", "lvis_mask", "phrasecut"], "full"),
+        **dict.fromkeys(["coco_mask_heads", "mask_heads"], "mask_heads"),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_second_stage_trains_mask_heads_on_coco_lvis_and_phrasecut(size: str) -> None:
+    cfg = load(f"finetune/mask_heads_glipv2_swin{size}.yaml")
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train", "lvis_v1_train", "phrasecut_train")
+    assert cfg.MODEL.TUNING.NAME == "mask_heads"
+
+
+def test_the_second_phase_has_the_datasets_of_the_first_without_captions() -> None:
+    for size in SIZES:
+        first, second = (load(f"pretrain/glipv2_swin{size}{x}.yaml") for x in ("", "_phase2"))
+        assert set(second.DATASETS.TRAIN) == {*first.DATASETS.TRAIN} - {"captions_train"}
+
+
+NUM_ANSWERS = 3129
+# As in projects/VQA and projects/Captioning.
+LINEAR = 768 * 768 + 768
+TEXT_HEADS = (768 + 1 + 2 * LINEAR + NUM_ANSWERS * 769) + (LINEAR + 2 * 768 + 30_522)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_joint_model_has_all_heads_and_datasets_of_every_task(
+    size: str, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers.txt"
+    answers.write_text("".join(f"{i}\n" for i in range(NUM_ANSWERS)))
+    opts = ["MODEL.LANGUAGE_BACKBONE.WEIGHTS", "", "MODEL.DEVICE", "meta"]
+    opts += ["MODEL.ANSWER.FILE", str(answers)]
+    cfg = load_config(CONFIGS / "joint" / f"glipv2_swin{size}.yaml", opts)
+    with parameters_without_memory():
+        model = build_model(cfg)
+    of_losses = loss_only_prefixes(model)
+    kept = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(of_losses))
+    assert kept == SIZES[size] + MASK_HEAD + TEXT_HEADS
+    types = {MetadataCatalog.get(name).evaluator_type for name in cfg.DATASETS.TEST}
+    assert types == {"coco", "lvis", "phrasecut", "vqa", "captions"}
+    assert {*cfg.DATASETS.TRAIN} - {"captions_train"} <= set(DatasetCatalog)

@@ -15,7 +15,8 @@ from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.engine.setup import load_config
 
 ROOT = Path(__file__).parents[2]
-GLIPV2_T, WIDTH, VOCAB_SIZE, NUM_ANSWERS = 231_759_662, 768, 30_522, 3129
+SIZES = {"_t": 231_759_662, "_b": 321_851_748, "_l": 430_401_824}
+WIDTH, VOCAB_SIZE, NUM_ANSWERS = 768, 30_522, 3129
 LINEAR = WIDTH * WIDTH + WIDTH
 HEADS = {
     # The attention pooling, two layers, and the classifier.
@@ -50,11 +51,11 @@ def test_header_has_the_command(name: str) -> None:
     assert any(f"tools/train_net.py --config-file {name}" in line for line in header)
 
 
-def test_the_network_is_glipv2_t_with_an_additional_head(name: str, cfg: CfgNode) -> None:
+def test_the_network_is_glipv2_with_an_additional_head(name: str, cfg: CfgNode) -> None:
     with parameters_without_memory():
         model = build_model(cfg)
     head = HEADS[name.split("/")[1]]
-    assert sum(p.numel() for p in model.parameters()) == GLIPV2_T + head
+    assert sum(p.numel() for p in model.parameters()) == SIZES[Path(name).stem[-2:]] + head
 
 
 def test_datasets_are_registered(cfg: CfgNode) -> None:
@@ -62,12 +63,15 @@ def test_datasets_are_registered(cfg: CfgNode) -> None:
 
 
 def test_settings_that_the_paper_omits_are_those_of_fiber(name: str, cfg: CfgNode) -> None:
-    """AdamW, 10 epochs of batches of 512, 10 % warm-up, fusion x 5 and heads x 50."""
-    num_records = {"VQA": 443_757 + 214_354, "Captioning": 566_747}[name.split("/")[1]]
+    """10 epochs of batches of 512, 10 % warm-up, a linear decay to 0, fusion x 5 and own heads."""
+    task = name.split("/")[1]
+    num_records = {"VQA": 443_757 + 214_354, "Captioning": 566_747}[task]
     solver = cfg.SOLVER
     assert round(10 * num_records / solver.IMS_PER_BATCH) == pytest.approx(solver.MAX_ITER, abs=1)
     assert pytest.approx(solver.MAX_ITER / 10, abs=1) == solver.WARMUP_ITERS
-    assert (solver.FUSION_LR_FACTOR, solver.TEXT_HEAD_LR_FACTOR) == (5, 50)
+    assert (solver.LR_SCHEDULER_NAME, solver.BASE_LR_END) == ("WarmupLinearLR", 0)
+    assert solver.FUSION_LR_FACTOR == 5
+    assert {"VQA": 50, "Captioning": 5}[task] == solver.TEXT_HEAD_LR_FACTOR
 
 
 @pytest.mark.parametrize("folder", ["VQA", "Captioning"])
