@@ -22,6 +22,7 @@ from glipv2_d2.data.readers.odinw import register_odinw
 from glipv2_d2.data.readers.openimages import register_openimages
 from glipv2_d2.data.readers.phrasecut import register_phrasecut
 from glipv2_d2.data.readers.refcoco import register_refcoco
+from glipv2_d2.data.readers.refer import register_refer
 from glipv2_d2.data.readers.visual_genome import register_visual_genome
 from glipv2_d2.data.readers.vqa import register_vqav2
 from glipv2_d2.data.replaceable import make_replaceable
@@ -41,6 +42,7 @@ def register_builtin(root: str) -> None:
     register_flickr30k_entities(root)
     register_goldg(root)
     register_refcoco(root)
+    register_refer(root)
     register_phrasecut(root)
     register_vqav2(root)
     register_gqa(root)

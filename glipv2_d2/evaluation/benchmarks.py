@@ -128,8 +128,14 @@ REFERRING_METRICS = ("referring_bbox/P@0.5", "referring_segm/mIoU", "referring_s
 
 
 def _refcoco(dataset: str, splits: Sequence[str]) -> Benchmark:
-    names = [f"{dataset}_{split}" for split in splits if split != "train"]
-    return Benchmark(dataset, tuple((name,) for name in names), REFERRING_METRICS)
+    # With masks, where the original files are there; the splits are those of MDETR's.
+    author = "umd" if dataset == "refcocog" else "unc"
+    names = tuple(
+        (f"{dataset}_{author}_{split}", f"{dataset}_{split}")
+        for split in splits
+        if split != "train"
+    )
+    return Benchmark(dataset, names, REFERRING_METRICS)
 
 
 ANSWER_METRICS = (

@@ -1,7 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: referring expressions, with the box of the one referent.
 
-The files are MDETR's. The originals are Python pickles, which can execute code when loaded, and
-are not supported.
+The files are MDETR's, without masks; :mod:`~glipv2_d2.data.readers.refer` reads the originals.
 """
 
 from __future__ import annotations
