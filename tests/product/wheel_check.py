@@ -55,18 +55,22 @@ def main() -> None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build from a copy of the files that git knows: a build folder may contain old files."""
-    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others"]
-    listed = subprocess.run([*command, "--exclude-standard"], capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / "source" / name)
+    copy_sources(folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     subprocess.run([*pip, "wheel", *options, str(folder / "source")], check=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy the files that git knows: a build folder may contain old ones."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others"]
+    listed = subprocess.run([*command, "--exclude-standard"], capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
 
 
 def new_environment(folder: Path, wheel: Path, packages: Path) -> Path:
