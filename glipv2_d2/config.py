@@ -362,8 +362,8 @@ def _add_text_task_config(cfg: CfgNode) -> None:
 def _add_tuning_config(cfg: CfgNode) -> None:
     # Fine-tuning of MODEL.WEIGHTS.
     cfg.MODEL.TUNING = CfgNode()
-    # A name in TUNING_REGISTRY: full, linear_probe, prompt, text_only, lora, mask_heads
-    # or text_heads. "": train all parameters that the config does not freeze; no delta
+    # A name in TUNING_REGISTRY: full, linear_probe, prompt, class_prompt, text_only, lora,
+    # mask_heads or text_heads. "": train all parameters that the config does not freeze; no delta
     # file is written.
     cfg.MODEL.TUNING.NAME = ""
     # A delta file, the result of fine-tuning, loaded on top of MODEL.WEIGHTS. It contains its
@@ -380,6 +380,10 @@ def _add_tuning_config(cfg: CfgNode) -> None:
     # prompt: number of tokens with a trained embedding of their own.
     cfg.MODEL.TUNING.PROMPT = CfgNode()
     cfg.MODEL.TUNING.PROMPT.NUM_ROWS = 256
+    # class_prompt: the names with trained embeddings ([]: those of DATASETS.TRAIN), and how many
+    # tokens of each.
+    cfg.MODEL.TUNING.PROMPT.CLASS_NAMES = []
+    cfg.MODEL.TUNING.PROMPT.TOKENS_PER_NAME = 8
 
     # lora: rank, scale ALPHA / RANK, dropout on the input, and the names of the adapted layers. The
     # defaults are those of Swin, the language layers and the fusion.

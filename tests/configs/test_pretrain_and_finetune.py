@@ -113,12 +113,22 @@ def test_mask_recipes_enable_masks_and_the_first_phase_trains_them_alone() -> No
     policies = {
         Path(name).stem.split("_glipv2")[0]: load(name).MODEL.TUNING.NAME
         for name in RECIPES
-        if load(name).MODEL.MASK_ON
+        if load(name).MODEL.MASK_ON and "_prompt_" not in name
     }
     assert policies == {
         **dict.fromkeys(["coco_mask", "lvis_mask", "phrasecut"], "full"),
         **dict.fromkeys(["coco_mask_heads", "mask_heads"], "mask_heads"),
     }
+
+
+@pytest.mark.parametrize("task", ["coco", "coco_mask", "lvis", "phrasecut"])
+def test_prompt_tuning_on_a_task_is_that_of_odinw(task: str) -> None:
+    cfg = load(f"finetune/{task}_prompt_glipv2_swin_t.yaml")
+    policy = "prompt" if task == "phrasecut" else "class_prompt"
+    odinw = load(f"finetune/odinw_{policy}_glip_swin_t.yaml")
+    assert cfg.MODEL.TUNING == odinw.MODEL.TUNING
+    for key in ("BASE_LR", "LANGUAGE_LR_FACTOR", "WEIGHT_DECAY"):
+        assert cfg.SOLVER[key] == odinw.SOLVER[key]
 
 
 @pytest.mark.parametrize("size", SIZES)

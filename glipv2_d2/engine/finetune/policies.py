@@ -7,16 +7,17 @@ GLIP has SOLVER.TUNING_HIGHLEVEL_OVERRIDE for it (glip_reference.md 17).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.registry import Registry
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from glipv2_d2.config import with_config_keys
+from glipv2_d2.engine.finetune.prompt_tables import (
+    ClassPromptedLanguageBackbone,
+    PromptedLanguageBackbone,
+)
 from glipv2_d2.engine.parameter_prefixes import (
     LANGUAGE_BACKBONE,
     PREDICTION_LAYERS,
@@ -24,9 +25,7 @@ from glipv2_d2.engine.parameter_prefixes import (
     TEXT_HEADS,
 )
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language import LanguageBackbone
-from glipv2_d2.structures import TextFeatures, TokenBatch
 
 TUNING_REGISTRY = Registry("TUNING")
 TUNING_REGISTRY.__doc__ = """
@@ -100,6 +99,25 @@ def prompt(cfg: CfgNode, model: nn.Module) -> None:
 
 
 @TUNING_REGISTRY.register()
+def class_prompt(cfg: CfgNode, model: nn.Module) -> None:
+    """Train only vectors that are added to the tokens of each class name (our choice)."""
+    settings = cfg.MODEL.TUNING.PROMPT
+    if not settings.CLASS_NAMES:
+        raise ValueError(
+            "MODEL.TUNING.NAME class_prompt has no class names: set DATASETS.TRAIN to datasets "
+            "with classes, or MODEL.TUNING.PROMPT.CLASS_NAMES"
+        )
+    model.requires_grad_(False)
+    language_backbone = model.language_backbone
+    assert isinstance(language_backbone, LanguageBackbone)
+    model.language_backbone = ClassPromptedLanguageBackbone(
+        inner=language_backbone,
+        class_names=settings.CLASS_NAMES,
+        tokens_per_name=settings.TOKENS_PER_NAME,
+    ).to(cfg.MODEL.DEVICE)
+
+
+@TUNING_REGISTRY.register()
 def lora(cfg: CfgNode, model: nn.Module) -> None:
     """Train low-rank adapters of attention layers only (LoRA, arXiv 2106.09685).
 
@@ -147,48 +165,6 @@ def disable_word_masking(model: nn.Module) -> None:
     """
     if isinstance(model, GLIPv2) and "masked_language" in model.loss_heads:
         del model.loss_heads["masked_language"]
-
-
-class PromptedLanguageBackbone(LanguageBackbone):
-    """A language backbone that adds a trained vector to the features of each token position.
-
-    Initialised to zeros, as in the released code's language_prompt_v2 (glip_reference.md 17). The
-    vectors belong to positions of one prompt: train and predict with the same class names in the
-    same order.
-    """
-
-    def __init__(self, *, inner: LanguageBackbone, num_rows: int) -> None:
-        """
-        Args:
-            inner: the language backbone.
-            num_rows: token positions with a vector; later positions get none.
-        """
-        super().__init__()
-        self.inner = inner
-        self.width = inner.width
-        self.vocab_size = inner.vocab_size
-        self.table = nn.Parameter(torch.zeros(num_rows, inner.width))
-
-    def forward(self, tokens: TokenBatch) -> TextFeatures:
-        """(N, T) tokens -> (N, T, D) features."""
-        text = self.inner(tokens)
-        return replace(text, hidden=text.hidden + self._rows(0, text.hidden.shape[1]))
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        return self.inner.word_embeddings
-
-    def decode_step(
-        self, input_ids: Tensor, cache: Sequence[KVCache] | None = None
-    ) -> tuple[Tensor, list[KVCache]]:
-        start = cache[0].num_tokens if cache else 0
-        hidden, cache = self.inner.decode_step(input_ids, cache)
-        return hidden + self._rows(start, hidden.shape[1]), cache
-
-    def _rows(self, start: int, num_tokens: int) -> Tensor:
-        """Rows of the table from position ``start``, zero-padded: (num_tokens, D)."""
-        rows = self.table[start : start + num_tokens]
-        return F.pad(rows, (0, 0, 0, num_tokens - len(rows)))
 
 
 def add_adapters(

@@ -44,6 +44,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "SOLVER.LANGUAGE_LR_FACTOR": 1.0,
         "SOLVER.WEIGHT_DECAY": 0.25,
     },
+    # As the table of positions (our choice).
+    "class_prompt": {
+        "SOLVER.BASE_LR": 0.05,
+        "SOLVER.LANGUAGE_LR_FACTOR": 1.0,
+        "SOLVER.WEIGHT_DECAY": 0.25,
+    },
     # The rates of the text encoder in full fine-tuning (our choice).
     "text_only": {
         "SOLVER.BASE_LR": 1e-4,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import GLIPv2Checkpointer, read_checkpoint
 from glipv2_d2.checkpoint.load_report import compare
+from glipv2_d2.dataset_classes import class_names_of
 from glipv2_d2.engine.finetune.policies import apply_policy
 from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.layers.checkpoint_prefixes import full_state_dict, loss_only_prefixes
@@ -81,6 +82,7 @@ def apply_tuning(cfg: CfgNode, model: nn.Module) -> Tuning | None:
         raise ValueError(
             "MODEL.WEIGHTS is empty: fine-tuning (MODEL.TUNING) needs the weights of a base"
         )
+    cfg = _with_prompt_names(cfg)
     checkpointer = GLIPv2Checkpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     # Modules that the base lacks, such as mask heads, belong to the delta.
@@ -189,6 +191,19 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
     """``MODEL.TUNING`` as plain values, which torch loads with ``weights_only``."""
     settings = yaml.safe_load(cfg.MODEL.TUNING.dump())
     return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_POLICY}
+
+
+def _with_prompt_names(cfg: CfgNode) -> CfgNode:
+    """The config with the names of the policy ``class_prompt``, those of the training sets."""
+    tuning = cfg.MODEL.TUNING
+    if tuning.NAME != "class_prompt" or tuning.PROMPT.CLASS_NAMES or tuning.DELTA:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    names = [name for dataset in cfg.DATASETS.TRAIN for name in class_names_of(dataset)]
+    cfg.MODEL.TUNING.PROMPT.CLASS_NAMES = list(dict.fromkeys(names))
+    cfg.freeze()
+    return cfg
 
 
 def _with_settings(cfg: CfgNode, settings: dict[str, Any]) -> CfgNode:

@@ -12,6 +12,7 @@ from helpers.masks import MASKS
 from helpers.models import tiny_model
 from helpers.text_tasks import TEXT_TASKS, caption_input, question_input
 from helpers.tuning import (
+    CLASSES,
     build_tuned_model,
     changed_tensors,
     detection_inputs,
@@ -28,9 +29,16 @@ from glipv2_d2.engine.finetune.policies import (
 )
 from glipv2_d2.engine.parameter_prefixes import TEXT_HEADS
 
-POLICIES = ("full", "linear_probe", "lora", "mask_heads", "prompt", "text_heads", "text_only")
+POLICIES = (
+    *("class_prompt", "full", "linear_probe", "lora", "mask_heads", "prompt"),
+    *("text_heads", "text_only"),
+)
 # Config keys of the modules that a policy needs.
-MODULES = {"mask_heads": MASKS, "text_heads": TEXT_TASKS}
+MODULES = {
+    "mask_heads": MASKS,
+    "text_heads": TEXT_TASKS,
+    "class_prompt": ("MODEL.TUNING.PROMPT.CLASS_NAMES", CLASSES),
+}
 LORA_TARGETS = ("qkv", "query", "value", "language_key", "language_value", "language_out")
 
 
@@ -77,6 +85,11 @@ def test_text_only_trains_the_whole_text_encoder_only(base: str) -> None:
 
 def test_prompt_trains_the_table_only(base: str) -> None:
     changed, _ = changed_tensors(tuned_cfg(base, "prompt"))
+    assert changed == {"language_backbone.table"}
+
+
+def test_class_prompt_trains_the_vectors_of_names_only(base: str) -> None:
+    changed, _ = changed_tensors(tuned_cfg(base, "class_prompt"))
     assert changed == {"language_backbone.table"}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from glipv2_d2.engine.finetune.policies import PromptedLanguageBackbone
+from glipv2_d2.engine.finetune.prompt_tables import PromptedLanguageBackbone
 from glipv2_d2.modeling.language import BertLanguageBackbone, LanguageCache, PhraseLanguageBackbone
 from glipv2_d2.modeling.language.causal_bert import encode_causal
 from glipv2_d2.structures import TokenBatch
