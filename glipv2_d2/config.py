@@ -316,6 +316,9 @@ def _add_pretraining_config(cfg: CfgNode) -> None:
     # Output embedding: "own" (trained from scratch, as in GLIP) or "tied" (the word embeddings of
     # the text encoder).
     cfg.MODEL.MLM.DECODER = "own"
+    # With a WEIGHT of 0: keep the head of MODEL.WEIGHTS, untrained, in checkpoints. A caption head
+    # of the same DECODER starts from it.
+    cfg.MODEL.MLM.KEEP_HEAD = False
 
 
 def _add_text_task_config(cfg: CfgNode) -> None:
@@ -346,7 +349,8 @@ def _add_text_task_config(cfg: CfgNode) -> None:
     # A name in CAPTION_HEAD_REGISTRY.
     cfg.MODEL.CAPTION.NAME = "CaptionHead"
     cfg.MODEL.CAPTION.WEIGHT = 0.0
-    # Output embedding: "tied" or "own", as in MLM.DECODER.
+    # Output embedding: "tied" or "own", as in MLM.DECODER. If it is the same, the head starts from
+    # that of masked words, where MODEL.WEIGHTS has it.
     cfg.MODEL.CAPTION.DECODER = "tied"
     # Beam search; a size of 1 is greedy decoding.
     cfg.MODEL.CAPTION.BEAM_SIZE = 5

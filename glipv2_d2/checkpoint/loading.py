@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import foreign_files
+from glipv2_d2.checkpoint.caption_start import with_caption_head
 from glipv2_d2.checkpoint.file_reading import Layout, detect_layout, read_checkpoint
 from glipv2_d2.checkpoint.glip_names import from_glip, is_recomputed, strip_wrapper
 from glipv2_d2.checkpoint.load_report import LoadReport, Mismatch, compare, list_names
@@ -276,6 +277,7 @@ def _match(
         )
 
     model_state = full_state_dict(model)
+    weights = with_caption_head(weights, model_state)
     unused = [n for n in weights if n.startswith(optional) and n not in model_state]
     weights = {name: value for name, value in weights.items() if name not in unused}
     report = report.without(unused, "weights of parts that this config does not have")

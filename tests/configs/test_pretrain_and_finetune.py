@@ -147,7 +147,7 @@ def test_the_second_phase_has_the_datasets_of_the_first_without_captions() -> No
 NUM_ANSWERS = 3129
 # As in projects/VQA and projects/Captioning.
 LINEAR = 768 * 768 + 768
-TEXT_HEADS = (768 + 1 + 2 * LINEAR + NUM_ANSWERS * 769) + (LINEAR + 2 * 768 + 30_522)
+TEXT_HEADS = (768 + 1 + 2 * LINEAR + NUM_ANSWERS * 769) + (LINEAR + 2 * 768 + 30_522 * 769)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -21,8 +21,8 @@ LINEAR = WIDTH * WIDTH + WIDTH
 HEADS = {
     # The attention pooling, two layers, and the classifier.
     "VQA": WIDTH + 1 + 2 * LINEAR + NUM_ANSWERS * WIDTH + NUM_ANSWERS,
-    # A layer, its norm, and a bias per token of the vocabulary.
-    "Captioning": LINEAR + 2 * WIDTH + VOCAB_SIZE,
+    # A layer, its norm, and the decoder of masked language modelling.
+    "Captioning": LINEAR + 2 * WIDTH + VOCAB_SIZE * (WIDTH + 1),
 }
 PROJECTS = sorted(
     path.relative_to(ROOT).as_posix()

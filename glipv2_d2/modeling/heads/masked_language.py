@@ -113,13 +113,33 @@ class MaskedLanguageHead(LossHead, LMPredictionHead, Configurable):
         return {"loss_mlm": self.weight * loss}
 
 
+class KeptMaskedLanguageHead(LossHead, LMPredictionHead):
+    """The head of an earlier training phase, frozen and without a loss, for later captions."""
+
+    def __init__(self, *, language_dim: int, decoder: nn.Module) -> None:
+        """Arguments as of :class:`MaskedLanguageHead`."""
+        super().__init__(language_dim=language_dim, decoder=decoder)
+        self.requires_grad_(False)
+
+    def losses(
+        self,
+        fused: FusedFeatures,  # noqa: ARG002 - the interface of loss heads
+        targets: DenseTargets,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """No loss."""
+        return {}
+
+
 def build_masked_language_head(
     cfg: CfgNode, tokenizer: Tokenizer, language_backbone: LanguageBackbone
-) -> MaskedLanguageHead | None:
-    """The head of ``cfg.MODEL.MLM``; None where its weight is 0."""
-    if cfg.MODEL.MLM.WEIGHT == 0:
+) -> LossHead | None:
+    """The head of ``cfg.MODEL.MLM``; None where its weight is 0 and it is not kept."""
+    if cfg.MODEL.MLM.WEIGHT > 0:
+        return MaskedLanguageHead(cfg, tokenizer, language_backbone)
+    if not cfg.MODEL.MLM.KEEP_HEAD:
         return None
-    return MaskedLanguageHead(cfg, tokenizer, language_backbone)
+    decoder = build_token_decoder(cfg.MODEL.MLM.DECODER, language_backbone, key="MODEL.MLM.DECODER")
+    return KeptMaskedLanguageHead(language_dim=language_backbone.width, decoder=decoder)
 
 
 def predictable_words(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> Tensor:

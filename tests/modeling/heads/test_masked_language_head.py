@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.structures import Instances
+from helpers.models import tiny_model, training_input
 from helpers.queries import fused_features
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,3 +149,13 @@ def test_a_tied_decoder_shares_the_embeddings_and_does_not_save_them() -> None:
 def test_an_unknown_decoder_is_an_error() -> None:
     with pytest.raises(ValueError, match="MODEL.MLM.DECODER is 'mine'"):
         build_token_decoder("mine", None, key="MODEL.MLM.DECODER")
+
+
+def test_a_kept_head_is_frozen_without_a_loss_and_stays_in_checkpoints() -> None:
+    model = tiny_model("MODEL.MLM.KEEP_HEAD", True).train()
+    head = model.loss_heads["masked_language"]
+    assert not any(p.requires_grad for p in head.parameters())
+    x = training_input([[4, 4, 40, 40]], [0], classes=["cat"])
+    assert set(model([x])) == {"loss_token", "loss_box", "loss_centerness"}
+    trained = tiny_model("MODEL.MLM.WEIGHT", 1.0).loss_heads["masked_language"]
+    assert head.state_dict().keys() == trained.state_dict().keys()
