@@ -419,6 +419,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
     cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
 
+    # Keep the records of DATASETS.TRAIN in files that all processes share, in place of the memory
+    # of each: for millions of records (datasets/README.md, "Large datasets").
+    cfg.DATALOADER.RECORD_STORE = False
     # Maximum number of questions and captions of an image in one training sample, which share its
     # image features; 1: one each. Texts of several datasets are combined if their
     # DATASETS.TRAIN_REPEAT_FACTOR is equal. IMS_PER_BATCH counts images.
@@ -441,8 +444,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     # Custom datasets, without code: {name: my_train, json: my/train.json, images: my/train}. Use
     # the names in TRAIN and TEST. An entry may have a format: coco (default), grounding (MDETR's
     # annotations), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place of
-    # json and images), captioning (COCO captions), vqa (with two further files, questions and
-    # answers), grounded_text (questions or captions with boxes). See datasets/README.md.
+    # json and images), tsv (GLIP's files; yaml in place of both), captioning (COCO captions), vqa
+    # (with two further files, questions and answers), grounded_text (questions or captions with
+    # boxes). See datasets/README.md.
     cfg.DATASETS.CUSTOM = []
     # Repeat factors of datasets in an epoch: [[name, factor], ...], 1 for the others. The name and
     # form of the key are those that Detectron2 reads.

@@ -18,7 +18,8 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 
-from glipv2_d2.data.build import build_train_loader, load_dataset
+from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.data.record_tasks import is_text_only
 from glipv2_d2.data.sanitize import caption_labels, to_xyxy
 from glipv2_d2.images import read_image

@@ -21,8 +21,8 @@ from tabulate import tabulate
 
 from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
 from glipv2_d2.data.answer_vocabulary import build_vocabulary
-from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.vocabulary_accuracy import accuracy_rows
 from glipv2_d2.file_writing import atomic_write

@@ -28,8 +28,8 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.coco_truth import coco_api, read_truth
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.evaluation.permutation_baseline import (
     permuted_captions_baseline,
     permuted_classes_baseline,

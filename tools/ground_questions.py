@@ -24,8 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from glipv2_d2.data import builtin  # noqa: F401 - registers the datasets
-from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.data.question_grounding import (
     grounded_questions,
     question_answer_caption,

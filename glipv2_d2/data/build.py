@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
-import os
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
-from detectron2.data.samplers import (
-    InferenceSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.config import complete_config
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.loading import (
+    check_class_names,
+    class_names_of,
+    decorations_of,
+    load_dataset,
+    names_in_prompts,
+)
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.multi_text_samples import merge_texts_per_image, split_texts
-from glipv2_d2.data.registration import missing_paths
+from glipv2_d2.data.record_store import RecordStore, StoredCaptions, StoredRecords
+from glipv2_d2.data.registration import Record
+from glipv2_d2.data.samplers import CompactRepeatFactorSampler, CompactTrainingSampler
 from glipv2_d2.data.sanitize import sanitize_dataset
+from glipv2_d2.data.stored_datasets import open_stores
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.structures import fields
-from glipv2_d2.text.names import check_names
-from glipv2_d2.text.prompts import Decoration
 from glipv2_d2.text.tokenizer import Tokenizer
 
 # Whether each value of DATALOADER.SAMPLER_TRAIN repeats images of rare classes. In Detectron2 only
@@ -75,20 +73,7 @@ def build_train_loader(
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: give at least one registered dataset")
     register_custom(cfg.DATASETS.CUSTOM)
-    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    loaded = {name: load_dataset(name, filter_empty=filter_empty) for name in cfg.DATASETS.TRAIN}
-    class_names = _class_names(cfg.DATASETS.TRAIN)
-    _check_class_names(class_names, cfg.MODEL.PROMPT.SEPARATOR)
-    tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
-    records_of = {
-        name: sanitize_dataset(
-            records, name=name, class_names=_names_in_prompts(name), tokenizer=tokenizer
-        )
-        for name, records in loaded.items()
-    }
-    for name, records in records_of.items():
-        if not records:
-            raise ValueError(f"dataset {name!r} has no usable training image: see the log above")
+    records_of = open_stores(cfg) if cfg.DATALOADER.RECORD_STORE else _records_in_memory(cfg)
     limit = cfg.DATALOADER.TEXTS_PER_IMAGE
     if limit < 1:
         raise ValueError(f"DATALOADER.TEXTS_PER_IMAGE is {limit}; it must be at least 1")
@@ -96,13 +81,13 @@ def build_train_loader(
     records_of = merge_texts_per_image(records_of, limit, factor_of)
     options = {} if augmentations is None else {"augmentations": augmentations}
     return TrainLoader(
-        [record for records in records_of.values() for record in records],
+        _joined(records_of),
         mapper=mapper
         or GroundingMapper(
             cfg,
             is_train=True,
-            class_names=class_names,
-            decorations=_decorations(records_of),
+            class_names=class_names_of(cfg.DATASETS.TRAIN),
+            decorations=decorations_of(records_of),
             captions=_captions_to_pack(records_of),
             **options,
         ),
@@ -138,8 +123,8 @@ def build_test_loader(
     mapper = mapper or GroundingMapper(
         cfg,
         is_train=False,
-        class_names=_class_names([dataset_name]),
-        decorations=_decorations([dataset_name]),
+        class_names=class_names_of([dataset_name]),
+        decorations=decorations_of([dataset_name]),
     )
     merged = merge_texts_per_image({dataset_name: records}, MAX_TEXTS_PER_BATCH, {})[dataset_name]
     return build_detection_test_loader(
@@ -151,94 +136,49 @@ def build_test_loader(
     )
 
 
-def load_dataset(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
-    """Load the records of a registered dataset, each with its ``dataset_name``.
-
-    Args:
-        filter_empty: drop images that have only crowd annotations.
-
-    Raises:
-        ValueError: the dataset is not registered, or has no usable image.
-        FileNotFoundError: an annotation file or image directory does not exist.
-    """
-    check_registered(name)
-    _check_paths(name)
-    try:
-        records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
-    # Detectron2 asserts that there are images, also after it dropped those without boxes.
-    except AssertionError as error:
-        raise ValueError(
-            f"dataset {name!r} has no usable image ({error}): glipv2 check-data "
-            f"--dataset {name} shows why"
-        ) from error
-    return [{**record, fields.DATASET_NAME: name} for record in records]
-
-
-def check_registered(name: str) -> None:
-    """Raise a ValueError if no dataset has the name."""
-    if name not in DatasetCatalog:
-        close = difflib.get_close_matches(name, DatasetCatalog.list())
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "register it first"
-        raise ValueError(f"dataset {name!r} is not registered: {hint}")
-
-
 def training_seed(cfg: CfgNode) -> int:
     """``SEED``, or if it is negative a random seed that all processes share."""
     return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
 
-def _check_paths(name: str) -> None:
-    for path in missing_paths(name):
-        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-        raise FileNotFoundError(
-            f"dataset {name!r}: {path!r} does not exist. Prepare it as described in "
-            "datasets/README.md, or set the environment variable DETECTRON2_DATASETS to the "
-            f"directory that contains it (now {root!r})"
+def _records_in_memory(cfg: CfgNode) -> dict[str, Sequence[Record]]:
+    """The sanitized records of each dataset of ``DATASETS.TRAIN``."""
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    loaded = {name: load_dataset(name, filter_empty=filter_empty) for name in cfg.DATASETS.TRAIN}
+    check_class_names(class_names_of(cfg.DATASETS.TRAIN), cfg.MODEL.PROMPT.SEPARATOR)
+    tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
+    records_of = {
+        name: sanitize_dataset(
+            records, name=name, class_names=names_in_prompts(name), tokenizer=tokenizer
         )
+        for name, records in loaded.items()
+    }
+    for name, records in records_of.items():
+        if not records:
+            raise ValueError(f"dataset {name!r} has no usable training image: see the log above")
+    return dict(records_of)
 
 
-def _class_names(dataset_names: Sequence[str]) -> dict[str, list[str]]:
-    """Class names per dataset, empty for captions. Readers set them, so load the datasets first."""
-    return {name: MetadataCatalog.get(name).get("thing_classes") or [] for name in dataset_names}
+def _joined(records_of: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
+    """The records of all datasets; those of stores stay on the disk."""
+    if any(isinstance(records, RecordStore) for records in records_of.values()):
+        return StoredRecords(records_of.values())
+    return list(itertools.chain.from_iterable(records_of.values()))
 
 
-def _names_in_prompts(dataset_name: str) -> list[str]:
-    """The class names of a dataset as its custom prompt texts, if it has them, spell them."""
-    decorations = _decorations([dataset_name]).get(dataset_name, [])
-    return [decoration.name for decoration in decorations] or _class_names([dataset_name])[
-        dataset_name
-    ]
-
-
-def _check_class_names(class_names: dict[str, list[str]], separator: str) -> None:
-    """Raise now what would otherwise stop training once a prompt contains an invalid name."""
-    for dataset_name, names in class_names.items():
-        try:
-            if names:
-                check_names(names, separator)
-        except ValueError as error:
-            raise ValueError(f"dataset {dataset_name!r}: {error}") from error
-
-
-def _decorations(dataset_names: Iterable[str]) -> dict[str, list[Decoration]]:
-    """Prompt texts of the classes, for datasets that have them."""
-    found = {name: MetadataCatalog.get(name).get("decorations") for name in dataset_names}
-    return {name: decorations for name, decorations in found.items() if decorations}
-
-
-def _captions_to_pack(
-    records_of: dict[str, list[dict[str, Any]]],
-) -> dict[str, Sequence[str]]:
+def _captions_to_pack(records_of: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[str]]:
     """All captions of each dataset with ``pack_captions``, serialized to save memory."""
     return {
-        name: DatasetFromList([record[fields.CAPTION] for record in records], copy=False)
+        name: StoredCaptions(records)
+        if isinstance(records, RecordStore)
+        else DatasetFromList([record[fields.CAPTION] for record in records], copy=False)
         for name, records in records_of.items()
         if MetadataCatalog.get(name).get("pack_captions")
     }
 
 
 def _sampler_factory(
-    cfg: CfgNode, records_of: dict[str, list[dict[str, Any]]], factor_of: dict[str, float]
+    cfg: CfgNode, records_of: Mapping[str, Sequence[Record]], factor_of: dict[str, float]
 ) -> Callable[[int], Sampler[int]]:
     """A function from a seed to the sampler over the records of all datasets.
 
@@ -252,7 +192,7 @@ def _sampler_factory(
         )
     if not factor_of and not BALANCES_CLASSES[kind]:
         size = sum(map(len, records_of.values()))
-        return lambda seed: TrainingSampler(size, seed=seed)
+        return lambda seed: CompactTrainingSampler(size, seed=seed)
     factors = []
     for name, records in records_of.items():
         per_image = torch.ones(len(records))
@@ -263,7 +203,7 @@ def _sampler_factory(
             )
         factors.append(per_image * factor_of.get(name, 1.0))
     repeat_factors = torch.cat(factors)
-    return lambda seed: RepeatFactorTrainingSampler(repeat_factors, seed=seed)
+    return lambda seed: CompactRepeatFactorSampler(repeat_factors, seed=seed)
 
 
 def _repeat_factors(cfg: CfgNode) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from glipv2_d2.data.record_store import RecordStore
 from glipv2_d2.data.record_tasks import is_text_only
 from glipv2_d2.data.registration import Record
 from glipv2_d2.structures import fields
@@ -23,7 +24,7 @@ _TEXT_KEYS = (
 
 def merge_texts_per_image(
     records_of: Mapping[str, Sequence[Record]], limit: int, factor_of: Mapping[str, float]
-) -> dict[str, list[Record]]:
+) -> dict[str, Sequence[Record]]:
     """Merge text-only records of the same image; other records are returned as they are.
 
     The first record of an image gets up to ``limit`` - 1 further text tasks in its ``more``; the
@@ -37,23 +38,28 @@ def merge_texts_per_image(
 
     Returns:
         dataset name -> merged records. A merged record belongs to the dataset of its first text;
-        a dataset may have none.
+        a dataset may have none. A store without text-only records is returned as it is.
     """
     if limit <= 1:
-        return {name: list(records) for name, records in records_of.items()}
-    merged_of: dict[str, list[Record]] = {name: [] for name in records_of}
+        return dict(records_of)
+    merged_of: dict[str, Sequence[Record]] = {}
     open_of: dict[tuple[float, str], Record] = {}
     for name, records in records_of.items():
+        if isinstance(records, RecordStore) and not records.has_text_only:
+            merged_of[name] = records
+            continue
+        merged: list[Record] = []
+        merged_of[name] = merged
         factor = factor_of.get(name, 1.0)
         for record in records:
             if not is_text_only(record):
-                merged_of[name].append(record)
+                merged.append(record)
                 continue
             key = (factor, record[fields.FILE_NAME])
             first = open_of.get(key)
             if first is None or len(first[fields.MORE]) >= limit - 1:
                 open_of[key] = {**record, fields.MORE: []}
-                merged_of[name].append(open_of[key])
+                merged.append(open_of[key])
             else:
                 first[fields.MORE].append(_text_fields(record))
     return merged_of

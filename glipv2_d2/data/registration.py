@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,18 +15,30 @@ READER_METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id")
 """Metadata keys that a reader sets when it loads the records."""
 
 
+@dataclass(frozen=True)
+class StreamedRecords:
+    """Loads all records at once, as Detectron2's catalog does, or one by one with ``iterate``."""
+
+    iterate: Callable[[], Iterator[Record]]
+
+    def __call__(self) -> list[Record]:
+        return list(self.iterate())
+
+
 def register(
     name: str, load: Callable[[], list[Record]], *, source_files: Sequence[str], **metadata: Any
 ) -> None:
     """Register a dataset, unless its name is already registered.
 
     Args:
-        load: returns the records; called on first use of the dataset.
+        load: returns the records; called on first use of the dataset. For a dataset that may be
+            larger than the memory, :class:`StreamedRecords`.
         source_files: annotation files and image directories that the dataset needs. Loaders check
             them and report a missing one together with how to prepare the dataset.
         metadata: such as ``evaluator_type``, which selects the evaluator; ``pack_captions``, to
             add other captions of the dataset to a training prompt; ``decorations``, the prompt
-            text of each class.
+            text of each class; ``find_files``, a function that returns source files which are
+            found in others.
     """
     if name in DatasetCatalog:
         return
@@ -43,13 +56,17 @@ def replace_loader(name: str, load: Callable[[], list[Record]]) -> None:
         DatasetCatalog.register(name, load)
 
 
-def missing_paths(name: str) -> list[str]:
-    """The annotation files and image directories of a registered dataset that do not exist."""
+def source_paths(name: str) -> list[str]:
+    """The annotation files and image directories of a registered dataset, as far as known."""
     metadata = MetadataCatalog.get(name)
     # Detectron2's own datasets have these two keys.
     own = (metadata.get("json_file"), metadata.get("image_root"))
-    paths = metadata.get("source_files", own)
-    return [path for path in paths if path and not PathManager.exists(path)]
+    return [path for path in metadata.get("source_files", own) if path]
+
+
+def missing_paths(name: str) -> list[str]:
+    """The annotation files and image directories of a registered dataset that do not exist."""
+    return [path for path in source_paths(name) if not PathManager.exists(path)]
 
 
 def register_first(name: str, num_records: int) -> None:

@@ -16,6 +16,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
+from glipv2_d2.data.record_store import StoredRecords, are_wide
 from glipv2_d2.data.text_tasks import describe_record
 from glipv2_d2.structures import fields
 
@@ -45,7 +46,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        records: list[Record],
+        records: Sequence[Record],
         *,
         mapper: Callable[[Record], Record],
         make_sampler: Callable[[int], Sampler[int]],
@@ -56,15 +57,18 @@ class TrainLoader:
     ) -> None:
         """
         Args:
+            records: those of all datasets. Other than :class:`StoredRecords` are serialized.
             mapper: record -> input dict; uses numpy's global random state.
             make_sampler: seed -> one of Detectron2's endless training samplers.
             batch_size: images per iteration, over all processes.
             seed: must be equal in all processes.
         """
-        self.groups = np.array(
-            [aspect_ratio_grouping and is_wide(record) for record in records], dtype=bool
+        self.groups = are_wide(records) if aspect_ratio_grouping else np.zeros(len(records), bool)
+        self.dataset = (
+            records
+            if isinstance(records, StoredRecords)
+            else DatasetFromList(list(records), copy=False)
         )
-        self.dataset = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.make_sampler = make_sampler
         self.batch_size = batch_size
@@ -103,11 +107,6 @@ class TrainLoader:
             self.num_skipped += 1
             if self.num_skipped <= LOG_INTERVAL or self.num_skipped % LOG_INTERVAL == 0:
                 logger.warning("skipped training record no. %d: %s", self.num_skipped, error)
-
-
-def is_wide(record: Record) -> bool:
-    """Whether an image is wider than it is tall; False if its size is unknown."""
-    return record.get(fields.WIDTH, 0) > record.get(fields.HEIGHT, 0)
 
 
 class SeededStream(IterableDataset):

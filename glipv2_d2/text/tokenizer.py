@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -38,6 +39,14 @@ class Tokenizer:
         self.num_special_tokens: int = self._tokenizer.num_special_tokens_to_add(pair=False)
         if max_tokens <= self.num_special_tokens:
             raise ValueError(f"max_tokens is {max_tokens}: [CLS] and [SEP] leave no room for words")
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that determines the tokens of a string."""
+        # Every call sets the truncation and padding, which are part of the state.
+        self.encode([""])
+        state = f"{self.max_tokens} {self._tokenizer.backend_tokenizer.to_str()}"
+        return hashlib.sha256(state.encode()).hexdigest()
 
     @property
     def mask_token_id(self) -> int:

@@ -13,7 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 from helpers.tiny_coco import NAMES, write_coco
 
-from glipv2_d2.data.build import build_test_loader, build_train_loader, load_dataset
+from glipv2_d2.data.build import build_test_loader, build_train_loader
+from glipv2_d2.data.loading import load_dataset
 
 Batch = list[dict[str, Any]]
 

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.checks import DatasetReport, PromptLimits, check_dataset
 from glipv2_d2.data.coco_truth import read_truth
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.data.mapper import GroundingMapper
 from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.lvis import read_lvis

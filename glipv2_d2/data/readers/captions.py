@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from typing import IO, Any
 
@@ -31,7 +31,7 @@ from iopath.common.file_io import PathHandler
 from glipv2_d2.data.coco_fields import parse_size
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.json_files import json_lines
-from glipv2_d2.data.registration import Record, register
+from glipv2_d2.data.registration import Record, StreamedRecords, register
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def register_captions(name: str, json_file: str, image_root: str) -> None:
     """Register JSON lines. Training packs other captions of the dataset around each caption."""
     register(
         name,
-        functools.partial(read_captions, json_file, image_root, name),
+        StreamedRecords(functools.partial(iterate_captions, json_file, image_root, name)),
         source_files=(json_file, image_root),
         pack_captions=True,
     )
@@ -62,33 +62,49 @@ def register_shards(name: str, shards: str) -> None:
         shards: path with a brace range, such as ``data/cc3m-{00000..00331}.tar``.
     """
     register(
-        name, functools.partial(read_shards, shards, name), source_files=(), pack_captions=True
+        name,
+        StreamedRecords(functools.partial(iterate_shards, shards, name)),
+        source_files=(),
+        find_files=functools.partial(shard_paths, shards, name),
+        pack_captions=True,
     )
 
 
 def read_captions(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
     """Grounding records of JSON lines, without boxes below the score threshold."""
+    return list(iterate_captions(json_file, image_root, dataset_name))
+
+
+def iterate_captions(json_file: str, image_root: str, dataset_name: str) -> Iterator[Record]:
+    """The records of :func:`read_captions`, one by one."""
     faults = Faults()
-    records: list[Record] = []
+    yield from with_boxes(_parse_lines(json_file, image_root, faults), faults)
+    faults.warn(logger, dataset_name)
+
+
+def _parse_lines(json_file: str, image_root: str, faults: Faults) -> Iterator[Record]:
     for number, line in json_lines(json_file):
         try:
             pair = json.loads(line)
-            record = caption_record(pair, os.path.join(image_root, pair["image"]))
+            yield caption_record(pair, os.path.join(image_root, pair["image"]))
         # The line is truncated, or has other fields.
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             faults.add(UNUSABLE_LINE, f"{json_file}:{number} ({_short(error)})")
-            continue
-        _append(records, record, faults)
-    faults.warn(logger, dataset_name)
-    return records
 
 
-def _append(records: list[Record], record: Record, faults: Faults) -> None:
-    """Append a record that has boxes; GLIP also samples another one for a caption without boxes."""
-    if record["annotations"]:
-        records.append({"image_id": len(records), **record})
-    else:
-        faults.add(WITHOUT_BOXES, record["file_name"])
+def with_boxes(records: Iterable[Record], faults: Faults) -> Iterator[Record]:
+    """The records that have boxes, numbered; GLIP also samples others for captions without boxes.
+
+    Args:
+        faults: counts the captions without boxes.
+    """
+    number = 0
+    for record in records:
+        if record["annotations"]:
+            yield {"image_id": number, **record}
+            number += 1
+        else:
+            faults.add(WITHOUT_BOXES, record["file_name"])
 
 
 def caption_record(pair: dict[str, Any], path: str) -> Record:
@@ -141,19 +157,37 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
         ValueError: the package webdataset is not installed.
         FileNotFoundError: a shard does not exist.
     """
+    return list(iterate_shards(shards, dataset_name))
+
+
+def iterate_shards(shards: str, dataset_name: str) -> Iterator[Record]:
+    """The records of :func:`read_shards`, one by one."""
+    paths = shard_paths(shards, dataset_name)
+    faults = Faults()
+    yield from with_boxes(_parse_shards(paths, faults), faults)
+    faults.warn(logger, dataset_name)
+
+
+def shard_paths(shards: str, dataset_name: str) -> list[str]:
+    """The paths of a brace range; errors as in :func:`read_shards`."""
     try:
         from webdataset.shardlists import expand_urls
-        from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise ValueError(
             f"dataset {dataset_name!r} is in tar shards, which need the package webdataset: "
             "pip install webdataset"
         ) from error
-    faults = Faults()
-    records: list[Record] = []
-    for shard in expand_urls(shards):
-        if not os.path.isfile(shard):
-            raise FileNotFoundError(f"dataset {dataset_name!r}: shard {shard!r} does not exist")
+    paths: list[str] = expand_urls(shards)
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"dataset {dataset_name!r}: shard {path!r} does not exist")
+    return paths
+
+
+def _parse_shards(paths: Iterable[str], faults: Faults) -> Iterator[Record]:
+    from webdataset.tariterators import group_by_keys
+
+    for shard in paths:
         for sample in group_by_keys(shard_members(shard, faults, (".json",))):
             image = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
             try:
@@ -164,9 +198,7 @@ def read_shards(shards: str, dataset_name: str) -> list[Record]:
             if image is None:
                 faults.add(UNUSABLE_SAMPLE, f"{shard}/{sample['__key__']} (no image)")
             else:
-                _append(records, record, faults)
-    faults.warn(logger, dataset_name)
-    return records
+                yield record
 
 
 def shard_members(

@@ -16,12 +16,13 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.json_files import json_lines
 from glipv2_d2.data.readers.captions import UNUSABLE_LINE, caption_record
-from glipv2_d2.data.registration import Record, register
+from glipv2_d2.data.registration import Record, StreamedRecords, register
 from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,20 @@ logger = logging.getLogger(__name__)
 def register_grounded_text(name: str, json_file: str, image_root: str) -> None:
     register(
         name,
-        functools.partial(read_grounded_text, json_file, image_root, name),
+        StreamedRecords(functools.partial(iterate_grounded_text, json_file, image_root, name)),
         source_files=(json_file, image_root),
     )
 
 
 def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> list[Record]:
     """One record per line; without a box above the score threshold, it has a text task only."""
+    return list(iterate_grounded_text(json_file, image_root, dataset_name))
+
+
+def iterate_grounded_text(json_file: str, image_root: str, dataset_name: str) -> Iterator[Record]:
+    """The records of :func:`read_grounded_text`, one by one."""
     faults = Faults()
-    records: list[Record] = []
+    image_id = 0
     for number, line in json_lines(json_file):
         try:
             content = json.loads(line)
@@ -48,9 +54,9 @@ def read_grounded_text(json_file: str, image_root: str, dataset_name: str) -> li
             where = f"{json_file}:{number} ({type(error).__name__}: {error})"
             faults.add(UNUSABLE_LINE, where)
             continue
-        records.append({"image_id": len(records), **record})
+        yield {"image_id": image_id, **record}
+        image_id += 1
     faults.warn(logger, dataset_name)
-    return records
 
 
 def _record(content: dict[str, Any], path: str) -> Record:

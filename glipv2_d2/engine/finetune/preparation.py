@@ -11,8 +11,8 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from glipv2_d2.data.build import load_dataset
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.engine.finetune.dataset_folder import open_dataset_folder
 from glipv2_d2.engine.finetune.few_shot import COPIES, few_shot_subset
 from glipv2_d2.engine.finetune.finetune_trainer import MAX_LIMITED_ITERATIONS

@@ -29,10 +29,10 @@ from glipv2_d2.config import complete_config
 from glipv2_d2.data.build import (
     build_test_loader,
     build_train_loader,
-    check_registered,
     training_seed,
 )
 from glipv2_d2.data.custom import register_custom
+from glipv2_d2.data.loading import check_registered
 from glipv2_d2.data.stream import TrainLoader
 from glipv2_d2.engine.finetune.policies import FrozenModulesEvalHook
 from glipv2_d2.engine.finetune.tuning import apply_tuning, resume_or_load, save_delta
