@@ -13,6 +13,7 @@ from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning
 from glipv2_d2.data.readers.grounded_text import register_grounded_text
 from glipv2_d2.data.readers.grounding import register_grounding
+from glipv2_d2.data.readers.tsv import register_tsv
 from glipv2_d2.data.readers.vqa import register_questions
 
 DEFAULT_FORMAT = "coco"
@@ -24,6 +25,7 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "grounding": (register_grounding, ("json", "images")),
     "captions": (register_captions, ("json", "images")),
     "webdataset": (register_shards, ("shards",)),
+    "tsv": (register_tsv, ("yaml",)),
     "grounded_text": (register_grounded_text, ("json", "images")),
     "captioning": (register_captioning, ("json", "images")),
     "vqa": (register_questions, ("json", "images", "questions", "answers?")),
@@ -86,6 +88,6 @@ def _example(kind: str) -> str:
     '{name: my_train, format: webdataset, shards: my/shards}'
     """
     keys = [key.removesuffix("?") for key in FORMATS[kind][1]]
-    ends = {"images": "train", "shards": "shards", "json": "train.json"}
+    ends = {"images": "train", "shards": "shards", "json": "train.json", "yaml": "train.yaml"}
     paths = "".join(f", {key}: my/{ends.get(key, key + '.json')}" for key in keys)
     return f"{{name: my_train, format: {kind}{paths}}}"

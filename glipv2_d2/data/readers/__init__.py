@@ -11,5 +11,6 @@ A reader is a function from paths to records. It drops unusable entries, counts 
 logs the first locations in one warning. It leaves repairable entries as they are in the file:
 :mod:`glipv2_d2.data.sanitize` repairs them for training, ``glipv2 check-data`` reports them.
 
-The formats are written from memory of the published files, and not checked against them.
+The formats are written from memory of the published files, and not checked against them, except
+for :mod:`~glipv2_d2.data.readers.tsv`, which follows the source of GLIP.
 """
