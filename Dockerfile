@@ -26,5 +26,5 @@ WORKDIR /home/glipv2
 EXPOSE 8000
 HEALTHCHECK --start-period=60s CMD ["python", "-c", \
     "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
-# The port is reachable from outside the container only as far as --publish says.
+# The port is reachable from outside the container only as far as --publish allows.
 ENTRYPOINT ["glipv2", "serve", "--host", "0.0.0.0"]

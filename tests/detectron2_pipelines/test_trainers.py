@@ -136,7 +136,7 @@ def test_a_plain_loop_over_detectron2s_parts_trains(cfg: CfgNode) -> None:
 def test_detectron2s_amp_trainer_trains_with_the_autocast_of_the_cpu(
     cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # AMPTrainer asks for CUDA and takes its autocast; the rest is the same for every device.
+    # AMPTrainer requires CUDA and uses its autocast; the rest is the same for every device.
     with_cuda = SimpleNamespace(
         cuda=SimpleNamespace(is_available=lambda: True), Tensor=torch.Tensor
     )
