@@ -2,7 +2,8 @@
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling, size of the repository
 # make product  the wheel and the commands of the Dockerfile in new environments, the web service
-#           under load, the web page in a browser, the notebooks and the documentation site
+#           under load, the web page in a browser, labelling on Ray, the notebooks and the
+#           documentation site
 # make docs     build the documentation site (output/site/)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
@@ -21,18 +22,18 @@ UNFINISHED := .venv/.unfinished
 CONSTRAINTS := requirements/constraints.txt
 DEMO_REQUIREMENTS := $(patsubst %,requirements/%.txt,mini phrases runtime venv)
 # Gradio needs an older Pillow, so that the web page is checked in an environment of its own, which
-# uses the other packages of .venv as well.
+# uses the other packages of .venv as well; Ray is checked there, too.
 APP := .venv-app
 APP_READY := $(APP)/.ready
-APP_REQUIREMENTS := requirements/app.txt
+APP_REQUIREMENTS := $(patsubst %,requirements/%.txt,app ray)
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 DOCS_REQUIREMENTS := requirements/docs.txt
 # The calls of wandb, mlflow and pillow-heif are tested with modules that have them.
-NOT_INSTALLED := $(patsubst %,requirements/%.txt,app docs heic mlflow wandb)
+NOT_INSTALLED := $(patsubst %,requirements/%.txt,app docs heic mlflow ray wandb)
 REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(NOT_INSTALLED),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test docs product wheel-check serve-check docker-check app-check notebook-check benchmark format check lint types layers spelling size
+.PHONY: setup demo test docs product wheel-check serve-check docker-check app-check ray-check notebook-check benchmark format check lint types layers spelling size
 
 setup: $(READY)
 
@@ -43,7 +44,7 @@ demo: $(DEMO_READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-product: wheel-check serve-check docker-check app-check notebook-check docs
+product: wheel-check serve-check docker-check app-check ray-check notebook-check docs
 
 wheel-check: $(READY)
 	$(BIN)/python tests/product/wheel_check.py
@@ -64,6 +65,11 @@ docs: $(DOCS_READY)
 app-check: $(APP_READY)
 	@command -v chromedriver > /dev/null || apt-get install --yes --quiet chromium chromium-driver
 	$(APP)/bin/python tests/product/app_check.py --screenshot output/product/app.png
+
+# The actors inherit the paths, too.
+ray-check: $(APP_READY)
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR):$(CURDIR)/projects/GLIPv2Mini" \
+	    $(APP)/bin/python -W ignore tests/product/ray_check.py
 
 notebook-check: $(APP_READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(APP)/bin/python tests/product/notebook_check.py
@@ -123,7 +129,7 @@ $(APP_READY): $(READY) $(APP_REQUIREMENTS)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > $$($(APP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	$(APP)/bin/python -m pip install --quiet \
-	    --requirement $(APP_REQUIREMENTS) 'selenium>=4.30' nbclient ipykernel
+	    $(addprefix --requirement ,$(APP_REQUIREMENTS)) 'selenium>=4.30' nbclient ipykernel
 	@touch $@
 
 $(DOCS_READY): $(DOCS_REQUIREMENTS)

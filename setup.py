@@ -20,6 +20,7 @@ EXTRAS = (
     "mini-data",
     "mlflow",
     "phrases",
+    "ray",
     "remote",
     "serve",
     "supervision",

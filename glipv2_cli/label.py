@@ -6,6 +6,8 @@ Examples:
       --output output/labels --format coco yolo --processes 4
   glipv2 label --images train2017/ --captions captions_train2017.json --output output/pseudo_coco
   glipv2 label --captions "cc3m-{00000..00331}.tar" --output output/pseudo_cc3m
+  glipv2 label --images /shared/photos/ --classes-file names.txt --output output/labels --ray auto \
+      --actors 8
 
 A line of the file of class names is "cat", or "cat: 0.4" with the minimum score of the name.
 Captions are COCO's (.json), lines of {"image": ..., "caption": ...} (.jsonl), or WebDataset shards
@@ -14,7 +16,8 @@ Captions are COCO's (.json), lines of {"image": ..., "caption": ...} (.jsonl), o
 The work is divided into shards. The same command continues an interrupted run, also with another
 number of processes. Several machines: run the command on each with --part 1/8, --part 2/8, ... and
 then without --part, which labels what is missing and merges all. If the machines share no folder,
-copy their output folders into one before. Every machine needs the same --images.
+copy their output folders into one before. Every machine needs the same --images. With --ray,
+this machine writes all files.
 
 exit codes:
   0    every image was labelled; with --captions: some captions have boxes
@@ -26,8 +29,9 @@ exit codes:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +46,11 @@ from glipv2_cli.arguments import (
     score_thresholds,
 )
 from glipv2_cli.progress import ProgressBar
+from glipv2_cli.ray_options import add_ray_arguments, check_ray_arguments, ray_actors
 
 if TYPE_CHECKING:
     from glipv2_d2.engine.pseudo_label.label_shards import LabellingReport
+    from glipv2_d2.engine.shards import RunShards
     from glipv2_d2.inference.labelling import LabelReport
 
 FORMATS = ("coco", "yolo", "voc", "csv", "label-studio", "grounding")
@@ -84,6 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_threshold_arguments(group)
     _add_output_arguments(parser.add_argument_group("output"))
     _add_run_arguments(parser.add_argument_group("run"))
+    add_ray_arguments(parser)
     add_model_arguments(parser)
     return parser
 
@@ -118,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     _check(args)
     try:
-        return _label_names(args) if args.captions is None else _label_captions(args)
+        with _shard_runner(args) as (args, run):
+            return _label_names(args, run) if args.captions is None else _label_captions(args, run)
     except KeyboardInterrupt:
         print(f"the shards in {args.output} are kept: the same command continues")
         raise
@@ -129,6 +137,7 @@ def _check(args: argparse.Namespace) -> None:
 
     minimums = ("processes", "shard_size", "batch_size", "tiles")
     check_minimums(args, dict.fromkeys(minimums, 1))
+    check_ray_arguments(args)
     if args.captions is None:
         if not args.images:
             raise ValueError("--images is missing: pass files, folders, patterns or addresses")
@@ -148,7 +157,19 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--captions needs one folder of --images")
 
 
-def _label_names(args: argparse.Namespace) -> int:
+@contextlib.contextmanager
+def _shard_runner(args: argparse.Namespace) -> Iterator[tuple[argparse.Namespace, RunShards]]:
+    """What completes shards, and the arguments for it."""
+    from glipv2_d2.engine.shards import run_in_processes
+
+    if args.ray is None:
+        yield args, functools.partial(run_in_processes, num_processes=args.processes)
+        return
+    with ray_actors(args) as (actors, args_of_actors):
+        yield args_of_actors, actors.run_shards
+
+
+def _label_names(args: argparse.Namespace, run: RunShards) -> int:
     from glipv2_d2.batch_prediction import FilePrompts
     from glipv2_d2.command_line import parse_class_names
     from glipv2_d2.engine.host_memory import keep_freed_memory
@@ -181,7 +202,7 @@ def _label_names(args: argparse.Namespace) -> int:
             task,
             args.format or ["coco"],
             part=part,
-            num_processes=args.processes,
+            run=run,
             progress=ProgressBar,
         )
     print(names_text(report, args.part))
@@ -214,7 +235,7 @@ def part_text(part: str, num_done: int, num_shards: int) -> str:
     )
 
 
-def _label_captions(args: argparse.Namespace) -> int:
+def _label_captions(args: argparse.Namespace, run: RunShards) -> int:
     import os
 
     from glipv2_d2.command_line import parse_thresholds
@@ -227,6 +248,10 @@ def _label_captions(args: argparse.Namespace) -> int:
     threshold, per_name = parse_thresholds(args.threshold)
     if per_name:
         raise ValueError("--captions has no class names: pass one --threshold for all phrases")
+    if args.ray is not None:
+        # Loader processes would be started for each batch of an actor.
+        opts = [*args.opts, "DATALOADER.NUM_WORKERS", "0"]
+        args = argparse.Namespace(**{**vars(args), "opts": opts})
     task = LabellingTask(
         cfg=model_config(args),
         captions=args.captions,
@@ -239,7 +264,7 @@ def _label_captions(args: argparse.Namespace) -> int:
     )
     part = Part.parse(args.part)
     with log_to_file(args.output) as log:
-        report = label_captions(task, part=part, num_processes=args.processes, progress=ProgressBar)
+        report = label_captions(task, part=part, run=run, progress=ProgressBar)
     print(captions_text(report, args.part))
     print(f"wrote {log}")
     return 0 if report.num_records else 1

@@ -5,6 +5,7 @@ Examples:
   glipv2 predict "photos/**/*.jpg" --classes-file names.txt --save coco yolo
   glipv2 predict street.mp4 --classes "car, bus" --threshold 0.4 --one-name
   glipv2 predict photo.jpg --question "is there a cat in the picture?"
+  glipv2 predict "s3://bucket/photos/*.jpg" --classes "cat" --ray auto --actors 8 --save coco
   glipv2 predict val2017/ --ids-from instances_val2017.json --threshold 0 --save coco
 
 Every result is stored in predictions.jsonl in the output folder as it is made: the same command
@@ -19,6 +20,7 @@ exit codes:
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ from glipv2_cli.arguments import (
     score_thresholds,
 )
 from glipv2_cli.progress import ProgressBar
+from glipv2_cli.ray_options import add_ray_arguments, check_ray_arguments, ray_actors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     _add_prompt_arguments(parser.add_argument_group("prompt (one of them)"))
     _add_selection_arguments(parser.add_argument_group("detections"))
     _add_output_arguments(parser.add_argument_group("output"))
+    add_ray_arguments(parser)
     add_model_arguments(parser)
     return parser
 
@@ -123,18 +127,22 @@ def run(args: argparse.Namespace) -> RunReport:
     from glipv2_d2.inference.export import CocoIds
     from glipv2_d2.inference.media import expand_sources
     from glipv2_d2.inference.run import OutputOptions, SourcePrediction, check_ids
+    from glipv2_d2.inference.run_on_ray import check_sources, predict_on_ray
 
     _check_numbers(args)
+    check_ray_arguments(args)
     sources = expand_sources(args.inputs, recursive=args.recursive)
+    if args.ray is not None:
+        check_sources(sources)
     ids = CocoIds.read(args.ids_from) if args.ids_from else None
     prompts = _prompts(args, ids)
     thresholds = score_thresholds(args)
     if ids is not None:
         check_ids(ids, sources, [str(name) for name in prompts.classes or ()])
     keep_freed_memory()
-    with log_to_file(args.output) as log, ProgressBar(desc="load the model") as bar:
-        prediction = SourcePrediction(
-            build_predictor(args),
+
+    def prediction() -> SourcePrediction:
+        return SourcePrediction(
             prompts,
             thresholds,
             OutputOptions(args.output, args.save, ids, not args.no_draw, args.overwrite),
@@ -142,11 +150,21 @@ def run(args: argparse.Namespace) -> RunReport:
             batch_size=args.batch_size,
             max_frames=args.max_frames,
         )
-        order = {source: number for number, source in enumerate(sources)}
-        bar.describe("predict", total=len(sources))
-        report = prediction.run(sources, lambda source: bar.move_to(order[source]))
-        if not report.interrupted:
-            bar.move_to(len(sources))
+
+    with log_to_file(args.output) as log, ProgressBar(desc="load the model") as bar:
+        if args.ray is None:
+            predictor = build_predictor(args)
+            order = {source: number for number, source in enumerate(sources)}
+            bar.describe("predict", total=len(sources))
+            report = prediction().run(predictor, sources, lambda source: bar.move_to(order[source]))
+            if not report.interrupted:
+                bar.move_to(len(sources))
+        else:
+            bar.describe("connect to Ray")
+            with ray_actors(args) as (actors, args_of_actors):
+                bar.describe("predict", total=len(sources))
+                build = functools.partial(build_predictor, args_of_actors, 0)
+                report = predict_on_ray(prediction(), actors, build, sources, bar.update)
     report.files.append(log)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,14 @@ def write_jpeg(image: np.ndarray, path: Path) -> None:
     """Write an RGB array (H, W, 3) atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as file:
-        Image.fromarray(image).save(file, format="JPEG", quality=JPEG_QUALITY)
+        file.write(encode_jpeg(image))
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """An RGB array (H, W, 3) as the content of a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
 
 
 def write_json(rows: list[dict[str, Any]], path: Path) -> None:

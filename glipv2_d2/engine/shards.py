@@ -5,6 +5,8 @@ The output folder::
     settings.json                  settings of the first run; later runs must have the same
     shards/00000.jsonl (or .tar)   results of consecutive items; exists once the shard is complete
     shards/00000.account.json      what happened to the items of the shard
+    manifest.json                  the shards with their numbers of items and bytes, when all are
+                                   complete
 
 Files are written atomically, and the division into shards is the same in every run: a resumed run
 repeats only the shards that were in progress.
@@ -39,6 +41,7 @@ Advance = Callable[[int], Any]
 no_progress = functools.partial(tqdm, disable=True)
 
 SETTINGS_FILE = "settings.json"
+MANIFEST_FILE = "manifest.json"
 
 # Seconds between two updates of the progress of other processes.
 _POLL_SECONDS = 0.5
@@ -107,12 +110,23 @@ WHOLE = Part()
 class ShardTask(Protocol):
     """What is done with the items of a shard; it is sent to other processes."""
 
-    def build(self, rank: int) -> Callable[[Shard, Advance], None]:
-        """Load the model; return the function that does a shard and writes its files.
+    @property
+    def batch_size(self) -> int:
+        """Items that :meth:`build`'s function processes at a time."""
+
+    def build(self, rank: int) -> Callable[[Sequence[Any]], Iterable[Any]]:
+        """Load the model; return the function of consecutive items -> one result per item.
 
         Args:
             rank: number of the process, from 0, which selects its GPU.
         """
+
+    def write(self, shard: Shard, results: Sequence[Any]) -> None:
+        """Write the files of a shard from the results of its items."""
+
+
+RunShards = Callable[[ShardTask, Sequence[Shard], Advance], None]
+"""Completes shards: in this process, in several, or on a cluster."""
 
 
 def split(items: Sequence[Any], folder: Path, shard_size: int, suffix: str) -> list[Shard]:
@@ -134,33 +148,78 @@ def process_shards(
     shards: Sequence[Shard],
     part: Part,
     *,
-    num_processes: int = 1,
+    run: RunShards,
     progress: Callable[..., tqdm] = no_progress,
     unit: str,
 ) -> int:
     """Do the shards of a part that are not complete; return how many of ``shards`` are not.
 
     Args:
-        num_processes: processes that share the shards. Each loads its own model.
+        run: :func:`run_here`, :func:`run_in_processes`, or that of
+            :class:`~glipv2_d2.engine.ray_actors.RayActors`.
         progress: builds the progress bar; has the signature of tqdm.
         unit: of the progress: what an item is.
 
     Raises:
         ChildProcessError: a process died.
     """
-    if num_processes < 1:
-        raise ValueError(f"the number of processes is {num_processes}; it must be at least 1")
     own = part.of(shards)
     to_do = [shard for shard in own if not shard.is_complete]
     num_items, num_to_do = (sum(len(shard.items) for shard in group) for group in (own, to_do))
     with progress(total=num_items, initial=num_items - num_to_do, unit=unit) as bar:
-        if num_processes == 1 and to_do:
-            process = task.build(0)
-            for shard in to_do:
-                process(shard, bar.update)
-        elif to_do:
-            _process_in_pool(task, to_do, min(num_processes, len(to_do)), bar.update)
+        if to_do:
+            run(task, to_do, bar.update)
     return sum(not shard.is_complete for shard in shards)
+
+
+def run_here(task: ShardTask, shards: Sequence[Shard], advance: Advance) -> None:
+    """Do shards in this process, one after the other."""
+    process = task.build(0)
+    for shard in shards:
+        _do_shard(task, process, shard, advance)
+
+
+def run_in_processes(
+    task: ShardTask, shards: Sequence[Shard], advance: Advance, *, num_processes: int
+) -> None:
+    """Do shards in processes that share them. Each loads its own model.
+
+    Raises:
+        ChildProcessError: a process died.
+    """
+    if num_processes < 1:
+        raise ValueError(f"the number of processes is {num_processes}; it must be at least 1")
+    if num_processes == 1:
+        run_here(task, shards, advance)
+    else:
+        _process_in_pool(task, shards, min(num_processes, len(shards)), advance)
+
+
+def _do_shard(
+    task: ShardTask,
+    process: Callable[[Sequence[Any]], Iterable[Any]],
+    shard: Shard,
+    advance: Advance,
+) -> None:
+    results = []
+    for result in process(shard.items):
+        results.append(result)
+        advance(1)
+    task.write(shard, results)
+
+
+def write_manifest(output: Path, shards: Sequence[Shard]) -> None:
+    """List the files of complete shards, relative to ``output``, in the order of their items."""
+    rows = [
+        {
+            "file": shard.path.relative_to(output).as_posix(),
+            "num_items": len(shard.items),
+            "num_bytes": shard.path.stat().st_size,
+        }
+        for shard in shards
+    ]
+    with atomic_open(output / MANIFEST_FILE) as file:
+        file.write(dump_json({"shards": rows}, indent=1).encode())
 
 
 def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
@@ -259,7 +318,7 @@ class _Process:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
 
     @functools.cached_property
-    def process(self) -> Callable[[Shard, Advance], None]:
+    def process(self) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """Built with the first shard, so that an error is raised in the caller."""
         return self.task.build(self.rank)
 
@@ -286,4 +345,4 @@ def _exit_with_parent() -> None:
 
 
 def _process_one(shard: Shard) -> None:
-    _process.process(shard, _process.advance)
+    _do_shard(_process.task, _process.process, shard, _process.advance)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from glipv2_d2.file_writing import atomic_open
 
 Key = tuple[str, int | None]
 """A source and, in a video, the number of the frame."""
@@ -32,6 +34,8 @@ class Journal:
         """
         self.path = path
         self.done: set[Key] = set()
+        # Of the entries, in the order of writing.
+        self._sources: list[str] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if overwrite or not path.exists() or not self._continue(settings):
             self._file: IO[bytes] = path.open("wb")
@@ -41,10 +45,10 @@ class Journal:
 
     def append(self, source: str, number: int | None, entry: Mapping[str, Any]) -> None:
         self._write({"source": source, "frame": number, **entry})
-        self.done.add((source, number))
+        self._add(source, number)
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """The entries so far, with ``source`` and ``frame``, in the order of writing."""
+        """The entries so far, with ``source`` and ``frame``, in the order of the file."""
         with self.path.open("rb") as file:
             next(file)
             for line in file:
@@ -52,6 +56,32 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+    def sort(self, sources: Sequence[str]) -> None:
+        """Order the entries of the closed file as ``sources``, after those of other sources.
+
+        Entries of one source keep their order. So an interrupted run ends as one that is not, and
+        one on a cluster as one in this process.
+        """
+        ranks = {source: rank for rank, source in enumerate(sources)}
+        keys = [ranks.get(source, -1) for source in self._sources]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        if order == list(range(len(keys))):
+            return
+        with self.path.open("rb") as file, atomic_open(self.path) as ordered:
+            settings = file.readline()
+            ordered.write(settings)
+            starts = [len(settings)]
+            for _ in keys:
+                starts.append(starts[-1] + len(file.readline()))
+            for number in order:
+                file.seek(starts[number])
+                ordered.write(file.readline())
+        self._sources = [self._sources[number] for number in order]
+
+    def _add(self, source: str, number: int | None) -> None:
+        self.done.add((source, number))
+        self._sources.append(source)
 
     def _write(self, content: Mapping[str, Any]) -> None:
         line = json.dumps(content, ensure_ascii=False)
@@ -72,7 +102,7 @@ class Journal:
                     if number == 0:
                         self._check(content["settings"], settings)
                     else:
-                        self.done.add((content["source"], content["frame"]))
+                        self._add(content["source"], content["frame"])
                 except (AttributeError, KeyError, TypeError, *_NOT_JSON) as error:
                     raise ValueError(
                         f"line {number + 1} of {self.path} is not one of a journal ({error!r}); "

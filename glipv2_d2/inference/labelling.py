@@ -22,14 +22,16 @@ from glipv2_d2.batch_prediction import FilePrompts
 from glipv2_d2.engine.pseudo_label.pseudo_labeler import BOX_DIGITS, SCORE_DIGITS
 from glipv2_d2.engine.shards import (
     WHOLE,
-    Advance,
     Part,
+    RunShards,
     Shard,
     check_settings,
     digest,
     no_progress,
     process_shards,
+    run_here,
     split,
+    write_manifest,
 )
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.file_writing import atomic_open, dump_json
@@ -41,6 +43,21 @@ from glipv2_d2.item_errors import predict_each
 from glipv2_d2.predictor import PROBE, Predictor
 
 LEFT_OUT_FILE = "left_out.jsonl"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What became of an image.
+
+    Attributes:
+        entry: the line of the image in its shard; None: it is left out for ``reason``.
+        names: the class name of each box.
+    """
+
+    source: str
+    entry: dict[str, Any] | None = None
+    names: Sequence[str] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,28 @@ class ImageLabelling:
     shard_size: int = 50
     batch_size: int = 1
 
-    def build(self, rank: int) -> Callable[[Shard, Advance], None]:
-        return partial(_label_shard, self, self.build_predictor(rank))
+    def build(self, rank: int) -> Callable[[Sequence[str]], Iterator[ImageResult]]:
+        return partial(_label, self, self.build_predictor(rank))
+
+    def write(self, shard: Shard, results: Sequence[ImageResult]) -> None:
+        entries = [result.entry for result in results if result.entry is not None]
+        names: Counter[str] = Counter()
+        for result in results:
+            names.update(result.names)
+        account = {
+            "num_images": len(entries),
+            "num_boxes": names,
+            "left_out": [
+                {"image": result.source, "reason": result.reason}
+                for result in results
+                if result.entry is None
+            ],
+        }
+
+        def write(file: IO[bytes]) -> None:
+            file.writelines(dump_json(entry).encode() + b"\n" for entry in entries)
+
+        shard.write(account, write)
 
     def shards(self) -> list[Shard]:
         return split(self.images, self.output / "shards", self.shard_size, ".jsonl")
@@ -110,7 +147,7 @@ def label_images(
     formats: Sequence[str],
     *,
     part: Part = WHOLE,
-    num_processes: int = 1,
+    run: RunShards = run_here,
     progress: Callable[..., tqdm] = no_progress,
 ) -> LabelReport:
     """Label the shards of a part that are not complete.
@@ -120,7 +157,7 @@ def label_images(
 
     Args:
         formats: see :func:`~glipv2_d2.inference.export.save`; a later run may have others.
-        part, num_processes, progress: see :func:`~glipv2_d2.engine.shards.process_shards`.
+        part, run, progress: see :func:`~glipv2_d2.engine.shards.process_shards`.
 
     Raises:
         ValueError: the output folder was started with other settings, or the model is not valid.
@@ -129,9 +166,7 @@ def label_images(
     shards = task.shards()
     (task.output / "shards").mkdir(parents=True, exist_ok=True)
     check_settings(task.output, task.settings())
-    num_open = process_shards(
-        task, shards, part, num_processes=num_processes, progress=progress, unit="image"
-    )
+    num_open = process_shards(task, shards, part, run=run, progress=progress, unit="image")
     report = LabelReport(len(shards), num_open)
     for shard in shards:
         if shard.is_complete:
@@ -144,21 +179,19 @@ def label_images(
     return report
 
 
-def _label_shard(
-    task: ImageLabelling, predictor: Predictor, shard: Shard, advance: Advance
-) -> None:
-    entries: list[dict[str, Any]] = []
-    left_out: list[dict[str, str]] = []
-    num_boxes: Counter[str] = Counter()
-    for start in range(0, len(shard.items), task.batch_size):
-        batch = shard.items[start : start + task.batch_size]
+def _label(
+    task: ImageLabelling, predictor: Predictor, sources: Sequence[str]
+) -> Iterator[ImageResult]:
+    for start in range(0, len(sources), task.batch_size):
+        batch = sources[start : start + task.batch_size]
         images: dict[int, np.ndarray] = {}
+        reasons: dict[int, str] = {}
         for index, source in enumerate(batch):
             try:
                 (frame,) = read_frames(source)
                 images[index] = frame.image
             except (FileNotFoundError, ValueError) as raised:
-                left_out.append({"image": source, "reason": str(raised)})
+                reasons[index] = str(raised)
         results, errors = predict_each(
             lambda items: task.prompts.predict(predictor, items, task.thresholds),
             images,
@@ -166,23 +199,18 @@ def _label_shard(
         )
         for index, error in errors.items():
             cause = f"{type(error).__name__}: {error}"
-            reason = f"{batch[index]!r} cannot be predicted ({cause})"
-            left_out.append({"image": batch[index], "reason": reason})
-        for index, (text, prediction) in results.items():
+            reasons[index] = f"{batch[index]!r} cannot be predicted ({cause})"
+        for index, source in enumerate(batch):
+            if index in reasons:
+                yield ImageResult(source, reason=reasons[index])
+                continue
+            text, prediction = results[index]
             entry = to_entry(prediction, text, task.prompts.classes)
             for row in entry["detections"]:
                 # More digits depend on the number of threads.
                 row["bbox"] = [round(value, BOX_DIGITS) for value in row["bbox"]]
                 row["score"] = round(row["score"], SCORE_DIGITS)
-            entries.append({"source": batch[index], **entry})
-            num_boxes.update(prediction.labels)
-        advance(len(batch))
-
-    def write(file: IO[bytes]) -> None:
-        file.writelines(dump_json(entry).encode() + b"\n" for entry in entries)
-
-    account = {"num_images": len(entries), "num_boxes": num_boxes, "left_out": left_out}
-    shard.write(account, write)
+            yield ImageResult(source, {"source": source, **entry}, prediction.labels)
 
 
 def _merge(
@@ -204,4 +232,5 @@ def _merge(
     left_out = task.output / LEFT_OUT_FILE
     with atomic_open(left_out) as opened:
         opened.writelines(dump_json(item).encode() + b"\n" for item in report.left_out)
+    write_manifest(task.output, shards)
     return [*files, left_out] if report.left_out else files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from glipv2_d2.batch_prediction import FilePrompts, shorten_stem, write_jpeg
+from glipv2_d2.batch_prediction import FilePrompts, encode_jpeg, shorten_stem
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.file_writing import atomic_open
 from glipv2_d2.inference import export
 from glipv2_d2.inference.entries import prediction_of, text_of, to_entry
 from glipv2_d2.inference.journal import Journal
@@ -71,12 +72,28 @@ class OutputOptions:
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class FrameResult:
+    """What became of an image or a frame, or of a source that cannot be read.
+
+    Attributes:
+        entry: of the journal; None without a prediction.
+        jpeg: the drawn image; b"" without one.
+        reason: why there is no prediction or no drawn image.
+    """
+
+    source: str
+    number: int | None = None
+    entry: dict[str, Any] | None = None
+    jpeg: bytes = b""
+    reason: str = ""
+
+
 class SourcePrediction:
     """Predicts sources one after the other, continuing an earlier run of the same settings."""
 
     def __init__(
         self,
-        predictor: Predictor,
         prompts: FilePrompts,
         thresholds: ScoreThresholds,
         output: OutputOptions,
@@ -95,7 +112,7 @@ class SourcePrediction:
         Raises:
             ValueError: the folder has results of another run.
         """
-        self.predictor, self.prompts, self.thresholds = predictor, prompts, thresholds
+        self.prompts, self.thresholds = prompts, thresholds
         self.output, self.model, self.batch_size = output, model, batch_size
         self.max_frames = max_frames
         settings = {"model": model, **asdict(prompts), "thresholds": asdict(thresholds)}
@@ -104,30 +121,52 @@ class SourcePrediction:
         self.report = RunReport(num_resumed=len(self.journal.done))
         self._drawn_folder = output.folder / "drawn"
 
-    def run(self, sources: Sequence[str], advance: Callable[[str], object]) -> RunReport:
+    def run(
+        self, predictor: Predictor, sources: Sequence[str], advance: Callable[[str], object]
+    ) -> RunReport:
         """Predict ``sources``; with Ctrl-C, what is done so far is written.
 
         Args:
             advance: called with each source before it is read, and after each of its frames.
         """
+        return self.store(sources, self._predict_in_turn(predictor, sources, advance))
+
+    def store(self, sources: Sequence[str], results: Iterable[FrameResult]) -> RunReport:
+        """Write results as they come, and then the files of all; likewise with Ctrl-C."""
         self.stems = source_stems(sources)
         try:
-            for batch in self._batches(sources, advance):
-                self._predict(batch)
+            for result in results:
+                self._store(result)
         except KeyboardInterrupt:
             self.report.interrupted = True
         finally:
             self.journal.close()
+        self.journal.sort(sources)
         if self.output.draw:
             self._draw_videos(sources)
         self._count()
         self._export()
         return self.report
 
+    def pending(self, sources: Sequence[str]) -> list[str]:
+        """The images without a prediction, and the videos."""
+        return [source for source in sources if (source, None) not in self.journal.done]
+
+    def _predict_in_turn(
+        self, predictor: Predictor, sources: Sequence[str], advance: Callable[[str], object]
+    ) -> Iterator[FrameResult]:
+        for item in self._batches(sources, advance):
+            if isinstance(item, FrameResult):
+                yield item
+            else:
+                yield from predict_frames(
+                    predictor, self.prompts, self.thresholds, item, draw=self.output.draw
+                )
+
     def _batches(
         self, sources: Sequence[str], advance: Callable[[str], object]
-    ) -> Iterator[list[Frame]]:
-        """The frames without a prediction."""
+    ) -> Iterator[list[Frame] | FrameResult]:
+        """Batches of the frames without a prediction, and the sources that cannot be read."""
         batch: list[Frame] = []
         for source in sources:
             advance(source)
@@ -141,8 +180,7 @@ class SourcePrediction:
                         batch = []
                         advance(source)
             except (FileNotFoundError, ValueError) as error:
-                self.report.skipped.append(str(error))
-                logger.info("skipped: %s", error)
+                yield FrameResult(source, reason=str(error))
         if batch:
             yield batch
 
@@ -157,35 +195,28 @@ class SourcePrediction:
                 return
             yield frame
 
-    def _predict(self, batch: Sequence[Frame]) -> None:
-        images = dict(enumerate(frame.image for frame in batch))
-        results, errors = predict_each(
-            lambda items: self.prompts.predict(self.predictor, items, self.thresholds),
-            images,
-            lambda _: PROBE,
-        )
-        for index, error in errors.items():
-            reason = (
-                f"{batch[index].source!r} cannot be predicted ({type(error).__name__}: {error})"
-            )
-            self.report.skipped.append(reason)
-            logger.info("skipped: %s", reason)
-        for index, (text, prediction) in results.items():
-            frame = batch[index]
-            if self.output.draw and frame.number is None:
-                self._draw_image(frame, prediction, has_text=bool(text))
-            entry = to_entry(prediction, text, self.prompts.classes)
-            self.journal.append(frame.source, frame.number, entry)
+    def _store(self, result: FrameResult) -> None:
+        if result.reason:
+            self._skip(result.reason)
+        if result.entry is None:
+            return
+        if result.jpeg:
+            self._write_drawn(result.source, result.jpeg)
+        self.journal.append(result.source, result.number, result.entry)
 
-    def _draw_image(self, frame: Frame, prediction: Prediction, *, has_text: bool) -> None:
-        path = self._drawn_folder / f"{self.stems[frame.source]}.jpg"
+    def _write_drawn(self, source: str, jpeg: bytes) -> None:
+        path = self._drawn_folder / f"{self.stems[source]}.jpg"
         try:
-            write_jpeg(_draw(frame, prediction, has_text=has_text), path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_open(path) as file:
+                file.write(jpeg)
         # The detections are stored, and those of other images are not lost either.
-        except Exception as error:
-            reason = f"{frame.source!r} is predicted, but {str(path)!r} cannot be written: {error}"
-            self.report.skipped.append(reason)
-            logger.info("skipped: %s", reason)
+        except OSError as error:
+            self._skip(f"{source!r} is predicted, but {str(path)!r} cannot be written: {error}")
+
+    def _skip(self, reason: str) -> None:
+        self.report.skipped.append(reason)
+        logger.info("skipped: %s", reason)
 
     def _results(self, source: str | None = None) -> Iterator[export.Result]:
         """The results in the order of the journal, of one source or of all."""
@@ -230,6 +261,45 @@ class SourcePrediction:
                 path = export.save(name, self._results, folder, names, self.model)
             self.report.files.append(path)
         self.report.files.append(self.journal.path)
+
+
+def predict_frames(
+    predictor: Predictor,
+    prompts: FilePrompts,
+    thresholds: ScoreThresholds,
+    batch: Sequence[Frame],
+    *,
+    draw: bool,
+) -> Iterator[FrameResult]:
+    """Predict a batch.
+
+    Args:
+        draw: draw the images (not the frames of videos).
+
+    Raises:
+        Exception: of the predictor, if the prompt or the model is at fault.
+    """
+    images = dict(enumerate(frame.image for frame in batch))
+    results, errors = predict_each(
+        lambda items: prompts.predict(predictor, items, thresholds), images, lambda _: PROBE
+    )
+    for index, frame in enumerate(batch):
+        source, number = frame.source, frame.number
+        if index in errors:
+            cause = f"{type(errors[index]).__name__}: {errors[index]}"
+            reason = f"{source!r} cannot be predicted ({cause})"
+            yield FrameResult(source, number, reason=reason)
+            continue
+        text, prediction = results[index]
+        entry = to_entry(prediction, text, prompts.classes)
+        jpeg, reason = b"", ""
+        if draw and number is None:
+            try:
+                jpeg = encode_jpeg(_draw(frame, prediction, has_text=bool(text)))
+            # The detections are not lost.
+            except Exception as error:
+                reason = f"{source!r} is predicted, but cannot be drawn: {error}"
+        yield FrameResult(source, number, entry, jpeg, reason)
 
 
 def _text_line(text: Mapping[str, Any]) -> str:

@@ -64,3 +64,17 @@ def test_other_files_are_rejected(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ValueError, match="--overwrite"):
         Journal(path, SETTINGS)
     assert path.read_bytes() == content
+
+
+def test_entries_are_sorted_as_the_sources_after_those_of_other_sources(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", SETTINGS)
+    for source, number in (("c", None), ("v", 0), ("other", None), ("v", 1), ("a", None)):
+        journal.append(source, number, {})
+    journal.close()
+    journal.sort(["a", "v", "missing", "c"])
+    expected = [("other", None), ("a", None), ("v", 0), ("v", 1), ("c", None)]
+    assert [(entry["source"], entry["frame"]) for entry in journal.entries()] == expected
+    journal.sort(["c", "a"])
+    assert [entry["source"] for entry in journal.entries()] == ["other", "v", "v", "c", "a"]
+    continued = Journal(tmp_path / "journal", SETTINGS)
+    assert continued.done == set(expected)

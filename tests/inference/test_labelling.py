@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.backward_actors import BackwardActors
 from helpers.fixed_predictor import FixedPredictor, build_fixed_predictor
 from PIL import Image
 
 from glipv2_d2.batch_prediction import FilePrompts
+from glipv2_d2.engine.shards import run_in_processes
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.inference.labelling import ImageLabelling, label_images
 
@@ -95,8 +99,36 @@ def test_a_killed_run_ends_as_one_that_is_not(
 def test_two_processes_write_what_one_writes(
     images: list[str], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    label_images(task(images, tmp_path), FORMATS, num_processes=2)
+    run = functools.partial(run_in_processes, num_processes=2)
+    label_images(task(images, tmp_path), FORMATS, run=run)
     assert output_files(tmp_path) == whole
+
+
+def test_actors_that_finish_in_another_order_write_the_same_files(
+    images: list[str], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    label_images(task(images, tmp_path), FORMATS, run=BackwardActors().run_shards)
+    assert output_files(tmp_path) == whole
+
+
+def test_a_shard_of_a_batch_whose_actor_died_is_done_by_the_next_run(
+    images: list[str], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    actors = BackwardActors(lost=frozenset({1}))
+    with pytest.raises(ChildProcessError, match=r"died 3 times, .* each of 3 items, .*/3\.png"):
+        label_images(task(images, tmp_path), FORMATS, run=actors.run_shards)
+    # Of eight shards the first is missing.
+    assert len(list((tmp_path / "shards").glob("*.jsonl"))) == 7
+    assert not (tmp_path / "manifest.json").exists()
+    label_images(task(images, tmp_path), FORMATS)
+    assert output_files(tmp_path) == whole
+
+
+def test_the_manifest_lists_the_shards(whole: dict[str, bytes]) -> None:
+    first, *others = json.loads(whole["manifest.json"])["shards"]
+    name = "shards/00000.jsonl"
+    assert first == {"file": name, "num_items": 8, "num_bytes": len(whole[name])}
+    assert sum(shard["num_items"] for shard in others) == NUM_IMAGES - 8
 
 
 def test_formats_of_a_later_run_need_no_model(images: list[str], tmp_path: Path) -> None:

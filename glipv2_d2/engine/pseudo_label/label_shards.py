@@ -12,9 +12,8 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,18 +24,25 @@ from tqdm import tqdm
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.readers.captions import MIN_SCORE
 from glipv2_d2.data.readers.image_text import Pair, contains_images, read_pairs
-from glipv2_d2.engine.pseudo_label.pseudo_labeler import GroundedRecord, LeftOutPair, PseudoLabeler
+from glipv2_d2.engine.pseudo_label.pseudo_labeler import (
+    GroundedRecord,
+    LabelResult,
+    LeftOutPair,
+    PseudoLabeler,
+)
 from glipv2_d2.engine.shards import (
     WHOLE,
-    Advance,
     Part,
+    RunShards,
     Shard,
     check_settings,
     device_of,
     digest,
     no_progress,
     process_shards,
+    run_here,
     split,
+    write_manifest,
 )
 from glipv2_d2.file_writing import atomic_open, dump_json
 
@@ -84,14 +90,25 @@ class LabellingTask:
     def shard_folder(self) -> Path:
         return self.output / "shards"
 
-    def build(self, rank: int) -> Callable[[Shard, Advance], None]:
+    def build(self, rank: int) -> Callable[[Sequence[Pair]], Iterator[LabelResult]]:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device_of(rank, cfg.MODEL.DEVICE)
         labeler = PseudoLabeler(
             cfg, image_root=self.image_root, threshold=self.threshold, batch_size=self.batch_size
         )
-        return partial(label_shard, labeler)
+        return labeler.label
+
+    def write(self, shard: Shard, results: Sequence[LabelResult]) -> None:
+        left_out = [result for result in results if isinstance(result, LeftOutPair)]
+        records = [result for result in results if not isinstance(result, LeftOutPair)]
+        account = {
+            "num_records": len(records),
+            "num_boxes": sum(len(record["boxes"]) for record in records),
+            "left_out": [asdict(pair) for pair in left_out],
+        }
+        write = _WRITERS[shard.path.suffix]
+        shard.write(account, lambda file: write(file, records, shard.path.stem))
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,7 @@ def label_captions(
     task: LabellingTask,
     *,
     part: Part = WHOLE,
-    num_processes: int = 1,
+    run: RunShards = run_here,
     progress: Callable[..., tqdm] = no_progress,
 ) -> LabellingReport:
     """Label the shards of a part that are not complete.
@@ -133,7 +150,7 @@ def label_captions(
     parts at the same moment would write the same files.
 
     Args:
-        part, num_processes, progress: see :func:`~glipv2_d2.engine.shards.process_shards`.
+        part, run, progress: see :func:`~glipv2_d2.engine.shards.process_shards`.
 
     Raises:
         FileNotFoundError, ValueError: the captions, images or model are not valid, or the output
@@ -145,29 +162,8 @@ def label_captions(
     check_settings(task.output, _settings(task, pairs))
     suffix = ".tar" if contains_images(task.captions) else ".jsonl"
     shards = split(pairs, task.shard_folder, task.shard_size, suffix)
-    num_open = process_shards(
-        task, shards, part, num_processes=num_processes, progress=progress, unit="caption"
-    )
+    num_open = process_shards(task, shards, part, run=run, progress=progress, unit="caption")
     return _report(task, shards, num_open, merge=part.is_whole and not num_open)
-
-
-def label_shard(labeler: PseudoLabeler, shard: Shard, advance: Advance) -> None:
-    """Label the pairs of a shard and write its files, that of the records last."""
-    records: list[GroundedRecord] = []
-    left_out: list[LeftOutPair] = []
-    for result in labeler.label(shard.items):
-        if isinstance(result, LeftOutPair):
-            left_out.append(result)
-        else:
-            records.append(result)
-        advance(1)
-    account = {
-        "num_records": len(records),
-        "num_boxes": sum(len(record["boxes"]) for record in records),
-        "left_out": [asdict(pair) for pair in left_out],
-    }
-    write = _WRITERS[shard.path.suffix]
-    shard.write(account, lambda file: write(file, records, shard.path.stem))
 
 
 # Files
@@ -229,6 +225,7 @@ def _report(
     if merge:
         with atomic_open(left_out_file) as file:
             file.writelines(dump_json(pair).encode() + b"\n" for pair in left_out)
+        write_manifest(task.output, shards)
     return LabellingReport(
         len(shards),
         num_open,

@@ -57,6 +57,10 @@ class LeftOutPair:
     detail: str = ""
 
 
+LabelResult = GroundedRecord | LeftOutPair
+"""Of a pair."""
+
+
 class MappedPair(NamedTuple):
     """A pair and the model's input dict for it."""
 
@@ -111,7 +115,7 @@ class PseudoLabeler(Configurable):
             "num_workers": cfg.DATALOADER.NUM_WORKERS,
         }
 
-    def label(self, pairs: Sequence[Pair]) -> Iterator[GroundedRecord | LeftOutPair]:
+    def label(self, pairs: Sequence[Pair]) -> Iterator[LabelResult]:
         """One result per pair, in the order of ``pairs``."""
         batches = DataLoader(
             _PairDataset(pairs, self.image_root, self.mapper),
@@ -178,9 +182,7 @@ class _PairDataset(Dataset[MappedPair | LeftOutPair]):
             return LeftOutPair(*pair, BAD_IMAGE, f"{type(error).__name__}: {error}")
 
 
-def grounded_record(
-    mapped: MappedPair, instances: Instances, threshold: float
-) -> GroundedRecord | LeftOutPair:
+def grounded_record(mapped: MappedPair, instances: Instances, threshold: float) -> LabelResult:
     """Build the record of a pair from boxes inside the image with a score above a threshold.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.backward_actors import BackwardActors
 from helpers.caption_data import use_plain_tagger, write_images, write_lines, write_tar
 from helpers.stand_in import MeanColour
 
@@ -134,6 +135,15 @@ def test_a_resumed_run_gives_the_output_of_an_uninterrupted_one(
     assert counter.num_images == 3
     assert output_files(task) == output_files(whole)
     assert report.left_out == whole_report.left_out
+
+
+def test_actors_that_finish_in_another_order_give_the_same_output(
+    task: LabellingTask, tmp_path: Path
+) -> None:
+    whole = dataclasses.replace(task, output=tmp_path / "whole")
+    label_captions(whole)
+    label_captions(task, run=BackwardActors().run_shards)
+    assert output_files(task) == output_files(whole)
 
 
 def test_partial_files_of_a_killed_run_are_overwritten(task: LabellingTask) -> None:
