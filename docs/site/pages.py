@@ -30,7 +30,8 @@ DOCUMENTS = {
 }
 # Already in docs/.
 OWN_PAGES = {
-    f"docs/{name}": name for name in ("detectron2.md", "glip_reference.md", "performance.md")
+    f"docs/{name}": name
+    for name in ("detectron2.md", "glip_reference.md", "performance.md", "ray.md")
 }
 IMAGES = {"docs/photos.jpg": "photos.jpg"}
 
