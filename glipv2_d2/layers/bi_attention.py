@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.layers.blockwise_attention import AbsorbedText, TextContext, blockwise_attention
+from glipv2_d2.layers.tracing import is_exporting_onnx
 
 # On a CPU, softmax over rows shorter than a vector register falls back to scalar code, which costs
 # ten times as much as a few tokens of padding.
@@ -190,7 +191,8 @@ def _add_output_bias(
 
 def _pad_tokens(text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Pad (N, T, D) features and their (N, T) mask to at least ``MIN_TOKENS`` tokens."""
-    missing = max(0, MIN_TOKENS - text.shape[1])
+    # In ONNX the number of tokens is an input.
+    missing = 0 if is_exporting_onnx() else max(0, MIN_TOKENS - text.shape[1])
     return F.pad(text, (0, 0, 0, missing)), F.pad(text_mask, (0, missing))
 
 

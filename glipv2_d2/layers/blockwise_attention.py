@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glipv2_d2.layers.dropout import apply_keep_mask_, keep_mask
-from glipv2_d2.layers.tracing import is_tracing
+from glipv2_d2.layers.tracing import is_exporting_onnx, is_tracing
 
 # GLIP clamps the scores so that fp16 does not overflow.
 MAX_SCORE = 50000.0
@@ -135,6 +135,8 @@ def _score_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _exp_of_difference(scores: Tensor, offset: Tensor) -> Tensor:
     """exp(scores - offset), as a power of two: torch's ``exp`` takes three times as long on CPU."""
+    if is_exporting_onnx():  # which has no exp2
+        return (scores - offset).exp()
     return torch.add(offset * -_LOG2_E, scores, alpha=_LOG2_E).exp2_()
 
 
@@ -225,10 +227,13 @@ def _attend(
             if value is not None and padding_bias is not None and output is not None:
                 mask = options.keep_mask(scores, index, image_to_text=False)
                 weights = _softmax_over_tokens(
-                    scores, padding_bias, options.num_heads, in_place=True
+                    scores, padding_bias, options.num_heads, in_place=not is_exporting_onnx()
                 )
                 weights = apply_keep_mask_(weights.to(value.dtype), mask)
-                _add_product(output[:, block], weights, value)
+                if is_exporting_onnx():  # one block, and no writing into views
+                    output = output + weights @ value
+                else:
+                    _add_product(output[:, block], weights, value)
     assert state is not None, "there are no positions"
     return output, *state.result()
 

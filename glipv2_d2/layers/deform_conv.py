@@ -1,10 +1,10 @@
 """Modulated deformable convolution without Detectron2's compiled operator.
 
-On CUDA torchvision's kernel is used. On CPU, ``embedding_bag`` gathers the samples (four weighted
-rows each), which are multiplied by the weights in matrix products. This is several times as fast as
-torchvision's CPU kernel, most of all in the backward pass, with equal results. The samples, nine
-times the size of the map, are processed in blocks of rows; the backward pass gathers them again.
-Channels-last maps are neither copied on input nor on output.
+On CUDA torchvision's kernel is used, and in ONNX its operator. On CPU, ``embedding_bag`` gathers
+the samples (four weighted rows each), which are multiplied by the weights in matrix products. This
+is several times as fast as torchvision's CPU kernel, most of all in the backward pass, with equal
+results. The samples, nine times the size of the map, are processed in blocks of rows; the backward
+pass gathers them again. Channels-last maps are neither copied on input nor on output.
 
 Shapes: x (N, C, H, W); offsets (N, 2 K, Ho, Wo), for tap k the pair (dy, dx) at channels 2k, 2k+1;
 modulation (N, K, Ho, Wo); weight (Co, C, k, k); K = k * k taps, row-major.
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from glipv2_d2.layers.tracing import is_tracing
+from glipv2_d2.layers.tracing import is_exporting_onnx, is_tracing
 
 # Samples per block: 19 MB at 256 channels, which stay in the cache until they are multiplied. With
 # half as many the matrix products are too small to be fast.
@@ -57,8 +57,8 @@ def modulated_deform_conv(
         if in_bf16:
             dtype = torch.bfloat16
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        if x.is_cuda:
-            padding = weight.shape[-1] // 2
+        if x.is_cuda or is_exporting_onnx():
+            padding = int(weight.shape[-1]) // 2
             return deform_conv2d(
                 x, offsets, weight, bias, stride=stride, padding=padding, mask=modulation
             )

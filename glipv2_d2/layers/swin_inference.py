@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glipv2_d2.layers.lru_cache import LRUCache
-from glipv2_d2.layers.tracing import is_tracing
+from glipv2_d2.layers.tracing import fixed, is_tracing
 
 # Elements of the largest tensor of a chunk: on a CPU intermediate results fit in the cache (8 MB),
 # and peak memory is that of a chunk.
@@ -126,10 +126,10 @@ class FastSwinBlock(nn.Module):
         return maps
 
     def _window_attention(self, maps: Tensor, mask: Tensor) -> Tensor:
-        height, width = maps.shape[1:3]
+        height, width = map(fixed, maps.shape[1:3])
         window, shift = self.window_size, self.shift_size
         maps = F.pad(maps, (0, 0, 0, -width % window, 0, -height % window))
-        size = maps.shape[1:3]
+        size = tuple(map(fixed, maps.shape[1:3]))
         if shift:
             maps = maps.roll((-shift, -shift), dims=(1, 2))
         windows = window_partition(maps, window).flatten(1, 2)
@@ -216,6 +216,7 @@ class FastSwinStage(nn.Module):
             The output of the stage and its height and width, then the input of the next stage and
             its height and width.
         """
+        height, width = fixed(height), fixed(width)
         mask = self.mask(height, width, x.device)
         maps = x.unflatten(1, (height, width))
         for block in self.blocks:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 # Before torch 2.7 an export is a compilation.
 is_exporting: Callable[[], bool] = getattr(
@@ -21,6 +23,32 @@ def is_tracing() -> bool:
     Fast forms that work in blocks, in place or by cached values then give way to plain ones.
     """
     return torch.jit.is_tracing() or is_exporting()
+
+
+def is_exporting_onnx() -> bool:
+    """Whether torch.onnx.export records this call; then :func:`is_tracing`, too."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def fixed(size: int) -> int:
+    """A size as a number in torch.onnx.export, whose graphs are for one size.
+
+    There and in torch.jit.trace a size is a tensor; a graph that computes it is wrong for ONNX.
+    """
+    return int(size) if is_exporting_onnx() else size
+
+
+@contextmanager
+def constants_of_export() -> Iterator[None]:
+    """Compute tensors for real while torch.export records: they are constants of its graph.
+
+    For what depends on words only, such as numbers of tokens. Weights have no values then.
+    """
+    if is_exporting():
+        with _python_dispatch._disable_current_modes():
+            yield
+    else:
+        yield
 
 
 def fix_size(image: Tensor) -> tuple[Tensor, int, int]:

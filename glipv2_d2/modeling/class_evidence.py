@@ -6,6 +6,7 @@ T: class names to score, tokens or labels. A: regions or anchors.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.messages import quote
 from glipv2_d2.text.names import clean_name
 
@@ -141,6 +143,13 @@ class ClassEvidence(nn.Module):
         Returns:
             (..., A, T), in 0..1.
         """
+        if is_tracing():
+            # Which classes are related is data, which a tracer would record as a constant.
+            products = (
+                class_probs[..., k, None] * similarity[..., None, :, k]
+                for k in range(class_probs.shape[-1])
+            )
+            return functools.reduce(torch.maximum, products)
         return _best(class_probs, similarity)[0]
 
     @staticmethod

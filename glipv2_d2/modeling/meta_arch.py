@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from glipv2_d2.checkpoint.loading import convert_foreign
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
-from glipv2_d2.layers.tracing import fix_size
+from glipv2_d2.layers.tracing import constants_of_export, fix_size
 from glipv2_d2.modeling.fusion import FusedHead, build_fused_head
 from glipv2_d2.modeling.heads.base import LossHead, ProposalGenerator
 from glipv2_d2.modeling.heads.grounding_rpn import build_grounding_proposal_generator
@@ -267,8 +267,9 @@ class GLIPv2(CheckpointPrefixes, Configurable):
 
     def tokenize(self, queries: Sequence[Query], *, causal: bool = False) -> TokenBatch:
         """The tokens of the queries' prompts."""
-        tokens = self.query_builder.tokenizer([query.prompt for query in queries])
-        return replace(tokens.to(self.device), causal=causal)
+        with constants_of_export():
+            tokens = self.query_builder.tokenizer([query.prompt for query in queries])
+            return replace(tokens.to(self.device), causal=causal)
 
     def encode_text(self, tokens: TokenBatch) -> TextFeatures:
         """The text features before fusion, cached at inference."""

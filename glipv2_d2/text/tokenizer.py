@@ -78,6 +78,16 @@ class Tokenizer:
         return int(self._tokenizer.sep_token_id)
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id of words outside the vocabulary."""
+        unknown = self._tokenizer.unk_token_id
+        return None if unknown is None else int(unknown)
+
+    def serialized(self) -> str:
+        """The tokenizer.json of the library tokenizers."""
+        return str(self._tokenizer.backend_tokenizer.to_str())
+
+    @property
     def special_ids(self) -> list[int]:
         """The ids of all special tokens, including [CLS] and [SEP]."""
         return sorted(self._tokenizer.all_special_ids)

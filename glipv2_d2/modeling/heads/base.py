@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
@@ -31,11 +33,33 @@ class ProposalGenerator(CheckpointPrefixes, ABC):
 
     Built by Detectron2's PROPOSAL_GENERATOR_REGISTRY with the config and the pyramid's shapes plus
     ``ShapeSpec(channels=D)`` under :data:`TEXT`.
+
+    Attributes:
+        phrase_parser: the module of :meth:`describe_labels`' function ``describe_phrase``, from the
+            text of a label to its K numbers, for runtimes of exported graphs. It imports the
+            standard library only. "": labels have no description.
     """
+
+    phrase_parser: ClassVar[str] = ""
 
     @abstractmethod
     def predict(self, fused: FusedFeatures) -> DensePredictions:
         """Raw outputs at every location, in training and at inference."""
+
+    def describe_labels(self, tokens: TokenBatch) -> Tensor:
+        """What :meth:`predict` uses of the words of labels, at their tokens, (Q, T, K).
+
+        By default nothing, K = 0.
+        """
+        return torch.zeros(*tokens.mask.shape, 0, device=tokens.mask.device)
+
+    def predict_described(
+        self,
+        fused: FusedFeatures,
+        descriptions: Tensor,  # noqa: ARG002 - there are none
+    ) -> DensePredictions:
+        """:meth:`predict` with :meth:`describe_labels` as an input, for graphs without strings."""
+        return self.predict(fused)
 
     @abstractmethod
     def label_anchors(self, predictions: DensePredictions, fused: FusedFeatures) -> DenseTargets:

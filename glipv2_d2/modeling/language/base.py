@@ -22,6 +22,10 @@ class LanguageBackbone(CheckpointPrefixes, ABC):
     Attributes:
         width: D.
         vocab_size: number of token ids that have an embedding.
+        export_unit: what an exported graph of the encoder encodes: "prompt" or "phrase"; "": it
+            cannot be exported.
+        phrase_parser: of the unit "phrase", the module whose function ``core_phrase`` maps a phrase
+            to another one that is embedded, too. It imports the standard library only. "": none.
         encodes_nouns: of a question, the nouns (``Prompt.nouns``) are encoded separately. Where it
             is False, prompts need no nouns.
     """
@@ -29,6 +33,8 @@ class LanguageBackbone(CheckpointPrefixes, ABC):
     width: int
     vocab_size: int
     encodes_nouns: ClassVar[bool] = False
+    export_unit: ClassVar[str] = ""
+    phrase_parser: ClassVar[str] = ""
 
     @abstractmethod
     def forward(self, tokens: TokenBatch) -> TextFeatures:

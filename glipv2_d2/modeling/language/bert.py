@@ -86,6 +86,7 @@ class BertLanguageBackbone(LanguageBackbone, Configurable):
     the installed transformers, and there are no buffers.
     """
 
+    export_unit: ClassVar[str] = "prompt"
     config_keys: ClassVar[dict[str, str]] = {
         "model": "MODEL.LANGUAGE_BACKBONE.MODEL",
         "weights": "MODEL.LANGUAGE_BACKBONE.WEIGHTS",

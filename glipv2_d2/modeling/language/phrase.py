@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import BertModel
 
 from glipv2_d2.config import configurable
+from glipv2_d2.layers.tracing import constants_of_export, is_exporting
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.language.build import LANGUAGE_BACKBONE_REGISTRY
@@ -52,6 +53,7 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
     """
 
     encodes_nouns: ClassVar[bool] = True
+    export_unit: ClassVar[str] = "phrase"
 
     @configurable
     def __init__(
@@ -65,11 +67,13 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         if tokens.causal:
             return super().forward(tokens)
         hidden, is_phrase = self._phrase_features(tokens)
-        needs_context = torch.tensor(
-            [prompt.is_question or has_words_outside_labels(prompt) for prompt in tokens.prompts]
-        )
-        if needs_context.any():
-            rows = needs_context.nonzero().squeeze(1).to(hidden.device)
+        needs_context = [
+            row
+            for row, prompt in enumerate(tokens.prompts)
+            if prompt.is_question or has_words_outside_labels(prompt)
+        ]
+        if needs_context:
+            rows = torch.tensor(needs_context, device=hidden.device)
             context = _unit_variance(self.encode(tokens.input_ids[rows], tokens.mask[rows]))
             context = context.to(hidden.dtype)
             hidden = hidden.index_copy(
@@ -87,13 +91,15 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
         """Phrase embeddings at their tokens, else zeros (N, T, D), and a mask of these (N, T)."""
         device = tokens.input_ids.device
         num_prompts, num_tokens = tokens.input_ids.shape
-        phrases, phrase_index, token_index = _collect_phrases(tokens.to("cpu"))
-        token_index = token_index.to(device)
-        phrases_per_token = token_index.bincount(minlength=num_prompts * num_tokens)
+        with constants_of_export():
+            phrases, phrase_index, token_index = _collect_phrases(tokens.to("cpu"))
+            phrase_index, token_index = phrase_index.to(device), token_index.to(device)
+            phrases_per_token = token_index.bincount(minlength=num_prompts * num_tokens)
+            special_ids = _special_ids(tokens)
         hidden = torch.zeros(num_prompts * num_tokens, self.width, device=device)
         if phrases:
-            embeddings = self.embed_phrases(phrases, special_ids=_special_ids(tokens)).float()
-            hidden = hidden.index_add(0, token_index, embeddings[phrase_index.to(device)])
+            embeddings = self.embed_phrases(phrases, special_ids=special_ids).float()
+            hidden = hidden.index_add(0, token_index, embeddings[phrase_index])
             hidden = hidden / phrases_per_token.clamp(min=1)[:, None]
         return (
             hidden.view(num_prompts, num_tokens, self.width),
@@ -117,7 +123,8 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
             ]
             return torch.cat(parts)
 
-        if self.freeze:
+        # Weights have no values in an export, which keeps the encoder in the graph.
+        if self.freeze and not is_exporting():
             # In full precision, so that cached embeddings do not depend on the first caller.
             with torch.autocast(self.bert.device.type, enabled=False):
                 version = weights_version(self.bert)
@@ -128,12 +135,13 @@ class PhraseLanguageBackbone(BertLanguageBackbone):
 
     def _embed_batch(self, phrases: Sequence[PhraseIds], special_ids: tuple[int, int]) -> Tensor:
         cls, sep = special_ids
-        rows = [torch.tensor([cls, *phrase, sep]) for phrase in phrases]
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
         device = self.bert.device
-        input_ids, mask = input_ids.to(device), mask.to(device)
+        with constants_of_export():
+            rows = [torch.tensor([cls, *phrase, sep]) for phrase in phrases]
+            input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            lengths = torch.tensor([len(row) for row in rows])
+            mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+            input_ids, mask = input_ids.to(device), mask.to(device)
         hidden = self.encode(input_ids, mask) * mask[..., None]
         return _unit_variance(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 

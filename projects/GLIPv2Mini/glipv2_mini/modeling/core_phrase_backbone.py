@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -16,7 +16,7 @@ from glipv2_d2.modeling.language import LANGUAGE_BACKBONE_REGISTRY
 from glipv2_d2.modeling.language.cache import PhraseIds
 from glipv2_d2.modeling.language.phrase import PhraseLanguageBackbone
 from glipv2_d2.text.tokenizer import Tokenizer
-from glipv2_mini.text.phrases import parse_phrase
+from glipv2_mini.text import phrases as parser
 
 _CACHED_PHRASES = 8192
 
@@ -29,6 +29,8 @@ class CorePhraseLanguageBackbone(PhraseLanguageBackbone):
     similar enough to the class name for a classifier's evidence, and keeps the description, which
     is linear in it. Class names are their own core phrase and keep their embedding (our choice).
     """
+
+    phrase_parser: ClassVar[str] = parser.__name__
 
     @configurable
     def __init__(self, *, tokenizer: Tokenizer, **kwargs: Any) -> None:
@@ -59,7 +61,7 @@ class CorePhraseLanguageBackbone(PhraseLanguageBackbone):
         cached = self._core_ids.find(phrases)
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in cached]
         if missing:
-            cores = [parse_phrase(self.tokenizer.decode(phrase)).name for phrase in missing]
+            cores = [parser.core_phrase(self.tokenizer.decode(phrase)) for phrase in missing]
             ids_per_core = self.tokenizer.encode(cores)
             found = {p: tuple(ids) for p, ids in zip(missing, ids_per_core, strict=True)}
             self._core_ids.keep(found)

@@ -5,7 +5,6 @@ N: images. A: locations of all levels. T: tokens.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.structures import TokenBatch
 from glipv2_mini.modeling.colors import NUM_COLORS, color_logits
 from glipv2_mini.modeling.relational_score import RelationalScore
-from glipv2_mini.text.phrases import COLOR_NAMES, parse_phrase
+from glipv2_mini.text.phrases import describe_phrase
 
 _NUM_DIRECTIONS = 3
 
@@ -32,6 +31,11 @@ class Descriptions:
 
     directions: Tensor
     colors: Tensor
+
+    @staticmethod
+    def split(values: Tensor) -> Descriptions:
+        """The parts of (N, T, 3 + 11) values of :func:`describe`."""
+        return Descriptions(*values.split([_NUM_DIRECTIONS, NUM_COLORS], dim=-1))
 
 
 class DescriptionScore(nn.Module):
@@ -70,23 +74,15 @@ class DescriptionScore(nn.Module):
         return self.relation(colored, boxes, descriptions.directions)
 
 
-def describe(tokens: TokenBatch) -> Descriptions:
-    """The descriptions of all labels, at the tokens that spell them."""
+def describe(tokens: TokenBatch) -> Tensor:
+    """(N, T, 3 + 11), the descriptions of all labels, at the tokens that spell them."""
     device = tokens.input_ids.device
     per_prompt = []
     for prompt, positive_map in zip(tokens.prompts, tokens.positive_maps, strict=True):
-        labels = [
-            " ".join(prompt.text[start:end] for start, end in spans) for spans in prompt.spans
-        ]
         rows = torch.tensor(
-            [_description_of(label) for label in labels], dtype=torch.float32, device=device
+            [describe_phrase(label) for label in prompt.phrases],
+            dtype=torch.float32,
+            device=device,
         ).view(-1, _NUM_DIRECTIONS + NUM_COLORS)
         per_prompt.append(positive_map.to(rows).T @ rows)
-    stacked = torch.stack(per_prompt)
-    return Descriptions(*stacked.split([_NUM_DIRECTIONS, NUM_COLORS], dim=-1))
-
-
-@functools.lru_cache(maxsize=8192)
-def _description_of(phrase: str) -> tuple[float, ...]:
-    parts = parse_phrase(phrase)
-    return (*parts.direction, *(float(name in parts.colors) for name in COLOR_NAMES))
+    return torch.stack(per_prompt)

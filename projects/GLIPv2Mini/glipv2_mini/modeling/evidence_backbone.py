@@ -11,6 +11,7 @@ out of an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -20,10 +21,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
 from glipv2_d2.checkpoint import read_checkpoint
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
+from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_mini.modeling.batch_norm_folding import fold_batch_norms
 from glipv2_mini.modeling.colors import NUM_COLORS, colors_of_boxes
@@ -146,22 +149,25 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         """
         levels = self.detector(image)
         boxes = all_boxes(levels)
-        num_locations = [level[0, 0].numel() for level in levels.values()]
-        evidence = image.new_zeros(
-            len(image),
-            NUM_COLORS + 1 + NUM_IMAGENET_CLASSES,
-            sum(num_locations),
-            dtype=torch.float32,
-        )
+        num_locations = [math.prod(map(int, level.shape[-2:])) for level in levels.values()]
         pixels = self.rgb(image)
-        evidence[:, :NUM_COLORS] = colors_of_boxes(pixels, boxes).transpose(1, 2)
+        colors = colors_of_boxes(pixels, boxes).transpose(1, 2)
+        # Whether a location is cut out, and its logits.
+        classified = colors.new_zeros(
+            len(image), 1 + NUM_IMAGENET_CLASSES, sum(num_locations), dtype=torch.float32
+        )
         count = self.num_cutouts_train if self.training else self.num_cutouts
         if count > 0:
             cutouts, locations = best_boxes(levels, boxes, count, image.shape[-2:])
-            logits = self.classify(pixels, cutouts).split([len(x) for x in locations])
-            for own, rows, index in zip(evidence, logits, locations, strict=True):
-                own[NUM_COLORS, index] = 1
-                own[NUM_COLORS + 1 :, index] = rows.T
+            logits = F.pad(self.classify(pixels, cutouts), (1, 0), value=1.0)
+            rows_per_image = logits.split([len(x) for x in locations])
+            classified = torch.stack(
+                [
+                    own.index_copy(1, index, rows.T)
+                    for own, rows, index in zip(classified, rows_per_image, locations, strict=True)
+                ]
+            )
+        evidence = torch.cat([colors.to(classified), classified], dim=1)
         return {
             name: torch.cat([level, part.unflatten(2, level.shape[-2:]).to(level)], dim=1)
             for (name, level), part in zip(
@@ -195,6 +201,8 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         )
         cutouts = cutouts.contiguous(memory_format=torch.channels_last)
         batch_size = CUTOUTS_PER_BATCH.get(cutouts.device.type, max(1, len(cutouts)))
+        if is_tracing():
+            batch_size = max(1, len(cutouts))  # a graph repeats the classifier for every batch
         return torch.cat([self.classifier(batch).float() for batch in cutouts.split(batch_size)])
 
 
@@ -215,10 +223,21 @@ def best_boxes(
     height, width = image_size
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
     locations = [
-        nms(own.float(), score.float(), CUTOUT_NMS_THRESH)[:count]
+        _first(nms(own.float(), score.float(), CUTOUT_NMS_THRESH), score, count)
         for own, score in zip(boxes, scores, strict=True)
     ]
     return [own[index] for own, index in zip(boxes, locations, strict=True)], locations
+
+
+def _first(kept: Tensor, scores: Tensor, count: int) -> Tensor:
+    """The first of the indices that NMS keeps; at most ``count``, but of a recorded graph exactly.
+
+    The number in its first image would be a constant of the graph. Missing ones repeat the best,
+    which changes no evidence.
+    """
+    if is_tracing():
+        kept = torch.cat([kept, scores.argmax().expand(count)])
+    return kept[:count]
 
 
 def enlarge(boxes: Tensor, share: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -90,8 +91,9 @@ def relative_positions(level: Tensor) -> Tensor:
     >>> relative_positions(torch.zeros(1, 5, 1, 4))[0, :, 0].tolist()
     [[-0.75, -0.25, 0.25, 0.75], [0.0, 0.0, 0.0, 0.0]]
     """
-    height, width = level.shape[-2:]
-    x = (torch.arange(width, device=level.device) * 2 + 1) / width - 1
-    y = (torch.arange(height, device=level.device) * 2 + 1) / height - 1
+    arange = functools.partial(torch.arange, dtype=torch.float32, device=level.device)
+    height, width = map(int, level.shape[-2:])
+    x = (arange(width) * 2 + 1) / width - 1
+    y = (arange(height) * 2 + 1) / height - 1
     x, y = x.expand(height, width), y[:, None].expand(height, width)
     return torch.stack([x, y]).to(level.dtype).expand(len(level), -1, -1, -1)

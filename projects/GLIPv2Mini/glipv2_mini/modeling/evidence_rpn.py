@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -19,12 +19,13 @@ from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
 from glipv2_d2.modeling.label_scores import LabelScores
 from glipv2_d2.modeling.language import build_language_backbone
 from glipv2_d2.modeling.language.text_embedder import TextEmbedder
-from glipv2_d2.structures import DensePredictions, FusedFeatures
+from glipv2_d2.structures import DensePredictions, FusedFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
-from glipv2_mini.modeling.description_score import DescriptionScore, describe
+from glipv2_mini.modeling.description_score import Descriptions, DescriptionScore, describe
 from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS, EvidenceLevel
 from glipv2_mini.modeling.evidence_score import EvidenceScore, LearnedEvidenceScore
 from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
+from glipv2_mini.text import phrases
 from glipv2_mini.text.class_kinds import coco_names_with_kinds, imagenet_names_with_kinds
 
 # The class probabilities of a detector with a quality focal loss include how well the box fits:
@@ -43,6 +44,8 @@ class EvidenceRPN(GroundingRPN):
     without ``learns_boxes`` they stay there. Our choice; GLIP's head has only the features of a
     location.
     """
+
+    phrase_parser: ClassVar[str] = phrases.__name__
 
     @configurable
     def __init__(self, *, learns_boxes: bool = True, **kwargs: Any) -> None:
@@ -71,6 +74,12 @@ class EvidenceRPN(GroundingRPN):
         }
 
     def predict(self, fused: FusedFeatures) -> DensePredictions:
+        return self.predict_described(fused, self.describe_labels(fused.tokens))
+
+    def describe_labels(self, tokens: TokenBatch) -> Tensor:
+        return describe(tokens)
+
+    def predict_described(self, fused: FusedFeatures, descriptions: Tensor) -> DensePredictions:
         levels = list(fused.fused_features.values())
         anchors_per_level = self.anchor_generator(levels)
         parts = [EvidenceLevel.split(level, dim=1) for level in levels]
@@ -89,7 +98,7 @@ class EvidenceRPN(GroundingRPN):
         color_probs = torch.cat([x.color_probs.flatten(2) for x in parts], dim=2)
         return DensePredictions(
             token_logits_per_level=self.description(
-                logits, boxes, color_probs.transpose(1, 2), describe(fused.tokens)
+                logits, boxes, color_probs.transpose(1, 2), Descriptions.split(descriptions)
             ),
             box_deltas_per_level=deltas,
             centerness_per_level=[self.centerness(part.features).flatten(1) for part in parts],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from glipv2_d2.layers.checkpoint_prefixes import CheckpointPrefixes
 from glipv2_d2.layers.dtypes import full_precision
+from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import CosineScore
@@ -91,14 +92,20 @@ class EvidenceScore(RegionWordScore):
         similarity = self.classifier_evidence.similarity(text.hidden)
         coefficients = F.normalize(full_precision(text.hidden), dim=-1) @ self.regression
         coefficients = coefficients * detector_similarity.amax(dim=-1, keepdim=True)  # (N, T, 1000)
+        if is_tracing():
+            # Of all regions, as the number of cut-outs would be a constant of the graph.
+            logits = regions.class_logits
+            of_cutouts = _add_classification(evidence, logits, weights, similarity, coefficients)
+            return torch.where(regions.is_cut_out > 0, of_cutouts, evidence)
         for i, own in enumerate(evidence):
             rows = regions.is_cut_out[i, :, 0].nonzero().squeeze(1)
-            logits = full_precision(regions.class_logits[i, rows])
-            expected = ClassEvidence.expected(logits.softmax(dim=-1), similarity[i])
-            best = evidence_logits(torch.maximum(own[rows], (weights[i, rows] * expected).to(own)))
-            centered = logits - logits.mean(dim=-1, keepdim=True)
-            combined = (centered @ coefficients[i].T).clamp(max=MAX_RAISE)
-            own[rows] = (best + combined).sigmoid().to(own)
+            own[rows] = _add_classification(
+                own[rows],
+                regions.class_logits[i, rows],
+                weights[i, rows],
+                similarity[i],
+                coefficients[i],
+            )
         return evidence
 
 
@@ -152,6 +159,9 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
 
     def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T), zeros where no box was cut out."""
+        if is_tracing():
+            (product,) = self.cutout_score([regions.class_logits], text)
+            return self.cutout_weight * product * regions.is_cut_out
         width = max((int(x) for x in regions.is_cut_out.sum(dim=(1, 2))), default=0)
         # (N, K): the cut-outs of each image, then others with a weight of zero.
         order = regions.is_cut_out[..., 0].argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -161,6 +171,25 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         product = self.cutout_weight * product * regions.is_cut_out.gather(1, chosen)
         zeros = product.new_zeros(*regions.is_cut_out.shape[:2], product.shape[-1])
         return zeros.scatter(1, chosen.expand_as(product), product)
+
+
+def _add_classification(
+    evidence: Tensor, logits: Tensor, weights: Tensor, similarity: Tensor, coefficients: Tensor
+) -> Tensor:
+    """The evidence (..., K, T) of the detector's classes, with that of the classifier added.
+
+    Args:
+        logits: (..., K, 1000), of the cut-outs.
+        weights: (..., K, 1), of the classes that they contribute.
+        similarity: (..., T, 1000), of the words to the classes.
+        coefficients: (..., T, 1000), of the regression of the words on the classes.
+    """
+    logits = full_precision(logits)
+    expected = ClassEvidence.expected(logits.softmax(dim=-1), similarity)
+    best = evidence_logits(torch.maximum(evidence, (weights * expected).to(evidence)))
+    centered = logits - logits.mean(dim=-1, keepdim=True)
+    combined = (centered @ coefficients.transpose(-1, -2)).clamp(max=MAX_RAISE)
+    return (best + combined).sigmoid().to(evidence)
 
 
 def regress_on_classes(evidence: ClassEvidence, penalty: float) -> Tensor:

@@ -9,6 +9,7 @@ N: images. H, W: size of the network input in pixels; h, w: of a level in locati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -73,9 +74,11 @@ def boxes_of(distances: Tensor, stride: int) -> Tensor:
     XYXY with exclusive corners, in pixels of the network input, not clipped. The centre of the
     location (x, y) is ((x + 0.5) * stride, (y + 0.5) * stride).
     """
-    height, width = distances.shape[-2:]
-    y = (torch.arange(height, device=distances.device)[:, None] + 0.5) * stride
-    x = (torch.arange(width, device=distances.device) + 0.5) * stride
+    # Floats from the start: a graph of ONNX would convert integers to float64.
+    arange = functools.partial(torch.arange, dtype=distances.dtype, device=distances.device)
+    height, width = map(int, distances.shape[-2:])
+    y = (arange(height)[:, None] + 0.5) * stride
+    x = (arange(width) + 0.5) * stride
     left, top, right, bottom = distances.unbind(dim=1)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1).flatten(1, 2)
 

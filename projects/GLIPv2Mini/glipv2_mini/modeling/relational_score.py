@@ -55,7 +55,8 @@ class RelationalScore(nn.Module):
             direction = self.strength * directions / spread  # (N, T, 3)
             offset = (mean * direction).sum(dim=-1)[:, None]
             projection = coordinates @ direction.transpose(1, 2) - offset
-            scored = logits + F.logsigmoid(projection) + math.log(2)
+            # The log-sigmoid, in the form that runtimes of exported graphs do not underflow.
+            scored = logits - F.softplus(-projection) + math.log(2)
         sizes = [level.shape[1] for level in token_logits_per_level]
         return list(scored.split(sizes, dim=1))
 

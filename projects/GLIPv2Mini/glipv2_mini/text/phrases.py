@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -114,6 +115,26 @@ def parse_phrase(phrase: str) -> PhraseParts:
     right, down, larger = (float(sum(axis)) for axis in zip((0, 0, 0), *directions, strict=True))
     colors = frozenset(COLOR_OF[word] for word in around if word in COLOR_OF)
     return PhraseParts(" ".join(name_words) or text, (right, down, larger), colors)
+
+
+def core_phrase(phrase: str) -> str:
+    """What a phrase names, see :class:`PhraseParts`.
+
+    >>> core_phrase("the red car on the left")
+    'car'
+    """
+    return parse_phrase(phrase).name
+
+
+@functools.lru_cache(maxsize=8192)
+def describe_phrase(phrase: str) -> tuple[float, ...]:
+    """Right, down and larger, then 1 for each of :data:`COLOR_NAMES` that the phrase has, or 0.
+
+    >>> describe_phrase("the left dog")[:3]
+    (-1.0, 0.0, 0.0)
+    """
+    parts = parse_phrase(phrase)
+    return (*parts.direction, *(float(name in parts.colors) for name in COLOR_NAMES))
 
 
 def _describes(word: str) -> bool:

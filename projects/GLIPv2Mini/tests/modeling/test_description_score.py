@@ -141,18 +141,18 @@ def test_the_tokens_of_a_label_have_its_description_and_others_zeros() -> None:
     start, end = words.index("red"), words.index("left") + 2
     expected[0, start : start + 3, 3 + COLOR_NAMES.index("red")] = 1
     expected[0, end - 5 : end, 0] = -1
-    assert torch.equal(torch.cat([found.directions, found.colors], dim=-1), expected)
+    assert torch.equal(found, expected)
 
 
 def test_the_spans_of_a_split_label_are_one_phrase() -> None:
     text = "the left and right dog"
     prompt = Prompt(text, (((0, 8), (19, 22)),), (0,))
-    found = describe(Tokenizer()([prompt]))
+    found = Descriptions.split(describe(Tokenizer()([prompt])))
     assert found.directions[0, :, 0].tolist() == [0, -1, -1, 0, 0, -1, 0]
 
 
 def test_a_prompt_without_labels_has_no_description() -> None:
     question = Prompt("what is the red thing on the left?", (), (), is_question=True)
-    found = describe(Tokenizer()([question]))
+    found = Descriptions.split(describe(Tokenizer()([question])))
     assert found.directions.shape[-1] == 3 and found.colors.shape[-1] == 11
     assert not found.directions.any() and not found.colors.any()

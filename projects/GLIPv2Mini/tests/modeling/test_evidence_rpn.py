@@ -17,7 +17,7 @@ from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import FusedFeatures, Prompt, Query, QueryKind
 from glipv2_d2.text.prompts import demo_prompt
 from glipv2_mini.modeling import evidence_rpn
-from glipv2_mini.modeling.description_score import describe
+from glipv2_mini.modeling.description_score import Descriptions, describe
 from glipv2_mini.modeling.evidence_backbone import EvidenceLevel
 from glipv2_mini.modeling.evidence_rpn import (
     EvidenceRPN,
@@ -141,7 +141,7 @@ def test_logits_are_the_region_word_scores_with_those_of_the_descriptions(model:
     color_probs = torch.cat([x.color_probs.flatten(2) for x in parts(phrase)], dim=2)
     scores = region_word_logits(head, phrase)
     described = head.description(
-        scores, boxes, color_probs.transpose(1, 2), describe(phrase.tokens)
+        scores, boxes, color_probs.transpose(1, 2), Descriptions.split(describe(phrase.tokens))
     )
     for ours, plain_scores, expected in zip(
         logits_of(head, phrase), scores, described, strict=True
