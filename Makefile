@@ -2,8 +2,8 @@
 # make test   set up, then run all tests
 # make check  lint, types, layers, spelling, size of the repository
 # make product  the wheel and the commands of the Dockerfile in new environments, the web service
-#           under load, the web page in a browser, labelling on Ray, the notebooks and the
-#           documentation site
+#           under load, the web page in a browser, labelling on Ray, exported graphs, the notebooks
+#           and the documentation site
 # make docs     build the documentation site (output/site/)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
@@ -33,7 +33,7 @@ DOCS_REQUIREMENTS := requirements/docs.txt
 NOT_INSTALLED := $(patsubst %,requirements/%.txt,app docs heic mlflow ray wandb)
 REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(NOT_INSTALLED),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test docs product wheel-check serve-check docker-check app-check ray-check notebook-check benchmark format check lint types layers spelling size
+.PHONY: setup demo test docs product wheel-check serve-check docker-check app-check ray-check export-check notebook-check benchmark format check lint types layers spelling size
 
 setup: $(READY)
 
@@ -44,7 +44,7 @@ demo: $(DEMO_READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-product: wheel-check serve-check docker-check app-check ray-check notebook-check docs
+product: wheel-check serve-check docker-check app-check ray-check export-check notebook-check docs
 
 wheel-check: $(READY)
 	$(BIN)/python tests/product/wheel_check.py
@@ -55,6 +55,9 @@ serve-check: $(READY)
 # The commands of the Dockerfile in a new environment, without Docker.
 docker-check: $(READY)
 	$(BIN)/python tests/product/docker_check.py
+
+export-check: $(READY)
+	$(BIN)/python tests/product/export_check.py
 
 # The variables silence notices of the theme and a plugin about other packages.
 docs: $(DOCS_READY)

@@ -13,6 +13,7 @@ EXTRAS = (
     "captions",
     "dev",
     "docs",
+    "export",
     "fast-eval",
     "heic",
     "lora",

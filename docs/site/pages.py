@@ -31,7 +31,7 @@ DOCUMENTS = {
 # Already in docs/.
 OWN_PAGES = {
     f"docs/{name}": name
-    for name in ("detectron2.md", "glip_reference.md", "performance.md", "ray.md")
+    for name in ("detectron2.md", "export.md", "glip_reference.md", "performance.md", "ray.md")
 }
 IMAGES = {"docs/photos.jpg": "photos.jpg"}
 
