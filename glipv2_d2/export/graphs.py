@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
 from glipv2_d2.modeling.language.bert import BertLanguageBackbone
 from glipv2_d2.modeling.postprocess import ChunkDetections, image_results
 from glipv2_d2.modeling.queries import iterate_chunks
@@ -30,14 +31,24 @@ class TextGraph(nn.Module):
         return self.language_backbone.encode(input_ids, mask > 0)
 
 
+def outputs_of(head: GroundingRPN, predictions: DensePredictions) -> tuple[Tensor, ...]:
+    """Boxes (A, 4), region-word logits (A, T) and centerness logits (A,) of the first image."""
+    deltas = torch.cat(predictions.box_deltas_per_level, dim=1)[0]
+    return (
+        head.box_coder.decode(deltas, torch.cat(predictions.anchors_per_level)),
+        torch.cat(predictions.token_logits_per_level, dim=1)[0],
+        torch.cat(predictions.centerness_per_level, dim=1)[0],
+    )
+
+
 class DetectorGraph(nn.Module):
     """An image and the features of a prompt -> boxes and region-word logits of all locations."""
 
-    def __init__(self, model: GLIPv2) -> None:
+    def __init__(self, model: GLIPv2, head: GroundingRPN) -> None:
         super().__init__()
         self.backbone = model.backbone
         self.fused_head = model.fused_head
-        self.proposal_generator = model.proposal_generator
+        self.proposal_generator = head
 
     def forward(self, image: Tensor, text: Tensor, *descriptions: Tensor) -> tuple[Tensor, ...]:
         """
@@ -53,12 +64,7 @@ class DetectorGraph(nn.Module):
             region-word logits; and (A,) centerness logits.
         """
         predictions = self._predict(image, text, *descriptions)
-        boxes = self.proposal_generator.box_coder.decode(
-            torch.cat(predictions.box_deltas_per_level, dim=1),
-            torch.cat(predictions.anchors_per_level),
-        )
-        logits = torch.cat(predictions.token_logits_per_level, dim=1)
-        return boxes[0], logits[0], torch.cat(predictions.centerness_per_level, dim=1)[0]
+        return outputs_of(self.proposal_generator, predictions)
 
     def level_sizes(self, *inputs: Tensor) -> list[int]:
         """The locations of each level."""

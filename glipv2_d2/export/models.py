@@ -74,8 +74,12 @@ def exportable_model(predictor: Predictor) -> GLIPv2:
     return model
 
 
-def check_onnx_parts(model: GLIPv2) -> None:
-    """Raise a ValueError if a part of the model cannot be a graph with the words as an input."""
+def onnx_parts(model: GLIPv2) -> tuple[GroundingRPN, BertLanguageBackbone]:
+    """The head and the text encoder of a model that can be graphs with the words as an input.
+
+    Raises:
+        ValueError: the model cannot.
+    """
     head, encoder = model.proposal_generator, model.language_backbone
     if not isinstance(head, GroundingRPN):
         raise ValueError(
@@ -98,6 +102,7 @@ def check_onnx_parts(model: GLIPv2) -> None:
             f"MODEL.PROMPT.SEPARATOR is {prompts.separator!r}: a separator with words has no "
             "export to ONNX"
         )
+    return head, encoder
 
 
 def parts_left_out(model: GLIPv2) -> list[str]:

@@ -40,6 +40,14 @@ VERSION = 1
 THRESHOLD = 0.3
 # Of the sides: a longer photo is a strip.
 STRIP_RATIO = 10
+# Of export.json.
+KEYS = {
+    "image": "height width channels mean std resize min_size max_size",
+    "text": "unit embeds_core_phrases num_descriptions phrase_parser separator max_tokens "
+    "max_classes special_ids all_special_ids unk_id",
+    "detection": "levels score_thresh pre_nms_topk nms_thresh detections_per_prompt "
+    "detections_per_image aggregation",
+}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
@@ -445,6 +453,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         kind, version = settings["format"], settings["version"]
+        if (kind, version) == ("onnx", VERSION):
+            for section, keys in KEYS.items():
+                for key in keys.split():
+                    settings[section][key]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is damaged: export the model again") from error
     if (kind, version) != ("onnx", VERSION):

@@ -29,7 +29,7 @@ from PIL import Image
 from skimage import data
 
 from glipv2_d2 import Predictor
-from glipv2_d2.export.graphs import FixedNamesDetector
+from glipv2_d2.export.graphs import FixedNamesDetector, outputs_of
 from glipv2_d2.export.runtime import Detector
 from glipv2_mini.text import phrases
 
@@ -159,12 +159,9 @@ def check_glip(folder: Path, turns: int) -> None:
     def run_model() -> tuple[np.ndarray, np.ndarray]:
         queries = model.query_builder.localized_queries([x], [{}])
         fused = model.fuse_queries(model.encode_images([x]), queries)
-        found = model.proposal_generator.predict(fused)
-        deltas, anchors = found.box_deltas_per_level, found.anchors_per_level
-        boxes = model.proposal_generator.box_coder.decode(
-            torch.cat(deltas, 1)[0], torch.cat(anchors)
-        )
-        return boxes.numpy(), torch.cat(found.token_logits_per_level, 1)[0].numpy()
+        head = model.proposal_generator
+        boxes, logits, _ = outputs_of(head, head.predict(fused))
+        return boxes.numpy(), logits.numpy()
 
     boxes, logits = run_model()
     found_boxes, found_logits, _ = detector.run(pixels, prompt)
