@@ -58,7 +58,11 @@ ModelResult = Prediction | Answer | Caption
 
 
 class BatchRunner:
-    """Runs batches of requests; those of one kind share a forward pass, whatever their prompts."""
+    """Runs batches of requests; those of one kind share a forward pass, whatever their prompts.
+
+    Only images of one size share a pass: padding to a common size can change results, which must
+    not depend on what others request.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -71,11 +75,13 @@ class BatchRunner:
 
     def __call__(self, requests: Sequence[ModelRequest]) -> list[ModelResult | Exception]:
         """The results in the order of the requests; for a request that fails, its exception."""
+        groups: dict[tuple[type, tuple[int, ...]], list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault((type(request), request.image.shape), []).append(i)
         results: dict[int, ModelResult | Exception] = {}
-        for kind, run in self._run_kind.items():
-            indices = [i for i, request in enumerate(requests) if isinstance(request, kind)]
-            of_kind = [requests[i] for i in indices]
-            results |= zip(indices, _run_each(run, of_kind), strict=True)
+        for (kind, _), indices in groups.items():
+            group = [requests[i] for i in indices]
+            results |= zip(indices, _run_each(self._run_kind[kind], group), strict=True)
         return [results[i] for i in range(len(requests))]
 
     def _detect(self, requests: Sequence[DetectRequest]) -> list[Prediction]:
