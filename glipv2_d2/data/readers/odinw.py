@@ -27,6 +27,12 @@ CLASSES_OF_13 = {
 
 FEW_SHOTS = (1, 3, 5, 10)
 FEW_SHOT_SEEDS = (3, 30, 300)
+"""The shots and seeds of the published splits."""
+
+FEW_SHOT_SPLITS = ("train", "val", "minival")
+
+PROMPTED_BENCHMARK = "odinw_35"
+"""The one whose configs have prompts."""
 
 
 @functools.cache
@@ -55,6 +61,24 @@ def benchmark_names(benchmark: str) -> list[str]:
     return names
 
 
+def split_name(key: str, split: str, benchmark: str) -> str:
+    """The registered name of a split with the class names and the prompt of a benchmark's config.
+
+    >>> split_name("CottontailRabbits", "test", "odinw_13")
+    'odinw_13_CottontailRabbits_test'
+    >>> split_name("pothole", "train_3_30", "odinw_35")
+    'odinw_pothole_train_3_30_prompted'
+    """
+    is_prompted = benchmark == PROMPTED_BENCHMARK and "prompt" in odinw_datasets()[key]
+    suffix = "_prompted" if is_prompted else ""
+    return f"{_prefix(key, benchmark)}_{key}_{split}{suffix}"
+
+
+def few_shot_file(split: str, shots: int, seed: int) -> str:
+    """The published annotation file of a few-shot split, in the folder of the split's own."""
+    return f"fewshot_{split}_shot{shots}_seed{seed}.json"
+
+
 def _prefix(key: str, benchmark: str) -> str:
     return "odinw_13" if benchmark == "odinw_13" and key in CLASSES_OF_13 else "odinw"
 
@@ -63,9 +87,9 @@ def register_odinw(root: str) -> None:
     """Register every dataset below ``root``/odinw.
 
     Names are ``odinw_<set>_<split>`` with the splits ``train``, ``val``, ``test``, for some
-    ``minival``, and ``train_<shots>_<seed>``. If GLIP has a prompt for the dataset,
-    ``<split>_prompted`` uses it. ``odinw_13_<set>_<split>`` are the two datasets whose classes have
-    other names in the benchmark of 13.
+    ``minival``, and of each but ``test`` the few-shot splits, such as ``train_<shots>_<seed>``. If
+    GLIP has a prompt for the dataset, ``<split>_prompted`` uses it. ``odinw_13_<set>_<split>`` are
+    the two datasets whose classes have other names in the benchmark of 13.
     """
     directory = os.path.join(root, "odinw")
     for key, entry in odinw_datasets().items():
@@ -85,10 +109,13 @@ def register_odinw(root: str) -> None:
 
 
 def _annotation_files(splits: dict[str, str]) -> dict[str, str]:
-    """The annotation file of every split; few-shot splits are beside ``train``."""
-    folder = os.path.dirname(splits["train"])
+    """The annotation file of every split; a few-shot split is in the folder of its split."""
     few = {
-        f"train_{shots}_{seed}": f"{folder}/fewshot_train_shot{shots}_seed{seed}.json"
+        f"{split}_{shots}_{seed}": os.path.join(
+            os.path.dirname(splits[split]), few_shot_file(split, shots, seed)
+        )
+        for split in FEW_SHOT_SPLITS
+        if split in splits
         for shots in FEW_SHOTS
         for seed in FEW_SHOT_SEEDS
     }

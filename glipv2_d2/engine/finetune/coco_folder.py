@@ -18,6 +18,12 @@ logger = logging.getLogger(__name__)
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 
+ODINW_FILE = "annotations_without_background.json"
+"""Of the ODinW release, beside Roboflow's file and those of few-shot splits."""
+
+FEW_SHOT_PREFIX = "fewshot_"
+"""Of the files of few-shot splits, which are no splits of the folder."""
+
 UNDIVIDED = ("annotations/instances_default.json", "result.json")
 """Files without splits: of CVAT and Label Studio."""
 
@@ -26,6 +32,8 @@ def open_coco_folder(root: Path) -> DatasetFolder:
     """Find and load the splits of a folder.
 
     Supported layouts: ``train/_annotations.coco.json`` beside the images, as exported by Roboflow;
+    ``train/annotations_without_background.json`` or ``train_annotations_without_background.json``,
+    as in the ODinW release, beside files of few-shot splits that are not read;
     ``annotations/instances_train2017.json``, ``annotations/train.json`` or ``train.json``, with
     images in ``images/train``, ``train`` or ``images``, as COCO and CVAT have them; a single
     ``train/*.json``. ``annotations/instances_default.json`` of CVAT and ``result.json`` of Label
@@ -85,7 +93,9 @@ def searched_files(split: str) -> list[str]:
 def _patterns(split: str) -> Iterator[str]:
     """Possible annotation files of a split, relative to the folder, in order of preference."""
     for name in SPLIT_NAMES[split]:
+        yield f"{name}/{ODINW_FILE}"
         yield f"{name}/{ROBOFLOW_FILE}"
+        yield f"{name}_{ODINW_FILE}"
     for folder in ("annotations/", ""):
         for name in SPLIT_NAMES[split]:
             for stem in (f"instances_{name}", name):
@@ -98,6 +108,8 @@ def _patterns(split: str) -> Iterator[str]:
 def _find(root: Path, split: str) -> Path | None:
     for pattern in _patterns(split):
         files = sorted(root.glob(pattern))
+        if len(files) > 1:
+            files = [file for file in files if not file.name.startswith(FEW_SHOT_PREFIX)]
         if len(files) > 1:
             raise ValueError(
                 f"'{root / pattern}' matches several files, {[file.name for file in files]}: keep "

@@ -15,6 +15,7 @@ from glipv2_d2.data.readers.odinw import (
     benchmark_names,
     odinw_datasets,
     register_split,
+    split_name,
 )
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.evaluation.build import build_evaluator
@@ -49,9 +50,35 @@ def test_class_names_are_valid(key: str) -> None:
     assert check_names(SETS[key]["classes"])
 
 
-def test_few_shot_files_are_beside_the_training_file() -> None:
-    [path] = MetadataCatalog.get("odinw_pothole_train_3_30").source_files
-    assert path.endswith("odinw/pothole/train/fewshot_train_shot3_seed30.json")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("pothole_train_3_30", "pothole/train/fewshot_train_shot3_seed30.json"),
+        ("pothole_val_10_300", "pothole/valid/fewshot_val_shot10_seed300.json"),
+        # As in configs/odinw_13 of microsoft/GLIP.
+        ("EgoHands_generic_val_1_3", "EgoHands/generic/valid/fewshot_val_shot1_seed3.json"),
+        (
+            "EgoHands_generic_minival_1_3",
+            "EgoHands/generic/mini_val/fewshot_minival_shot1_seed3.json",
+        ),
+        ("pistols_export_val_5_3", "pistols/export/fewshot_val_shot5_seed3.json"),
+    ],
+)
+def test_few_shot_files_are_in_the_folder_of_their_split(name: str, file: str) -> None:
+    [path] = MetadataCatalog.get(f"odinw_{name}").source_files
+    assert path.endswith(f"/odinw/{file}") or path == f"datasets/odinw/{file}"
+
+
+@pytest.mark.parametrize("benchmark", ["odinw_13", "odinw_35"])
+def test_every_split_of_a_benchmark_is_registered(benchmark: str) -> None:
+    names = {
+        split_name(key, split, benchmark)
+        for key, entry in SETS.items()
+        if benchmark in entry["benchmarks"]
+        for split in ("train_10_3", f"{entry['evaluated_on']}_1_300", "train", "test")
+    }
+    assert names <= set(DatasetCatalog.list())
+    assert ("odinw_pothole_test_prompted" in names) == (benchmark == "odinw_35")
 
 
 def test_glip_prompt_is_a_separate_dataset() -> None:

@@ -35,6 +35,8 @@ def write_split(annotations: Path, images: Path, categories: list[dict[str, Any]
         ("annotations/instances_{val}.json", "images"),
         ("{val}.json", "{val}"),
         ("{valid}/labels.json", "{valid}/images"),
+        ("{valid}/annotations_without_background.json", "{valid}"),  # ODinW
+        ("{val}_annotations_without_background.json", "."),
     ],
 )
 def test_splits_of_each_supported_layout_are_found(
@@ -47,6 +49,18 @@ def test_splits_of_each_supported_layout_are_found(
     assert folder.valid.annotations == tmp_path / annotations.format(**names)
     assert folder.valid.images == tmp_path / images.format(**names)
     assert folder.test is None
+
+
+@pytest.mark.parametrize("own", ["annotations_without_background.json", "labels.json"])
+def test_files_of_few_shot_splits_are_not_taken_for_the_split(tmp_path: Path, own: str) -> None:
+    for split in ("train", "valid"):
+        for name in (own, "fewshot_train_shot1_seed3.json", "fewshot_train_shot1_seed30.json"):
+            write_split(tmp_path / split / name, tmp_path / split)
+    write_split(tmp_path / "train/_annotations.coco.json", tmp_path / "train")
+    folder = open_coco_folder(tmp_path)
+    expected = "_annotations.coco.json" if own == "labels.json" else own
+    assert folder.train.annotations.name == expected
+    assert folder.valid.annotations.name == own
 
 
 def roboflow(root: Path, **categories: list[dict[str, Any]]) -> Path:
