@@ -28,7 +28,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -39,6 +39,8 @@ Advance = Callable[[int], Any]
 """Called with the number of items that were done since the last call."""
 
 no_progress = functools.partial(tqdm, disable=True)
+
+Item = TypeVar("Item")
 
 SETTINGS_FILE = "settings.json"
 MANIFEST_FILE = "manifest.json"
@@ -77,7 +79,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """Every ``count``-th shard, from the shard ``number`` (from 1): the part of one machine."""
+    """Every ``count``-th item, from the item ``number`` (from 1): the part of one machine."""
 
     number: int = 1
     count: int = 1
@@ -96,8 +98,8 @@ class Part:
             raise ValueError(f"{text!r} is not a part such as 2/8, the second of eight")
         return Part(int(match[1]), int(match[2]))
 
-    def of(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        return shards[self.number - 1 :: self.count]
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        return items[self.number - 1 :: self.count]
 
     @property
     def is_whole(self) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,13 @@ from detectron2.utils import comm
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.engine.finetune.dataset_folder import open_dataset_folder
-from glipv2_d2.engine.finetune.few_shot import COPIES, few_shot_subset
+from glipv2_d2.engine.finetune.few_shot import few_shot_subset
 from glipv2_d2.engine.finetune.finetune_trainer import MAX_LIMITED_ITERATIONS
 from glipv2_d2.engine.finetune.job import FinetuneJob
-from glipv2_d2.engine.finetune.recipes import (
-    FITTED_SCHEDULE,
-    MAX_EPOCHS,
-    model_recipe,
-    recipe,
-)
+from glipv2_d2.engine.finetune.recipes import FITTED_SCHEDULE, model_recipe
 from glipv2_d2.engine.finetune.splits import DatasetFolder
 from glipv2_d2.engine.finetune.time_plan import MAX_EVALUATIONS
+from glipv2_d2.engine.finetune.training_config import flatten, training_config, until_no_gain
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.model_zoo import ModelFiles
@@ -97,7 +93,7 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
         "MODEL.WEIGHTS": str(arguments.files.weights),
         "DATASETS.CUSTOM": custom,
     }
-    base_cfg = load_config(config, [*_flatten(architecture), *opts, *_flatten(fixed)])
+    base_cfg = load_config(config, [*flatten(architecture), *opts, *flatten(fixed)])
     fixed |= {
         "DATASETS.TRAIN": (f"{name}_train",),
         "DATASETS.TRAIN_REPEAT_FACTOR": [],
@@ -106,15 +102,17 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
         "SEED": arguments.seed,
         "WRITERS": list(arguments.writers),
     }
-    training = recipe(arguments.policy, few_shot=bool(arguments.shots)) | of_model
-    # Every prompt has all class names, as at inference.
-    training["DATALOADER.PROMPT.MAX_NEGATIVES"] = len(folder.train.class_names)
-    if arguments.batch is not None:
-        training["SOLVER.IMS_PER_BATCH"] = arguments.batch
-    cfg = load_config(config, [*_flatten(training), *opts])
-    images_per_epoch = num_images * COPIES.get(arguments.shots or 0, 1)
-    training |= _schedule(arguments, images_per_epoch / cfg.SOLVER.IMS_PER_BATCH)
-    cfg = load_config(config, [*_flatten(training), *opts, *_flatten(fixed)])
+    cfg = training_config(
+        config,
+        opts,
+        policy=arguments.policy,
+        shots=arguments.shots,
+        num_images=num_images,
+        num_classes=len(folder.train.class_names),
+        schedule=functools.partial(_schedule, arguments),
+        fixed=fixed,
+        batch=arguments.batch,
+    )
     register_custom(custom)
     base_sets = base_cfg.DATASETS.TEST if arguments.base_sets is None else arguments.base_sets
     available = [dataset for dataset in base_sets if _is_available(dataset)]
@@ -199,20 +197,14 @@ def _schedule(arguments: FinetuneArguments, iterations_per_epoch: float) -> dict
         count = min(max(1, math.ceil(arguments.epochs)), MAX_EVALUATIONS)
         period = math.ceil(max_iter / count)
     else:
-        period = math.ceil(iterations_per_epoch)
-        max_iter = MAX_EPOCHS * period
-    is_fitted = arguments.minutes is not None or arguments.epochs is not None
+        return until_no_gain(iterations_per_epoch)
     return {
         "SOLVER.MAX_ITER": max_iter,
         "SOLVER.STEPS": (),
         "SOLVER.CHECKPOINT_PERIOD": period,
         "TEST.EVAL_PERIOD": period,
-        **(FITTED_SCHEDULE if is_fitted else {}),
+        **FITTED_SCHEDULE,
     }
-
-
-def _flatten(values: Mapping[str, Any]) -> list[Any]:
-    return list(chain.from_iterable(values.items()))
 
 
 def _is_available(dataset: str) -> bool:
