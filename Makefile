@@ -129,8 +129,9 @@ $(READY): $(DEMO_READY) $(REQUIREMENTS)
 
 $(APP_READY): $(READY) $(APP_REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(APP)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	    > $$($(APP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	site=$$($(APP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	    $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/base.pth; \
+	    printf '%s\n' "$(CURDIR)" "$(CURDIR)/projects/GLIPv2Mini" >> $$site/base.pth
 	$(APP)/bin/python -m pip install --quiet \
 	    $(addprefix --requirement ,$(APP_REQUIREMENTS)) 'selenium>=4.30' nbclient ipykernel
 	@touch $@
