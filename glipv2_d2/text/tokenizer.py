@@ -1,23 +1,35 @@
-"""Prompts -> :class:`~glipv2_d2.structures.TokenBatch`, with a fast tokenizer of transformers."""
+"""Prompts -> :class:`~glipv2_d2.structures.TokenBatch`, with a fast tokenizer of transformers.
+
+The tokens at the ends of a text, [CLS] and [SEP] of BERT, are <|startoftext|> and <|endoftext|> of
+CLIP.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from glipv2_d2.messages import quote
 from glipv2_d2.structures import Prompt, TokenBatch
+from glipv2_d2.text.clip_vocabulary import (
+    VOCABULARY_FILE,
+    is_clip_tokenizer,
+    read_clip_tokenizer,
+    with_mask_token,
+)
 from glipv2_d2.text.limits import check_unicode
 from glipv2_d2.text.model_files import resolve_model
 from glipv2_d2.text.token_maps import positive_map
 
 _NO_TOKENIZER = (
-    "no tokenizer at {!r}: pass a directory with config.json and vocab.txt (or tokenizer.json), "
-    "'package:NAME', or a model name on the hub (which needs network access)"
+    "no tokenizer at {!r}: pass a directory with config.json and vocab.txt (or tokenizer.json), or "
+    f"with CLIP's {VOCABULARY_FILE}, 'package:NAME', or a model name on the hub (which needs "
+    "network access)"
 )
 
 
@@ -158,7 +170,8 @@ class Tokenizer:
         return self._tokenize(texts, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The string of token ids, without special tokens. BERT's is in lower case.
+        """The string of token ids, without special tokens. Those of BERT and CLIP are in lower
+        case.
 
         >>> Tokenizer().decode([101, 1037, 4937, 1012, 102])
         'a cat.'
@@ -204,8 +217,12 @@ class Tokenizer:
 
 
 def _load(model: str) -> PreTrainedTokenizerBase:
+    source = resolve_model(model)
+    vocabulary = Path(source) / VOCABULARY_FILE
+    if vocabulary.is_file():
+        return read_clip_tokenizer(vocabulary)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise ValueError(_NO_TOKENIZER.format(model)) from error
     # Without a vocabulary transformers builds a tokenizer of special tokens only.
@@ -216,4 +233,6 @@ def _load(model: str) -> PreTrainedTokenizerBase:
             f"the tokenizer of {model!r} has no character offsets: choose a model with a fast "
             "tokenizer (tokenizer.json)"
         )
+    if is_clip_tokenizer(tokenizer):
+        return with_mask_token(tokenizer, source=model)
     return tokenizer

@@ -295,6 +295,16 @@ def test_the_error_names_the_three_ways_and_their_remedies(mirror, tmp_path):
         assert remedy in str(error.value)
 
 
+def test_files_that_the_hub_lacks_are_not_looked_for_there(mirror, in_hub_cache, in_index):
+    in_hub_cache()
+    mirror = replace(mirror, hub_name="")
+    with pytest.raises(ValueError, match="'stand-in-encoder' was not found.* 2 ways") as error:
+        find_model(mirror)
+    assert "hf download" not in str(error.value)
+    directory = in_index()
+    assert find_model(mirror) == directory
+
+
 def test_a_cache_that_cannot_be_written_is_named(mirror, in_index, tmp_path):
     in_index()
     (tmp_path / "cache").write_text("a file")

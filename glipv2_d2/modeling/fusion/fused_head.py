@@ -22,7 +22,7 @@ from glipv2_d2.modeling.fusion.bi_attention import BiAttention
 from glipv2_d2.modeling.fusion.build import FUSED_HEAD_REGISTRY
 from glipv2_d2.modeling.fusion.dynamic_conv import DynamicConv
 from glipv2_d2.modeling.fusion.fusion_layer import BiAttentionFusion, unflatten_levels
-from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
+from glipv2_d2.modeling.fusion.language_layer import ClipLanguageLayer, LanguageLayer
 from glipv2_d2.modeling.generation.kv_cache import KVCache
 from glipv2_d2.structures import ImageFeatures, TextFeatures
 
@@ -151,6 +151,7 @@ class FusedDynamicHead(BlockHead, Configurable):
         language_ffn_dim: int,
         language_dropout: float,
         attention_class: type[BiAttention] = BiAttention,
+        language_layer_class: type[LanguageLayer] = LanguageLayer,
         activation_checkpointing: bool = False,
         score_fused_text: bool = True,
     ) -> None:
@@ -162,6 +163,7 @@ class FusedDynamicHead(BlockHead, Configurable):
             fusion_dim, fusion_heads, fusion_dropout: of the bi-directional attention.
             language_heads, language_ffn_dim, language_dropout: of the language layers.
             attention_class: the bi-directional attention.
+            language_layer_class: the language layers.
             activation_checkpointing: recompute each block in the backward pass.
             score_fused_text: see :class:`FusedHead`.
 
@@ -190,7 +192,7 @@ class FusedDynamicHead(BlockHead, Configurable):
                     ),
                     layer_scale=1 / num_blocks,
                 ),
-                language_layer=LanguageLayer(
+                language_layer=language_layer_class(
                     dim=language_dim,
                     num_heads=language_heads,
                     ffn_dim=language_ffn_dim,
@@ -263,6 +265,18 @@ class FusedDynamicHead(BlockHead, Configurable):
     @property
     def _fused_blocks(self) -> list[FusedBlock]:
         return cast("list[FusedBlock]", list(self.blocks))
+
+
+@FUSED_HEAD_REGISTRY.register()
+class ClipFusedDynamicHead(FusedDynamicHead):
+    """:class:`FusedDynamicHead` with language layers of CLIP, for ``ClipLanguageBackbone``."""
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], language_dim: int
+    ) -> dict[str, Any]:
+        arguments = super().from_config(cfg, input_shape, language_dim)
+        return {**arguments, "language_layer_class": ClipLanguageLayer}
 
 
 @FUSED_HEAD_REGISTRY.register()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glipv2_d2.modeling.fusion.fused_head import FusedDynamicHead
-from glipv2_d2.modeling.fusion.language_layer import LanguageLayer
+from glipv2_d2.modeling.fusion.language_layer import ClipLanguageLayer, LanguageLayer
 from glipv2_d2.structures import ImageFeatures, TextFeatures
 
 TEXT_DIM, VISUAL_DIM = 12, 8
@@ -29,9 +29,9 @@ NUM_IMAGES, NUM_TOKENS = 2, 6
 Pyramid = dict[str, torch.Tensor]
 
 
-def build(kind: type[FusedDynamicHead]) -> FusedDynamicHead:
+def build(language_layer_class: type[LanguageLayer]) -> FusedDynamicHead:
     torch.manual_seed(0)
-    built = kind(**SIZES).eval()
+    built = FusedDynamicHead(**SIZES, language_layer_class=language_layer_class).eval()
     # Offsets are initialised to zero and the scales of the updates to small values.
     for name, parameter in built.named_parameters():
         if "offset" in name or "gamma" in name:
@@ -48,9 +48,9 @@ def random_features(channels: int) -> Pyramid:
     }
 
 
-@pytest.fixture
-def head() -> FusedDynamicHead:
-    return build(FusedDynamicHead)
+@pytest.fixture(params=[LanguageLayer, ClipLanguageLayer])
+def head(request: pytest.FixtureRequest) -> FusedDynamicHead:
+    return build(request.param)
 
 
 @pytest.fixture
