@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -25,15 +26,20 @@ def main() -> None:
             client = NotebookClient(
                 notebook, timeout=TIMEOUT, resources={"metadata": {"path": folder}}
             )
-            client.execute()
-        printed = [
-            output.text
-            for cell in notebook.cells
-            for output in cell.get("outputs", [])
-            if output.output_type == "stream" and output.name == "stdout"
-        ]
-        print(f"{path.name}: {time.monotonic() - start:.0f} s")
-        print("".join(printed))
+            try:
+                client.execute()
+            finally:
+                # Also those before an error.
+                print(f"{path.name}: {time.monotonic() - start:.0f} s")
+                print("".join(outputs(notebook)))
+
+
+def outputs(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """What the cells printed."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                yield output.text
 
 
 if __name__ == "__main__":
