@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Of names that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Figures are files. A notebook's kernel sets a backend that another environment may lack.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         return _run(name, rest)
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,10 @@ def test_every_command_that_runs_a_model_selects_it_by_the_same_arguments(comman
     found = (args.model, args.weights, args.device, args.precision, args.opts)
     assert found == ("glip-t", "w", "cpu", "bf16", ["A", "1"])
     assert parser.parse_args(required).model == "glipv2-mini"
+
+
+def test_commands_draw_without_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another environment, which this one may lack."""
+    monkeypatch.setenv("MPLBACKEND", "module://not_installed.backend")
+    assert cli.main(["convert", "missing.pth", "out.pth"]) == cli.FAILED
+    assert os.environ["MPLBACKEND"] == "agg"
