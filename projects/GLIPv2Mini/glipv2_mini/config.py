@@ -12,6 +12,8 @@ def add_mini_config(cfg: CfgNode) -> None:
     cfg.MODEL.EVIDENCE = CfgNode()
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS = 24
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN = 6
+    # Keep the weights of NanoDet as they are.
+    cfg.MODEL.EVIDENCE.FREEZE_DETECTOR = True
     # Train box deltas, centerness and region-word products; else boxes are the evidence's.
     cfg.MODEL.EVIDENCE.LEARNS_BOXES = True
     # The file of tools/convert_nanodet.py, to train without MODEL.WEIGHTS; "": random weights.

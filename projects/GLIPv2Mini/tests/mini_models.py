@@ -65,9 +65,7 @@ def random_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
     }
     if not cfg.MODEL.EVIDENCE.LEARNS_BOXES:
         return EvidenceScore(**evidence, learns_scale=False)
-    return LearnedEvidenceScore(
-        **evidence, language_dim=language_dim, log_scale=cfg.MODEL.GROUNDING.LOG_SCALE
-    )
+    return LearnedEvidenceScore(**evidence, language_dim=language_dim)
 
 
 def random_class_evidence(num_classes: int, language_dim: int) -> ClassEvidence:

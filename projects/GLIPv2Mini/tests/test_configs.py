@@ -27,9 +27,9 @@ def test_a_config_has_its_command_and_registered_datasets(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_recipe_for_fine_tuning_has_known_keys_and_learns_boxes(path: Path) -> None:
+def test_the_recipe_for_fine_tuning_has_known_keys_and_trains_the_detector(path: Path) -> None:
     tuned = load_config(path, load_config(path).MODEL.TUNING.RECIPE)
-    assert tuned.MODEL.EVIDENCE.LEARNS_BOXES
+    assert tuned.MODEL.EVIDENCE.LEARNS_BOXES and not tuned.MODEL.EVIDENCE.FREEZE_DETECTOR
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

@@ -87,7 +87,10 @@ class EvidenceLevel:
 
 
 class EvidenceBackbone(CheckpointPrefixes, Backbone):
-    """The levels of a frozen NanoDet with the classified cut-outs of its best boxes."""
+    """The levels of NanoDet with the classified cut-outs of its best boxes.
+
+    Only features and distances are differentiable: class probabilities are evidence.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -140,7 +143,6 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         self.classifier.eval()
         return self
 
-    @torch.no_grad()
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"p<k>": (N, 128 + 1096, H / 2^k, W / 2^k)}, see :class:`EvidenceLevel`.
 
@@ -148,15 +150,26 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
             image: as of :class:`~glipv2_mini.modeling.nanodet.NanoDet`.
         """
         levels = self.detector(image)
-        boxes = all_boxes(levels)
         num_locations = [math.prod(map(int, level.shape[-2:])) for level in levels.values()]
+        evidence = self._box_evidence(image, {k: level.detach() for k, level in levels.items()})
+        return {
+            name: torch.cat([level, part.unflatten(2, level.shape[-2:]).to(level)], dim=1)
+            for (name, level), part in zip(
+                levels.items(), evidence.split(num_locations, dim=2), strict=True
+            )
+        }
+
+    @torch.no_grad()
+    def _box_evidence(self, image: Tensor, levels: dict[str, Tensor]) -> Tensor:
+        """(N, 11 + 1 + 1000, locations of all levels): colours, and the classified cut-outs."""
+        boxes = all_boxes(levels)
         pixels = self.rgb(image)
         colors = colors_of_boxes(pixels, boxes).transpose(1, 2)
+        count = self.num_cutouts_train if self.training else self.num_cutouts
         # Whether a location is cut out, and its logits.
         classified = colors.new_zeros(
-            len(image), 1 + NUM_IMAGENET_CLASSES, sum(num_locations), dtype=torch.float32
+            len(image), 1 + NUM_IMAGENET_CLASSES, boxes.shape[1], dtype=torch.float32
         )
-        count = self.num_cutouts_train if self.training else self.num_cutouts
         if count > 0:
             cutouts, locations = best_boxes(levels, boxes, count, image.shape[-2:])
             logits = F.pad(self.classify(pixels, cutouts), (1, 0), value=1.0)
@@ -167,13 +180,7 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
                     for own, rows, index in zip(classified, rows_per_image, locations, strict=True)
                 ]
             )
-        evidence = torch.cat([colors.to(classified), classified], dim=1)
-        return {
-            name: torch.cat([level, part.unflatten(2, level.shape[-2:]).to(level)], dim=1)
-            for (name, level), part in zip(
-                levels.items(), evidence.split(num_locations, dim=2), strict=True
-            )
-        }
+        return torch.cat([colors.to(classified), classified], dim=1)
 
     def rgb(self, image: Tensor) -> Tensor:
         """Normalised B, G, R -> R, G, B in 0..255."""

@@ -164,7 +164,6 @@ def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
         detector_evidence=detector_evidence,
         classifier_evidence=classifier_evidence,
         language_dim=language_dim,
-        log_scale=cfg.MODEL.GROUNDING.LOG_SCALE,
     )
 
 

@@ -14,7 +14,7 @@ from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.heads.base import RegionWordScore
-from glipv2_d2.modeling.heads.region_word_score import CosineScore
+from glipv2_d2.modeling.heads.region_word_score import ResidualScore
 from glipv2_d2.structures import TextFeatures
 from glipv2_mini.modeling.evidence_backbone import (
     FEATURE_CHANNELS,
@@ -112,12 +112,12 @@ class EvidenceScore(RegionWordScore):
 class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     """An :class:`EvidenceScore` plus learned region-word products.
 
-    Two learned cosines are added, of the fused map and of the cut-out's class logits. Their weights
-    start at zero, so that an untrained score is the evidence.
+    Dot products of the words with the fused map and with the cut-out's class logits are added.
+    Their projections start at zero, so that an untrained score is the evidence.
     """
 
     # A file without the products has their initial weights of zero.
-    checkpoint_optional = ("feature_score.", "feature_weight", "cutout_score.", "cutout_weight")
+    checkpoint_optional = ("feature_score.", "cutout_score.")
 
     def __init__(
         self,
@@ -125,37 +125,23 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         detector_evidence: ClassEvidence,
         classifier_evidence: ClassEvidence,
         language_dim: int,
-        log_scale: float = 0.0,
     ) -> None:
         """
         Args:
             detector_evidence, classifier_evidence: as of :class:`EvidenceScore`.
             language_dim: D.
-            log_scale: initial logarithm of the temperature of the cosines.
         """
         super().__init__(
             detector_evidence=detector_evidence, classifier_evidence=classifier_evidence
         )
-        # The prior is the evidence's: no bias of their own.
-        self.feature_score = CosineScore(
-            visual_dim=FEATURE_CHANNELS,
-            language_dim=language_dim,
-            prior_prob=0.5,
-            log_scale=log_scale,
+        self.feature_score = ResidualScore(visual_dim=FEATURE_CHANNELS, language_dim=language_dim)
+        self.cutout_score = ResidualScore(
+            visual_dim=NUM_IMAGENET_CLASSES, language_dim=language_dim
         )
-        self.feature_weight = nn.Parameter(torch.zeros(1))
-        self.cutout_score = CosineScore(
-            visual_dim=NUM_IMAGENET_CLASSES,
-            language_dim=language_dim,
-            prior_prob=0.5,
-            log_scale=log_scale,
-        )
-        self.cutout_weight = nn.Parameter(torch.zeros(1))
 
     def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         (product,) = self.feature_score([regions.features], text)
-        logits = super()._score(regions, text) + self.feature_weight * product
-        return logits + self._cutout_products(regions, text)
+        return super()._score(regions, text) + product + self._cutout_products(regions, text)
 
     def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T), zeros where no box was cut out."""
@@ -167,8 +153,8 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         order = regions.is_cut_out[..., 0].argsort(dim=1, descending=True, stable=True)[:, :width]
         chosen = order[..., None]
         logits = regions.class_logits.gather(1, chosen.expand(-1, -1, NUM_IMAGENET_CLASSES))
-        (product,) = self.cutout_score([logits], text)
-        product = self.cutout_weight * product * regions.is_cut_out.gather(1, chosen)
+        (product,) = self.cutout_score([F.normalize(logits, dim=-1)], text)
+        product = product * regions.is_cut_out.gather(1, chosen)
         zeros = product.new_zeros(*regions.is_cut_out.shape[:2], product.shape[-1])
         return zeros.scatter(1, chosen.expand_as(product), product)
 

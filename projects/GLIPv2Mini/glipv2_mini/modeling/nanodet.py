@@ -227,7 +227,7 @@ def build_nanodet_backbone(
     cfg: CfgNode,
     input_shape: ShapeSpec,  # noqa: ARG001 - build_backbone passes it
 ) -> NanoDet:
-    """Build a frozen NanoDet-g; its weights are loaded with ``MODEL.WEIGHTS``.
+    """Build NanoDet-g; its weights are loaded with ``MODEL.WEIGHTS``.
 
     Raises:
         ValueError: the config normalises images in another way than NanoDet-g's training.
@@ -239,4 +239,4 @@ def build_nanodet_backbone(
     ):
         if found != expected:
             raise ValueError(f"{key} is {found!r}, but build_nanodet_backbone needs {expected!r}")
-    return NanoDet()
+    return NanoDet(frozen=cfg.MODEL.EVIDENCE.FREEZE_DETECTOR)

@@ -265,6 +265,15 @@ def test_both_networks_stay_frozen_in_training() -> None:
     assert not any(level.requires_grad for level in model(image).values())
 
 
+def test_a_detector_that_is_not_frozen_trains_by_its_features_and_distances() -> None:
+    backbone = build_backbone(mini_cfg("MODEL.EVIDENCE.FREEZE_DETECTOR", False)).train()
+    levels = [EvidenceLevel.split(x, dim=1) for x in backbone(torch.randn(1, 3, 64, 64)).values()]
+    sum(x.features.square().sum() + x.distances.sum() for x in levels).backward()
+    for name, parameter in backbone.detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    assert not any(p.requires_grad for p in backbone.classifier.parameters())
+
+
 def test_checkpoints_omit_the_classifier_if_its_weights_come_from_a_package() -> None:
     packaged = mini_cfg(
         *("MODEL.TIMM.NAME", "tf_efficientnet_lite0"),

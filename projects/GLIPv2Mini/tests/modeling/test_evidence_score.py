@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from glipv2_d2.layers.checkpoint_prefixes import loss_only_prefixes, optional_prefixes
 from glipv2_d2.modeling.class_evidence import ClassEvidence
-from glipv2_d2.modeling.heads.region_word_score import CosineScore
+from glipv2_d2.modeling.heads.region_word_score import ResidualScore
 from glipv2_d2.structures import TextFeatures
 from glipv2_mini.modeling.evidence_score import LearnedEvidenceScore
 
@@ -34,8 +34,8 @@ def trained_score() -> LearnedEvidenceScore:
     with torch.no_grad():
         for name, value in (("scale", 1.5), ("bias", -0.2)):
             getattr(score, f"evidence_{name}").fill_(value)
-        score.feature_weight.fill_(0.7)
-        score.cutout_weight.fill_(-1.3)
+        for part in (score.feature_score, score.cutout_score):
+            torch.nn.init.normal_(part.projection.weight)
     return score
 
 
@@ -104,11 +104,10 @@ def expected_evidence(score: LearnedEvidenceScore) -> tuple[Tensor, set[int]]:
     return evidence, sources
 
 
-def cosines(score: CosineScore, inputs: Tensor) -> Tensor:
-    """(2, 7, T) of projected regions and words."""
-    regions = score.region_projection(inputs)[:, :, None]
-    words = score.projection(F.normalize(make_text().hidden, dim=-1))[:, None]
-    return torch.cosine_similarity(regions, words, dim=-1) / score.log_scale.exp()
+def products(score: ResidualScore, inputs: Tensor) -> Tensor:
+    """(2, 7, T) of regions and projected words."""
+    words = F.normalize(make_text().hidden, dim=-1) / 2 @ score.projection.weight.T
+    return (inputs[:, :, None] * words[:, None]).sum(dim=-1)
 
 
 def test_untrained_logits_are_those_of_the_evidence() -> None:
@@ -128,8 +127,8 @@ def test_learned_products_are_added_those_of_class_logits_where_cut_out() -> Non
     expected = (
         1.5 * expected_evidence(score)[0].logit()
         - 0.2
-        + 0.7 * cosines(score.feature_score, regions[..., :128])
-        - 1.3 * cosines(score.cutout_score, regions[..., 224:]) * is_cut_out
+        + products(score.feature_score, regions[..., :128])
+        + products(score.cutout_score, F.normalize(regions[..., 224:], dim=-1)) * is_cut_out
     )
     logits = torch.cat(score(make_regions(), make_text()), dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
@@ -166,7 +165,8 @@ def test_every_parameter_receives_a_gradient(make, has_cut_outs: bool) -> None:
 def test_weights_of_zero_receive_gradients_other_than_zero() -> None:
     score = make_score()
     torch.cat(score(make_regions(), make_text()), dim=1).square().sum().backward()
-    assert score.feature_weight.grad.any() and score.cutout_weight.grad.any()
+    for part in (score.feature_score, score.cutout_score):
+        assert part.projection.weight.grad.any()
 
 
 def test_evidence_receives_no_gradient_and_features_do() -> None:
@@ -189,4 +189,4 @@ def test_learned_products_are_saved_with_inference_weights_and_may_be_missing() 
     score = trained_score()
     assert loss_only_prefixes(score) == ()
     kept = {name for name in score.state_dict() if name.startswith(optional_prefixes(score))}
-    assert {"feature_weight", "cutout_weight"} < kept
+    assert {f"{part}_score.projection.weight" for part in ("feature", "cutout")} < kept

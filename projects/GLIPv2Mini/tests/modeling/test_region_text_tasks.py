@@ -82,7 +82,7 @@ def test_questions_train_the_region_word_score_if_they_attend_to_regions() -> No
     )
     for model, is_trained in models:
         model.train()([question_input()])["loss_answer"].backward()
-        gradient = model.proposal_generator.region_word.feature_weight.grad
+        gradient = model.proposal_generator.region_word.feature_score.projection.weight.grad
         assert (gradient is not None and bool(gradient.any())) == is_trained
 
 
