@@ -69,7 +69,8 @@ class EvidenceLevel:
         color_probs: (..., 11), of the box, of the colours in
             :data:`~glipv2_mini.modeling.colors.COLOR_NAMES`; they sum to 1.
         is_cut_out: (..., 1), 1 where the box was cut out and classified, else 0.
-        class_logits: (..., 1000), of ImageNet's classes; zeros where ``is_cut_out`` is 0.
+        class_logits: (..., 1000), of ImageNet's classes; zeros where ``is_cut_out`` is 0. (..., 0)
+            of a model without cut-outs.
     """
 
     features: Tensor
@@ -81,9 +82,13 @@ class EvidenceLevel:
 
     @staticmethod
     def split(regions: Tensor, dim: int = -1) -> EvidenceLevel:
-        """The parts of regions (..., 128 + 1096), or of a level with ``dim=1``, as views."""
-        sizes = (FEATURE_CHANNELS, NUM_CLASSES, 4, NUM_COLORS, 1, NUM_IMAGENET_CLASSES)
-        return EvidenceLevel(*regions.split(sizes, dim=dim))
+        """The parts of regions (..., 128 + 1096), or of a level with ``dim=1``, as views.
+
+        Without cut-outs they have 128 + 96 channels.
+        """
+        sizes = (FEATURE_CHANNELS, NUM_CLASSES, 4, NUM_COLORS, 1)
+        num_logits = regions.shape[dim] - sum(sizes)
+        return EvidenceLevel(*regions.split((*sizes, num_logits), dim=dim))
 
 
 class EvidenceBackbone(CheckpointPrefixes, Backbone):
@@ -146,6 +151,8 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"p<k>": (N, 128 + 1096, H / 2^k, W / 2^k)}, see :class:`EvidenceLevel`.
 
+        Without cut-outs the levels have 128 + 96 channels.
+
         Args:
             image: as of :class:`~glipv2_mini.modeling.nanodet.NanoDet`.
         """
@@ -167,9 +174,8 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         colors = colors_of_boxes(pixels, boxes).transpose(1, 2)
         count = self.num_cutouts_train if self.training else self.num_cutouts
         # Whether a location is cut out, and its logits.
-        classified = colors.new_zeros(
-            len(image), 1 + NUM_IMAGENET_CLASSES, boxes.shape[1], dtype=torch.float32
-        )
+        num_channels = 1 + (NUM_IMAGENET_CLASSES if count > 0 else 0)
+        classified = colors.new_zeros(len(image), num_channels, boxes.shape[1], dtype=torch.float32)
         if count > 0:
             cutouts, locations = best_boxes(levels, boxes, count, image.shape[-2:])
             logits = F.pad(self.classify(pixels, cutouts), (1, 0), value=1.0)

@@ -88,6 +88,8 @@ class EvidenceScore(RegionWordScore):
         evidence = ClassEvidence.best(probs, detector_similarity)
         objectness = probs.amax(dim=-1, keepdim=True)
         evidence = torch.maximum(evidence, UNKNOWN_NAME_WEIGHT * objectness)
+        if regions.class_logits.shape[-1] == 0:
+            return evidence
         weights = CUTOUT_WEIGHT * objectness**OBJECTNESS_POWER
         similarity = self.classifier_evidence.similarity(text.hidden)
         coefficients = F.normalize(full_precision(text.hidden), dim=-1) @ self.regression
@@ -141,7 +143,11 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
 
     def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         (product,) = self.feature_score([regions.features], text)
-        return super()._score(regions, text) + product + self._cutout_products(regions, text)
+        logits = super()._score(regions, text) + product
+        if regions.class_logits.shape[-1] > 0:
+            return logits + self._cutout_products(regions, text)
+        # DDP waits for gradients of all parameters, here 0.
+        return logits + 0 * sum(p.sum() for p in self.cutout_score.parameters())
 
     def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T), zeros where no box was cut out."""
