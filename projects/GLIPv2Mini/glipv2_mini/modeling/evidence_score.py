@@ -5,6 +5,8 @@ N: images. A_i: regions of level i. K: regions with a cut-out. T: tokens. D: wid
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from glipv2_d2.modeling.class_evidence import ClassEvidence, evidence_logits
 from glipv2_d2.modeling.heads.base import RegionWordScore
 from glipv2_d2.modeling.heads.region_word_score import ResidualScore
 from glipv2_d2.structures import TextFeatures
+from glipv2_mini.modeling.colors import NUM_COLORS
 from glipv2_mini.modeling.evidence_backbone import (
     FEATURE_CHANNELS,
     NUM_IMAGENET_CLASSES,
@@ -114,12 +117,16 @@ class EvidenceScore(RegionWordScore):
 class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     """An :class:`EvidenceScore` plus learned region-word products.
 
-    Dot products of the words with the fused map and with the cut-out's class logits are added.
-    Their projections start at zero, so that an untrained score is the evidence.
+    Dot products of the words with the fused map and colours, and with the cut-out's class logits,
+    are added, and a score of the region alone. Sentence embeddings of names have most in common:
+    their mean over the evidence's class names is subtracted, so that the products learn what
+    distinguishes names. All weights start at zero: an untrained score is the evidence.
     """
 
+    text_mean: Tensor
+
     # A file without the products has their initial weights of zero.
-    checkpoint_optional = ("feature_score.", "cutout_score.")
+    checkpoint_optional = ("feature_score.", "cutout_score.", "objectness.")
 
     def __init__(
         self,
@@ -136,16 +143,27 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         super().__init__(
             detector_evidence=detector_evidence, classifier_evidence=classifier_evidence
         )
-        self.feature_score = ResidualScore(visual_dim=FEATURE_CHANNELS, language_dim=language_dim)
+        names = [evidence.class_embeddings for evidence in (detector_evidence, classifier_evidence)]
+        text_mean = F.normalize(torch.cat(names), dim=-1).mean(dim=0)
+        self.register_buffer("text_mean", text_mean, persistent=False)
+        visual_dim = FEATURE_CHANNELS + NUM_COLORS
+        self.feature_score = ResidualScore(visual_dim=visual_dim, language_dim=language_dim)
+        self.objectness = nn.Linear(visual_dim, 1)
+        nn.init.zeros_(self.objectness.weight)
+        nn.init.zeros_(self.objectness.bias)
         self.cutout_score = ResidualScore(
             visual_dim=NUM_IMAGENET_CLASSES, language_dim=language_dim
         )
 
     def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
-        (product,) = self.feature_score([regions.features], text)
-        logits = super()._score(regions, text) + product
+        hidden = F.normalize(full_precision(text.hidden), dim=-1) - self.text_mean
+        centered = replace(text, hidden=hidden.to(text.hidden))
+        colors = regions.color_probs.to(regions.features)
+        visual = torch.cat([regions.features, colors], dim=-1)
+        (product,) = self.feature_score([visual], centered)
+        logits = super()._score(regions, text) + product + self.objectness(visual)
         if regions.class_logits.shape[-1] > 0:
-            return logits + self._cutout_products(regions, text)
+            return logits + self._cutout_products(regions, centered)
         # DDP waits for gradients of all parameters, here 0.
         return logits + 0 * sum(p.sum() for p in self.cutout_score.parameters())
 

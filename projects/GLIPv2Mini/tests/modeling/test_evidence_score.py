@@ -36,6 +36,7 @@ def trained_score() -> LearnedEvidenceScore:
             getattr(score, f"evidence_{name}").fill_(value)
         for part in (score.feature_score, score.cutout_score):
             torch.nn.init.normal_(part.projection.weight)
+        torch.nn.init.normal_(score.objectness.weight)
     return score
 
 
@@ -50,6 +51,7 @@ def make_regions() -> list[Tensor]:
         regions[image, row, 224:] = torch.randn(1000, generator=generator)
         # Confident, as a trained classifier.
         regions[image, row, 224 + CLASS] = 9.0
+    regions[..., 212:223] = torch.rand(2, 7, 11, generator=generator)
     return list(regions.split((4, 3), dim=1))
 
 
@@ -104,9 +106,12 @@ def expected_evidence(score: LearnedEvidenceScore) -> tuple[Tensor, set[int]]:
     return evidence, sources
 
 
-def products(score: ResidualScore, inputs: Tensor) -> Tensor:
-    """(2, 7, T) of regions and projected words."""
-    words = F.normalize(make_text().hidden, dim=-1) / 2 @ score.projection.weight.T
+def products(score: LearnedEvidenceScore, part: ResidualScore, inputs: Tensor) -> Tensor:
+    """(2, 7, T) of regions and projected words, without what all class names have in common."""
+    names = [score.detector_evidence, score.classifier_evidence]
+    mean = torch.cat([F.normalize(x.class_embeddings, dim=-1) for x in names]).mean(dim=0)
+    centered = F.normalize(F.normalize(make_text().hidden, dim=-1) - mean, dim=-1)
+    words = centered / 2 @ part.projection.weight.T
     return (inputs[:, :, None] * words[:, None]).sum(dim=-1)
 
 
@@ -121,14 +126,17 @@ def test_untrained_logits_are_those_of_the_evidence() -> None:
 def test_learned_products_are_added_those_of_class_logits_where_cut_out() -> None:
     score = trained_score()
     regions = torch.cat(make_regions(), dim=1)
+    # Features and colours.
+    visual = torch.cat([regions[..., :128], regions[..., 212:223]], dim=-1)
     is_cut_out = torch.zeros(2, 7, 1)
     for image, row in CUT_OUT:
         is_cut_out[image, row] = 1
     expected = (
         1.5 * expected_evidence(score)[0].logit()
         - 0.2
-        + products(score.feature_score, regions[..., :128])
-        + products(score.cutout_score, F.normalize(regions[..., 224:], dim=-1)) * is_cut_out
+        + products(score, score.feature_score, visual)
+        + (visual * score.objectness.weight).sum(dim=-1, keepdim=True)
+        + products(score, score.cutout_score, F.normalize(regions[..., 224:], dim=-1)) * is_cut_out
     )
     logits = torch.cat(score(make_regions(), make_text()), dim=1)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
@@ -173,8 +181,8 @@ def test_every_parameter_receives_a_gradient(make, num_channels: int) -> None:
 def test_weights_of_zero_receive_gradients_other_than_zero() -> None:
     score = make_score()
     torch.cat(score(make_regions(), make_text()), dim=1).square().sum().backward()
-    for part in (score.feature_score, score.cutout_score):
-        assert part.projection.weight.grad.any()
+    for part in (score.feature_score.projection, score.cutout_score.projection, score.objectness):
+        assert part.weight.grad.any()
 
 
 def test_evidence_receives_no_gradient_and_features_do() -> None:
