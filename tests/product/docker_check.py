@@ -78,7 +78,7 @@ def check_service(command: list[str], folder: Path, environment: dict[str, str])
                 data={"classes": ["cat", "teapot"]},
             )
         response.raise_for_status()
-        labels = [found["label"] for found in response.json()["detections"]]
+        labels = [found["name"] for found in response.json()["detections"]]
         print(f"/predict: {labels}")
         if "cat" not in labels:
             sys.exit("the service does not detect the cat")
