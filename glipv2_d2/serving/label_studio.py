@@ -17,7 +17,7 @@ import httpx
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from glipv2_d2.messages import quote
 from glipv2_d2.prediction import Prediction
@@ -60,10 +60,10 @@ class RectangleTag:
 
 
 class SetupRequest(BaseModel):
-    """The ``schema`` is a labeling config."""
+    """``label_config`` is Label Studio's ``schema``, a name of pydantic's own."""
 
     project: str | int | None = None
-    schema: str = ""  # type: ignore[assignment] # Label Studio's name for it
+    label_config: str = Field("", alias="schema")
     hostname: str = ""
     access_token: str = ""
 
@@ -111,8 +111,8 @@ def label_studio_router(service: Service, label_studio: LabelStudio) -> APIRoute
 
     @router.post("/setup")
     async def setup(request: SetupRequest) -> dict[str, str]:
-        if request.schema:
-            _checked_config(request.schema)
+        if request.label_config:
+            _checked_config(request.label_config)
         return {"model_version": service.model}
 
     @router.post("/webhook", status_code=201)
