@@ -20,6 +20,9 @@ DETERMINISTIC = (
     *("MODEL.FPN.DROP_BLOCK_PROB", 0.0, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
 )
 MASK = 103
+RELATIVE = 1e-5
+# Of the gradient norm of the same layer's key.weight.
+KEY_BIAS_RELATIVE = 1e-7
 
 Step = dict[str, dict[str, Tensor]]
 """"losses" and "gradients" by name."""
@@ -54,9 +57,9 @@ def mask_every_third_word(input_ids: Tensor, is_word: Tensor) -> tuple[Tensor, T
     return input_ids.masked_fill(is_chosen, MASK), is_chosen
 
 
-def train_step(inputs: Sequence[dict[str, Any]]) -> Step:
+def train_step(inputs: Sequence[dict[str, Any]], device: str = "cpu") -> Step:
     """Losses and gradients in float64, averaged over the processes where there are several."""
-    model = tiny_model(*ALL_LOSSES, *DETERMINISTIC).double().train()
+    model = tiny_model(*ALL_LOSSES, *DETERMINISTIC).double().to(device).train()
     model.language_backbone.eval()  # BERT's dropout
     model.loss_heads["masked_language"].masker = mask_every_third_word
     wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
@@ -66,17 +69,42 @@ def train_step(inputs: Sequence[dict[str, Any]]) -> Step:
     if dist.is_initialized():
         for loss in losses.values():
             dist.all_reduce(loss.div_(dist.get_world_size()))
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {"losses": losses, "gradients": gradients}
+    gradients = {name: p.grad.cpu() for name, p in model.named_parameters()}
+    return {"losses": {name: x.cpu() for name, x in losses.items()}, "gradients": gradients}
 
 
-def run_process(rank: int, folder: str) -> None:
-    """Run one of two processes; the first one saves the steps of all batches."""
+def run_process(
+    rank: int, folder: str, backend: str = "gloo", num_processes: int = 2, num_batches: int = 3
+) -> None:
+    """Run one of the processes; the first one saves the steps of the batches.
+
+    Args:
+        backend: "gloo" on the CPU, or "nccl" with a GPU per process.
+    """
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    device = "cpu"
+    if backend == "nccl":
+        device = f"cuda:{rank}"
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_processes
+    )
+    share = 4 // num_processes
     steps = {
-        name: train_step(inputs[2 * rank : 2 * rank + 2]) for name, inputs in batches().items()
+        name: train_step(inputs[share * rank : share * (rank + 1)], device)
+        for name, inputs in list(batches().items())[:num_batches]
     }
     if rank == 0:
         torch.save(steps, Path(folder) / "steps.pth")
     dist.destroy_process_group()
+
+
+def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, gradient in expected.items():
+        difference = (ours[name] - gradient).norm()
+        tolerance = RELATIVE * gradient.norm() + 1e-12
+        if name.endswith(".key.bias"):
+            # 0 by algebra: a softmax is invariant to a shift of all its logits.
+            weight = expected[name.removesuffix("bias") + "weight"]
+            tolerance += KEY_BIAS_RELATIVE * weight.norm()
+        assert difference <= tolerance, name

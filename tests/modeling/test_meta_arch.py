@@ -344,16 +344,6 @@ def test_bfloat16_autocast_gives_finite_results(training: bool) -> None:
         assert all(len(r["instances"]) for r in results)
 
 
-@pytest.mark.gpu
-def test_float16_autocast_gives_finite_losses_on_cuda() -> None:
-    model = tiny_model(*ALL).cuda().train()
-    inputs = [training_input([[5, 5, 50, 60]], [0], classes=NAMES[:k]) for k in (1, 5)]
-    with torch.autocast("cuda", dtype=torch.float16):
-        losses = model(inputs)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-
-
 def test_a_part_is_selected_by_its_name() -> None:
     unfused = tiny_model("MODEL.FUSED_HEAD.NAME", "DynamicHead")
     assert type(unfused.fused_head).__name__ == "DynamicHead"

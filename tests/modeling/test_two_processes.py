@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.multiprocessing
-from helpers.two_processes import Step, batches, run_process, train_step
+from helpers.two_processes import (
+    RELATIVE,
+    Step,
+    assert_same_gradients,
+    batches,
+    run_process,
+    train_step,
+)
 
-RELATIVE = 1e-5
-# Of the gradient norm of the same layer's key.weight.
-KEY_BIAS_RELATIVE = 1e-7
 BATCHES = list(batches())
 
 
@@ -42,12 +46,4 @@ def test_losses_are_equal(
 def test_gradients_are_equal(
     steps: dict[str, Step], shared_steps: dict[str, Step], batch: str
 ) -> None:
-    gradients = steps[batch]["gradients"]
-    for name, gradient in gradients.items():
-        difference = (shared_steps[batch]["gradients"][name] - gradient).norm()
-        tolerance = RELATIVE * gradient.norm() + 1e-12
-        if name.endswith(".key.bias"):
-            # 0 by algebra: a softmax is invariant to a shift of all its logits.
-            weight = gradients[name.removesuffix("bias") + "weight"]
-            tolerance += KEY_BIAS_RELATIVE * weight.norm()
-        assert difference <= tolerance, name
+    assert_same_gradients(shared_steps[batch]["gradients"], steps[batch]["gradients"])
