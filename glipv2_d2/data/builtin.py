@@ -16,6 +16,7 @@ from glipv2_d2.data.readers.coco_captions import register_coco_captions
 from glipv2_d2.data.readers.flickr30k import register_flickr30k_entities
 from glipv2_d2.data.readers.gqa import register_gqa
 from glipv2_d2.data.readers.grounding import register_goldg, register_phrase_boxes
+from glipv2_d2.data.readers.imagenet_boxes import register_imagenet_boxes
 from glipv2_d2.data.readers.lvis import register_lvis
 from glipv2_d2.data.readers.objects365 import register_objects365
 from glipv2_d2.data.readers.odinw import register_odinw
@@ -37,6 +38,7 @@ def register_builtin(root: str) -> None:
     register_lvis(root)
     register_objects365(root)
     register_openimages(root)
+    register_imagenet_boxes(root)
     register_visual_genome(root)
     register_odinw(root)
     register_flickr30k_entities(root)
