@@ -92,6 +92,7 @@ class ClassPromptSampler(Configurable):
         positives: Sequence[int],
         rng: np.random.Generator,
         decorations: Sequence[Decoration] = (),
+        absent: Sequence[int] | None = None,
     ) -> Prompt:
         """Sample the prompt of an image.
 
@@ -99,6 +100,7 @@ class ClassPromptSampler(Configurable):
             names: class names of the dataset, or of the image.
             positives: indices in ``names`` of the classes in the image.
             decorations: custom prompt text per name; if empty, the cleaned names are used.
+            absent: the classes that are known not to be in the image; None: all but the positives.
 
         Returns:
             A prompt whose ``classes`` index ``names``. It contains all positives that fit the
@@ -120,6 +122,7 @@ class ClassPromptSampler(Configurable):
             full_negatives_prob=self.full_negatives_prob,
             shuffle=self.shuffle,
             rng=rng,
+            candidates=absent,
         )
         return class_prompt(
             [names[c] for c in classes],
@@ -281,6 +284,7 @@ class GroundingMapper(Configurable):
                 instances.gt_classes.unique().tolist(),
                 _generator(),
                 self._decorations_of(record),
+                record.get(fields.ABSENT_CLASSES),
             )
         in_prompt = torch.isin(
             instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64)

@@ -21,6 +21,7 @@ def sample_classes(
     full_negatives_prob: float,
     shuffle: bool,
     rng: np.random.Generator,
+    candidates: Sequence[int] | None = None,
 ) -> list[int]:
     """Sample the classes of a prompt, in prompt order (glip_reference.md 16).
 
@@ -33,6 +34,8 @@ def sample_classes(
             discarded.
         full_negatives_prob: probability of drawing ``max_negatives``; otherwise a uniform number.
         shuffle: shuffle the classes; otherwise they keep the dataset's order.
+        candidates: classes that are known to be absent from the image, from which negatives are
+            drawn; None: all classes.
 
     Raises:
         ValueError: no class name fits the budget.
@@ -40,7 +43,8 @@ def sample_classes(
     chosen = _within_budget(rng.permutation(positives).tolist(), costs, budget)
     used_texts = {texts[c] for c in chosen}
     spent = sum(costs[c] for c in chosen)
-    drawn = _draw(len(texts), max_negatives, full_negatives_prob, rng)
+    pool = np.arange(len(texts)) if candidates is None else np.array(candidates, dtype=np.int64)
+    drawn = pool[_draw(len(pool), max_negatives, full_negatives_prob, rng)].tolist()
     present = set(positives)
     negatives = []
     for c in drawn:

@@ -13,6 +13,8 @@ Input dicts are Detectron2's (one per image):
 | ``prompt`` | a :class:`~glipv2_d2.structures.Prompt`, built by our mapper |
 | ``classes`` | list of class names, encoded in one prompt or in several chunks |
 | ``negatives`` | with ``classes``: class names that compete for the boxes but are not returned |
+| ``absent_classes`` | in training records: the classes that are known to be absent, from which |
+|  | the negatives of the prompt are drawn; without it, from all others |
 | ``caption`` | free text; with ``phrases``: per phrase a list of [start, end) character spans |
 | ``phrase_types`` | in records for evaluation: per phrase its entity types |
 | ``question`` | a question to answer; ``question_id`` (int or str) distinguishes the questions of |
@@ -60,6 +62,7 @@ INSTANCES = "instances"
 PROMPT = "prompt"
 CLASSES = "classes"
 NEGATIVES = "negatives"
+ABSENT_CLASSES = "absent_classes"
 CAPTION = "caption"
 PHRASES = "phrases"
 PHRASE_TYPES = "phrase_types"

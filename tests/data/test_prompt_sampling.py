@@ -83,3 +83,15 @@ def test_shuffling_mixes_positives_and_negatives() -> None:
 def test_names_beyond_the_budget_raise() -> None:
     with pytest.raises(ValueError, match="budget of 1 tokens.*max_tokens"):
         sample([0], budget=1)
+
+
+@given(st.sets(st.integers(0, 99), max_size=20), st.integers(0, 2**16))
+def test_negatives_are_drawn_from_the_classes_that_are_known_to_be_absent(
+    absent: set[int], seed: int
+) -> None:
+    classes = sample([3, 5], candidates=sorted(absent), rng=np.random.default_rng(seed))
+    assert {3, 5} <= set(classes) <= {3, 5} | absent
+
+
+def test_all_classes_that_are_known_to_be_absent_may_be_drawn() -> None:
+    assert sorted(sample([3], candidates=[7, 50], full_negatives_prob=1.0)) == [3, 7, 50]

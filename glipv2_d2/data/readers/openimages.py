@@ -1,5 +1,9 @@
 """OpenImages' boxes, versions 4 to 7: CSV files with relative coordinates.
 
+Not every object has a box: people verified some labels of an image only. With the files of these
+labels and the hierarchy of classes, the negatives of a training prompt are the labels that are
+known to be absent (``fields.ABSENT_CLASSES``).
+
 The files have no image sizes. These are read from the image files once and cached in
 ``image_sizes_<split>.csv`` beside the annotations.
 """
@@ -12,8 +16,9 @@ import logging
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,10 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from glipv2_d2.data.faults import Faults
+from glipv2_d2.data.json_files import load_json
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.images import image_size
+from glipv2_d2.structures import fields
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +40,7 @@ UNUSABLE_ROW = "rows had a coordinate that is not a number and were dropped"
 
 # Of the files of version 4 and 5, 6, and 7.
 PREFIXES = ("", "oidv6-", "oidv7-")
+LABEL_COLUMNS = {"ImageID", "LabelName", "Confidence"}
 BOX_COLUMNS = {"ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"}
 # The first field of a header row, which version 7's class descriptions have.
 LABEL_COLUMN = "LabelName"
@@ -49,10 +57,17 @@ def register_openimages(root: str) -> None:
         boxes = _published(directory, f"{split}-annotations-bbox.csv")
         image_root = os.path.join(directory, split)
         name = f"openimages_{split}"
+        labels = _published(directory, f"{split}-annotations-human-imagelabels-boxable.csv")
+        hierarchy = os.path.join(directory, "bbox_labels_600_hierarchy.json")
+        has_labels = os.path.isfile(labels) and os.path.isfile(hierarchy)
+        verified = VerifiedLabels(labels, hierarchy) if has_labels else None
         register(
             name,
-            functools.partial(read_openimages, boxes, descriptions, image_root, name),
-            source_files=(boxes, descriptions, image_root),
+            functools.partial(read_openimages, boxes, descriptions, image_root, name, verified),
+            source_files=(
+                *(boxes, descriptions, image_root),
+                *((labels, hierarchy) if has_labels else ()),
+            ),
             evaluator_type="coco",
         )
 
@@ -63,12 +78,32 @@ def _published(directory: str, name: str) -> str:
     return next(filter(os.path.isfile, paths), paths[0])
 
 
+@dataclass(frozen=True)
+class VerifiedLabels:
+    """Files of labels that people verified.
+
+    Attributes:
+        labels: CSV file with ImageID, LabelName and Confidence: 1 present, 0 absent.
+        hierarchy: JSON tree of LabelName and Subcategory.
+    """
+
+    labels: str
+    hierarchy: str
+
+
 def read_openimages(
-    boxes_file: str, descriptions_file: str, image_root: str, dataset_name: str
+    boxes_file: str,
+    descriptions_file: str,
+    image_root: str,
+    dataset_name: str,
+    verified: VerifiedLabels | None = None,
 ) -> list[Record]:
     """Detection records with the class names of ``descriptions_file``, in its order.
 
     A box around a group (``IsGroupOf``) is a crowd.
+
+    Args:
+        verified: with them, records have ``absent_classes``.
     """
     index_of, names = read_descriptions(descriptions_file)
     MetadataCatalog.get(dataset_name).set(thing_classes=names)
@@ -88,6 +123,10 @@ def read_openimages(
                 faults.add(UNKNOWN_LABEL, row["LabelName"])
     split = Path(boxes_file).name.removesuffix("-annotations-bbox.csv")
     sizes = image_sizes(rows_of, image_root, Path(boxes_file).parent / f"image_sizes_{split}.csv")
+    absent_of: dict[str, list[int]] = {}
+    if verified is not None:
+        boxed = {image_id: {row["LabelName"] for row in rows} for image_id, rows in rows_of.items()}
+        absent_of = absent_classes(verified, boxed, index_of)
     records = []
     for image_id, rows in rows_of.items():
         if image_id not in sizes:
@@ -106,6 +145,8 @@ def read_openimages(
                 record["annotations"].append(_annotation(row, index_of, height, width))
             except (ValueError, TypeError):
                 faults.add(UNUSABLE_ROW, image_id)
+        if verified is not None:
+            record[fields.ABSENT_CLASSES] = absent_of[image_id]
         records.append(record)
     faults.warn(logger, dataset_name)
     return records
@@ -122,6 +163,82 @@ def _annotation(
         "category_id": index_of[row["LabelName"]],
         "iscrowd": int(row.get("IsGroupOf") == "1"),
     }
+
+
+def absent_classes(
+    verified: VerifiedLabels, boxed: Mapping[str, set[str]], index_of: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """The classes that are known to be absent from each image, in ascending order.
+
+    With a class, its subclasses are absent; with a present class, its superclasses are present.
+
+    Args:
+        boxed: image id -> labels of its boxes.
+        index_of: the class of each label.
+
+    Raises:
+        ValueError: a file has another form.
+    """
+    parents = read_hierarchy(verified.hierarchy)
+    children = defaultdict(set)
+    for label, above in parents.items():
+        for parent in above:
+            children[parent].add(label)
+    present: dict[str, set[str]] = {image_id: set(labels) for image_id, labels in boxed.items()}
+    absent: dict[str, set[str]] = {image_id: set() for image_id in boxed}
+    with open(verified.labels, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := LABEL_COLUMNS.difference(reader.fieldnames or ()):
+            raise ValueError(
+                f"{verified.labels!r} has no columns {sorted(missing)}: it should be OpenImages' "
+                "file of human-verified image labels, with a header row"
+            )
+        for row in reader:
+            if row["ImageID"] in boxed:
+                side = present if float(row["Confidence"]) > 0 else absent
+                side[row["ImageID"]].add(row["LabelName"])
+    return {
+        image_id: sorted(
+            index_of[label]
+            for label in _closure(absent[image_id], children) - _closure(labels, parents)
+            if label in index_of
+        )
+        for image_id, labels in present.items()
+    }
+
+
+def read_hierarchy(path: str) -> dict[str, set[str]]:
+    """The superclasses of each label, one step up.
+
+    Raises:
+        ValueError: the file has another form.
+    """
+    parents: dict[str, set[str]] = defaultdict(set)
+    nodes = [load_json(path)]
+    while nodes:
+        node = nodes.pop()
+        below = node.get("Subcategory", []) if isinstance(node, dict) else None
+        if below is None or not isinstance(node.get("LabelName"), str):
+            raise ValueError(
+                f"{path!r} has the entry {node!r:.80}; it should have LabelName and Subcategory"
+            )
+        for child in below:
+            if isinstance(child, dict) and isinstance(child.get("LabelName"), str):
+                parents[child["LabelName"]].add(node["LabelName"])
+            nodes.append(child)
+    return dict(parents)
+
+
+def _closure(labels: Iterable[str], neighbours: Mapping[str, set[str]]) -> set[str]:
+    """The labels and all that are reached from them."""
+    reached: set[str] = set()
+    pending = list(labels)
+    while pending:
+        label = pending.pop()
+        if label not in reached:
+            reached.add(label)
+            pending += neighbours.get(label, ())
+    return reached
 
 
 def read_descriptions(descriptions_file: str) -> tuple[dict[str, int], list[str]]:

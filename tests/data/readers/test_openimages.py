@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from glipv2_d2.data.readers.openimages import (
+    VerifiedLabels,
+    absent_classes,
     read_descriptions,
+    read_hierarchy,
     read_openimages,
     register_openimages,
 )
+from glipv2_d2.structures import fields
 
 COLUMNS = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
@@ -118,3 +123,63 @@ def test_other_csv_files_are_refused_by_name(tmp_path: Path, dataset_name: str) 
     (tmp_path / "names.csv").write_text("/m/1\n")
     with pytest.raises(ValueError, match=r"names\.csv"):
         read_descriptions(str(tmp_path / "names.csv"))
+
+
+HIERARCHY = {
+    "LabelName": "/m/0bl9f",
+    "Subcategory": [
+        {"LabelName": "/m/animal", "Subcategory": [{"LabelName": "/m/2"}, {"LabelName": "/m/dog"}]},
+        {"LabelName": "/m/1", "Part": [{"LabelName": "/m/leaf"}]},
+        {"LabelName": "/m/vehicle", "Subcategory": [{"LabelName": "/m/car"}]},
+    ],
+}
+LABELS = """ImageID,Source,LabelName,Confidence
+aa,verification,/m/vehicle,0
+aa,verification,/m/animal,0
+aa,verification,/m/dog,0
+aa,crowdsource-verification,/m/leaf,1
+bb,verification,/m/car,1
+zz,verification,/m/car,0
+"""
+INDEX_OF = {
+    label: i
+    for i, label in enumerate(
+        ("/m/1", "/m/2", "/m/animal", "/m/dog", "/m/vehicle", "/m/car", "/m/leaf")
+    )
+}
+
+
+def verified_labels(folder: Path) -> VerifiedLabels:
+    (folder / "labels.csv").write_text(LABELS)
+    (folder / "hierarchy.json").write_text(json.dumps(HIERARCHY))
+    return VerifiedLabels(str(folder / "labels.csv"), str(folder / "hierarchy.json"))
+
+
+def test_absent_are_verified_classes_with_their_subclasses_without_present_ones(
+    tmp_path: Path,
+) -> None:
+    """The cat has a box, so that it and the animal are present, whatever was verified."""
+    boxed = {"aa": {"/m/1", "/m/2"}, "bb": {"/m/1"}}
+    absent = absent_classes(verified_labels(tmp_path), boxed, INDEX_OF)
+    names = {i: label for label, i in INDEX_OF.items()}
+    assert [names[i] for i in absent["aa"]] == ["/m/dog", "/m/vehicle", "/m/car"]
+    assert absent["bb"] == []
+
+
+def test_records_have_their_absent_classes(folder: Path, dataset_name: str) -> None:
+    boxes, names = folder / "train-annotations-bbox.csv", folder / "names.csv"
+    names.write_text("/m/1,Tree\n/m/2,Cat\n/m/dog,Dog\n/m/car,Car\n")
+    [record] = read_openimages(
+        str(boxes), str(names), str(folder / "train"), dataset_name, verified_labels(folder)
+    )
+    assert record[fields.ABSENT_CLASSES] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"LabelName": 3}', '{"LabelName": "a", "Subcategory": [1]}']
+)
+def test_another_hierarchy_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "hierarchy.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="it should have LabelName and Subcategory"):
+        read_hierarchy(str(path))
