@@ -170,8 +170,8 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     def _cutout_products(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
         """(N, A, T), zeros where no box was cut out."""
         if is_tracing():
-            (product,) = self.cutout_score([regions.class_logits], text)
-            return self.cutout_weight * product * regions.is_cut_out
+            (product,) = self.cutout_score([F.normalize(regions.class_logits, dim=-1)], text)
+            return product * regions.is_cut_out
         width = max((int(x) for x in regions.is_cut_out.sum(dim=(1, 2))), default=0)
         # (N, K): the cut-outs of each image, then others with a weight of zero.
         order = regions.is_cut_out[..., 0].argsort(dim=1, descending=True, stable=True)[:, :width]
