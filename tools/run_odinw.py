@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -71,8 +71,6 @@ INCOMPLETE, INTERRUPTED, TERMINATED = 1, 130, 143
 
 # The tokenizer runs inside loader processes that are forked after its first use.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-logger = logging.getLogger("glipv2_d2.run_odinw")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -181,7 +179,8 @@ def run_unless_busy(run: OdinwRun, job: Job) -> str:
         try:
             run_job(run, job)
         except Exception as error:
-            logger.info("the job failed", exc_info=True)
+            # Of the printed lines, which are in the log, too.
+            traceback.print_exc(file=sys.stdout)
             message = f"{type(error).__name__}: {error}"
             atomic_write(folder / ERROR_FILE, f"{message}\n")
             return f"failed: {message}"
