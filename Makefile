@@ -44,7 +44,12 @@ demo: $(DEMO_READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-product: wheel-check serve-check docker-check app-check ray-check export-check notebook-check docs
+# A browser, a cluster or a package index may fail on a busy machine: a check is repeated once.
+PRODUCT := wheel-check serve-check docker-check app-check ray-check export-check notebook-check docs
+
+product:
+	@for check in $(PRODUCT); do \
+	    echo "make $$check" && { timeout 1200 $(MAKE) $$check || timeout 1200 $(MAKE) $$check; } || exit 1; done
 
 wheel-check: $(READY)
 	$(BIN)/python tests/product/wheel_check.py
