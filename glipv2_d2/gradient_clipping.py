@@ -29,6 +29,7 @@ def _nearest_type(_cls: type[GradientClipType], value: object) -> GradientClipTy
         "it clips the norm of each parameter's gradient (as 'norm'). It does not read this "
         "project's keys either: SOLVER.OPTIMIZER (it builds SGD), SOLVER.*_LR_FACTOR and, of its "
         "trainer, PLATEAU_PATIENCE, ACCUMULATION_STEPS, EMA_DECAY and AMP.PRECISION. "
+        "So its parameter groups do not match those of this project's checkpoints on resuming. "
         "For the optimizer of the config, let your trainer's build_optimizer return "
         "glipv2_d2.engine.train.param_groups.build_optimizer(cfg, model)"
     )

@@ -88,6 +88,7 @@ def test_detectron2s_solver_clips_each_parameter_of_a_full_model_config_with_one
     (message,) = [r.getMessage() for r in caplog.records if r.name == "glipv2_d2.gradient_clipping"]
     assert NOT_IN_DETECTRON2 in message
     assert "param_groups.build_optimizer(cfg, model)" in message
+    assert "parameter groups do not match" in message
 
 
 def test_detectron2s_solver_builds_the_schedule_of_every_shipped_config() -> None:
@@ -301,3 +302,13 @@ def test_a_run_of_detectron2s_trainer_with_the_same_optimizer_is_resumed(cfg: Cf
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2
     trainer.train()
+
+
+@pytest.mark.parametrize("optimizer", ["ADAMW", "SGD"])
+def test_detectron2s_trainer_says_that_the_parameter_groups_of_a_run_do_not_match(
+    cfg: CfgNode, optimizer: str
+) -> None:
+    cfg.SOLVER.OPTIMIZER = optimizer
+    Trainer(cfg).checkpointer.save("model_final", iteration=0)
+    with pytest.raises(ValueError, match="parameter group"):
+        DefaultTrainer(cfg).resume_or_load(resume=True)
