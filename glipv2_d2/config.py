@@ -452,6 +452,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     # Repeat factors of datasets in an epoch: [[name, factor], ...], 1 for the others. The name and
     # form of the key are those that Detectron2 reads.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+    # Files with the number of each class name of a dataset in one vocabulary: [[name, file], ...].
+    # Classes of one number are one, and so are, without numbers, those of one spelling.
+    cfg.DATASETS.LABEL_MAPS = []
 
 
 def _add_solver_config(cfg: CfgNode) -> None:

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from glipv2_d2.config import complete_config
+from glipv2_d2.data.class_alignment import class_keys, load_label_maps
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.loading import (
     check_class_names,
@@ -56,7 +57,8 @@ def build_train_loader(
 ) -> TrainLoader:
     """Build the endless training loader of all datasets in ``DATASETS.TRAIN``.
 
-    Every dataset keeps its own class names.
+    Every dataset keeps its own class names; classes of several datasets that are one
+    (``DATASETS.LABEL_MAPS``) are no negatives of each other.
 
     Args:
         mapper: record -> input dict, in place of the :class:`GroundingMapper` of the config.
@@ -73,6 +75,7 @@ def build_train_loader(
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: give at least one registered dataset")
     register_custom(cfg.DATASETS.CUSTOM)
+    label_maps = load_label_maps(cfg)
     records_of = open_stores(cfg) if cfg.DATALOADER.RECORD_STORE else _records_in_memory(cfg)
     limit = cfg.DATALOADER.TEXTS_PER_IMAGE
     if limit < 1:
@@ -80,13 +83,15 @@ def build_train_loader(
     factor_of = _repeat_factors(cfg)
     records_of = merge_texts_per_image(records_of, limit, factor_of)
     options = {} if augmentations is None else {"augmentations": augmentations}
+    class_names = class_names_of(cfg.DATASETS.TRAIN)
     return TrainLoader(
         _joined(records_of),
         mapper=mapper
         or GroundingMapper(
             cfg,
             is_train=True,
-            class_names=class_names_of(cfg.DATASETS.TRAIN),
+            class_names=class_names,
+            class_keys=class_keys(class_names, label_maps),
             decorations=decorations_of(records_of),
             captions=_captions_to_pack(records_of),
             **options,

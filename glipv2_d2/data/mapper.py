@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from detectron2.structures import Instances, PolygonMasks
 
 from glipv2_d2.config import Configurable, configurable
 from glipv2_d2.data.caption_transforms import CaptionPacker, is_flipped, swap_left_right
+from glipv2_d2.data.class_alignment import class_keys as keys_of_classes
 from glipv2_d2.data.prompt_sampling import sample_classes
 from glipv2_d2.data.record_tasks import LOCALIZATION_TASKS, TEXT_TASKS, record_tasks
 from glipv2_d2.data.resize import build_augmentations
@@ -34,6 +37,8 @@ from glipv2_d2.text.tokenizer import Tokenizer
 
 # Class names and their custom prompt texts, which may be empty.
 _ClassTexts = tuple[tuple[str, ...], tuple[Decoration, ...]]
+
+_T = TypeVar("_T")
 
 # Lists of class names whose token counts are cached; a dataset has one list.
 MAX_CACHED_LISTS = 64
@@ -74,7 +79,7 @@ class ClassPromptSampler(Configurable):
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
         # All images of a dataset share one list of class names.
-        self._cache: dict[_ClassTexts, tuple[list[str], list[int]]] = {}
+        self._cache: dict[_ClassTexts, list[int]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -89,6 +94,7 @@ class ClassPromptSampler(Configurable):
     def __call__(
         self,
         names: Sequence[str],
+        keys: Sequence[str],
         positives: Sequence[int],
         rng: np.random.Generator,
         decorations: Sequence[Decoration] = (),
@@ -98,22 +104,22 @@ class ClassPromptSampler(Configurable):
 
         Args:
             names: class names of the dataset, or of the image.
+            keys: per name, its key: names of one key are one class.
             positives: indices in ``names`` of the classes in the image.
             decorations: custom prompt text per name; if empty, the cleaned names are used.
             absent: the classes that are known not to be in the image; None: all but the positives.
 
         Returns:
-            A prompt whose ``classes`` index ``names``. It contains all positives that fit the
-            token limit and have a word in the tokenizer's vocabulary.
+            A prompt whose ``classes`` index ``names``. It contains the keys of all positives that
+            fit the token limit and have a word in the tokenizer's vocabulary.
 
         Raises:
             ValueError: no name has such a word.
         """
-        texts, costs = self._texts_and_costs(tuple(names), tuple(decorations))
         classes = sample_classes(
             positives,
-            texts,
-            costs,
+            keys,
+            self._costs(tuple(names), tuple(decorations)),
             # Costs include a separator, but none follows the last name.
             budget=self.tokenizer.max_tokens
             - self.tokenizer.num_special_tokens
@@ -124,17 +130,16 @@ class ClassPromptSampler(Configurable):
             rng=rng,
             candidates=absent,
         )
-        return class_prompt(
+        prompt = class_prompt(
             [names[c] for c in classes],
             separator=self.separator,
             classes=classes,
             decorations=[decorations[c] for c in classes] if decorations else None,
         )
+        return replace(prompt, label_keys=tuple(keys[c] for c in classes))
 
-    def _texts_and_costs(
-        self, names: tuple[str, ...], decorations: tuple[Decoration, ...]
-    ) -> tuple[list[str], list[int]]:
-        """The normalized prompt text of every name, by which equal ones are found, and its cost.
+    def _costs(self, names: tuple[str, ...], decorations: tuple[Decoration, ...]) -> list[int]:
+        """The cost of every name.
 
         A name without a word in the tokenizer's vocabulary never fits: inference ignores it, too.
         """
@@ -143,17 +148,23 @@ class ClassPromptSampler(Configurable):
             if len(self._cache) >= MAX_CACHED_LISTS:
                 self._cache.pop(next(iter(self._cache)))
             texts = ["".join(parts) for parts in decorations] or [clean_name(n) for n in names]
-            normalized = [normalized_name(text) for text in texts]
             costs = self.tokenizer.counts([text + self.separator for text in texts])
             labels = [decoration.name for decoration in decorations] or texts
             is_known = self.tokenizer.are_known(labels)
             if not any(is_known):
                 raise ValueError(none_known(names))
-            costs = [
+            self._cache[key] = [
                 cost if known else sys.maxsize for cost, known in zip(costs, is_known, strict=True)
             ]
-            self._cache[key] = (normalized, costs)
         return self._cache[key]
+
+
+@functools.lru_cache(maxsize=MAX_CACHED_LISTS)
+def _own_keys(names: tuple[str, ...], decorations: tuple[Decoration, ...]) -> list[str]:
+    """The keys of a list of names without other datasets; of custom prompt texts, those texts."""
+    if decorations:
+        return [normalized_name("".join(parts)) for parts in decorations]
+    return keys_of_classes({"": names}, {})[""]
 
 
 class GroundingMapper(Configurable):
@@ -190,6 +201,7 @@ class GroundingMapper(Configurable):
         class_prompt_sampler: ClassPromptSampler,
         caption_packer: CaptionPacker,
         default_classes: Callable[[dict[str, Any]], Sequence[str]] | None = None,
+        class_keys: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """
         Args:
@@ -204,6 +216,8 @@ class GroundingMapper(Configurable):
             class_prompt_sampler: samples training prompts of class names.
             caption_packer: packs negative captions around a caption.
             default_classes: returns the class names of a record, in place of ``class_names``.
+            class_keys: the keys of ``class_names`` (:mod:`glipv2_d2.data.class_alignment`), per
+                dataset; without them, those of each dataset alone.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -216,6 +230,7 @@ class GroundingMapper(Configurable):
         self.class_prompt_sampler = class_prompt_sampler
         self.caption_packer = caption_packer
         self.default_classes = default_classes
+        self.class_keys = dict(class_keys or {})
 
     @classmethod
     def from_config(
@@ -225,11 +240,12 @@ class GroundingMapper(Configurable):
         class_names: Mapping[str, Sequence[str]] | None = None,
         decorations: Mapping[str, Sequence[Decoration]] | None = None,
         captions: Mapping[str, Sequence[str]] | None = None,
+        class_keys: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, Any]:
         """Read the config.
 
         Without ``class_names`` they are those of ``DATASETS.TRAIN`` or ``TEST``, so that the mapper
-        works in any loader. Only this project's loaders pass ``decorations`` and ``captions``.
+        works in any loader. Only this project's loaders pass the other arguments.
         """
         key = "TRAIN" if is_train else "TEST"
         default_classes = DatasetClasses(cfg.DATASETS[key], f"DATASETS.{key}")
@@ -243,6 +259,7 @@ class GroundingMapper(Configurable):
             "default_classes": default_classes if class_names is None else None,
             "decorations": decorations or {},
             "captions": captions or {},
+            "class_keys": class_keys,
             "tokenizer": tokenizer,
             "class_prompt_sampler": ClassPromptSampler(cfg, tokenizer),
             "caption_packer": CaptionPacker(cfg, tokenizer),
@@ -279,18 +296,22 @@ class GroundingMapper(Configurable):
             instances = _to_instances(annotations, transforms, aug_input.image, self.mask_format)
         else:
             instances = _to_instances(annotations, transforms, aug_input.image, self.mask_format)
+            keys = self._keys_of(record)
             prompt = self.class_prompt_sampler(
                 record[fields.CLASSES],
+                keys,
                 instances.gt_classes.unique().tolist(),
                 _generator(),
                 self._decorations_of(record),
                 record.get(fields.ABSENT_CLASSES),
             )
-        in_prompt = torch.isin(
-            instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64)
-        )
+            # Another class of the same key may be in the prompt.
+            in_prompt = dict(zip(prompt.label_keys, prompt.classes, strict=True))
+            classes = [in_prompt.get(keys[c], c) for c in instances.gt_classes.tolist()]
+            instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        is_label = torch.isin(instances.gt_classes, torch.tensor(prompt.classes, dtype=torch.int64))
         record[fields.PROMPT] = prompt
-        record[fields.INSTANCES] = instances[in_prompt]
+        record[fields.INSTANCES] = instances[is_label]
         return record
 
     def _map_text_fields(
@@ -340,12 +361,22 @@ class GroundingMapper(Configurable):
 
     def _decorations_of(self, record: dict[str, Any]) -> Sequence[Decoration]:
         """The dataset's custom prompt texts; empty if the image has class names of its own."""
+        return self._of_dataset(record, self.decorations)
+
+    def _keys_of(self, record: dict[str, Any]) -> Sequence[str]:
+        """The key of each class name."""
+        decorations = self._decorations_of(record)
+        keys = () if decorations else self._of_dataset(record, self.class_keys)
+        return keys or _own_keys(tuple(record[fields.CLASSES]), tuple(decorations))
+
+    def _of_dataset(
+        self, record: dict[str, Any], values: Mapping[str, Sequence[_T]]
+    ) -> Sequence[_T]:
+        """The values of a dataset's classes; none if the image has class names of its own."""
         dataset_name = record.get(fields.DATASET_NAME, "")
-        decorations = self.decorations.get(dataset_name, ())
         class_names = list(self.class_names.get(dataset_name, ()))
-        if decorations and record.get(fields.CLASSES) == class_names:
-            return decorations
-        return ()
+        of_dataset = values.get(dataset_name, ())
+        return of_dataset if record.get(fields.CLASSES) == class_names else ()
 
     def _class_names_of(self, record: dict[str, Any]) -> list[str]:
         """The class names that the image's class indices refer to."""

@@ -13,7 +13,7 @@ import numpy as np
 
 def sample_classes(
     positives: Sequence[int],
-    texts: Sequence[str],
+    keys: Sequence[str],
     costs: Sequence[int],
     *,
     budget: int,
@@ -27,8 +27,8 @@ def sample_classes(
 
     Args:
         positives: classes in the image; if they exceed the budget, random ones are dropped.
-        texts: prompt text of every class. A class whose text is in the prompt already is not used
-            as a negative (our choice: "bow (weapon)" is not a negative for "bow (ribbon)").
+        keys: key of every class; classes of one key are one (our choice: "bow (weapon)" and
+            "bow (ribbon)"). The prompt has a random one of them, and none as a negative of another.
         costs: cost of every class.
         max_negatives: maximum number of classes drawn as negatives; positives among them are
             discarded.
@@ -40,27 +40,45 @@ def sample_classes(
     Raises:
         ValueError: no class name fits the budget.
     """
-    chosen = _within_budget(rng.permutation(positives).tolist(), costs, budget)
-    used_texts = {texts[c] for c in chosen}
+    present = {keys[c] for c in positives}
+    chosen = _within_budget(_one_per_key(positives, keys, costs, budget, rng), costs, budget)
     spent = sum(costs[c] for c in chosen)
-    pool = np.arange(len(texts)) if candidates is None else np.array(candidates, dtype=np.int64)
+    pool = np.arange(len(keys)) if candidates is None else np.array(candidates, dtype=np.int64)
     drawn = pool[_draw(len(pool), max_negatives, full_negatives_prob, rng)].tolist()
-    present = set(positives)
     negatives = []
     for c in drawn:
-        if c not in present and texts[c] not in used_texts:
+        if keys[c] not in present:
             negatives.append(c)
-            used_texts.add(texts[c])
+            present.add(keys[c])
     chosen += _within_budget(negatives, costs, budget - spent)
     if not chosen:
         # Neither positives nor negatives: a prompt needs at least one class name.
-        chosen = _within_budget(rng.permutation(len(texts)).tolist(), costs, budget)[:1]
+        chosen = _within_budget(rng.permutation(len(keys)).tolist(), costs, budget)[:1]
     if not chosen:
         raise ValueError(
             f"no class name fits the budget of {budget} tokens, the shortest takes {min(costs)}: "
             "use a tokenizer with more max_tokens, or shorten the class names"
         )
     return rng.permutation(chosen).tolist() if shuffle else sorted(chosen)
+
+
+def _one_per_key(
+    positives: Sequence[int],
+    keys: Sequence[str],
+    costs: Sequence[int],
+    budget: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """A random class of each key that the positives have, in random order; one that fits if any."""
+    classes_of: dict[str, list[int]] = {keys[c]: [] for c in rng.permutation(positives).tolist()}
+    for c, key in enumerate(keys):
+        if key in classes_of and costs[c] <= budget:
+            classes_of[key].append(c)
+    return [
+        classes[0] if len(classes) == 1 else int(rng.choice(classes))
+        for classes in classes_of.values()
+        if classes
+    ]
 
 
 def _draw(

@@ -32,6 +32,8 @@ class Prompt:
         is_class_list: the text is a list of class names, which mean the same in every image. The
             words of a caption or question refer to their own image.
         is_question: the text is a question. Its encoding does not depend on its labels.
+        label_keys: of a training prompt of class names, a key per label, by which the names of two
+            datasets are compared (:mod:`glipv2_d2.data.class_alignment`).
         nouns: of a question, the spans of its nouns, without articles; for language backbones that
             encode nouns separately.
     """
@@ -42,6 +44,7 @@ class Prompt:
     is_class_list: bool = False
     is_question: bool = False
     nouns: tuple[Span, ...] = ()
+    label_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.spans) != len(self.classes):

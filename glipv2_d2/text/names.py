@@ -17,6 +17,21 @@ _OTHER_INVISIBLE = {
     *map(chr, range(0xE0100, 0xE01F0)),
 }
 
+# What joins the words of a name: blanks, hyphens and apostrophes.
+_JOINTS = re.compile("[\\s'\u2018\u2019\u2010-\u2015-]")
+# Class names whose form without "s" is another thing, or none.
+_NO_PLURALS = {"glasses", "clothes", "shades", "arms", "goods", "gas", "lens"}
+# The ending of a plural -> that of its singular; the first that fits.
+_SINGULAR_ENDINGS = (
+    *(("men", "man"), ("children", "child"), ("people", "person"), ("mice", "mouse")),
+    *(("feet", "foot"), ("teeth", "tooth"), ("knives", "knife"), ("leaves", "leaf")),
+    *(("shelves", "shelf"), ("loaves", "loaf"), ("wolves", "wolf"), ("scarves", "scarf")),
+    *(("skis", "ski"), ("taxis", "taxi"), ("kiwis", "kiwi"), ("bikinis", "bikini")),
+    *((ending, ending) for ending in ("ss", "us", "is")),
+    *(("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("toes", "to")),
+    *(("uses", "us"), ("ies", "y"), ("s", "")),
+)
+
 
 def normalize_unicode(text: str) -> str:
     r"""The composed form (NFC) of a string, without characters that cannot be seen.
@@ -73,6 +88,36 @@ def normalized_name(name: str) -> str:
     """
     words = normalize_unicode(name).replace("_", " ").split()
     return unicodedata.normalize("NFC", " ".join(words).lower())
+
+
+def spelling(name: str) -> str:
+    """A cleaned class name in lower case, without blanks, hyphens and apostrophes.
+
+    >>> spelling("Wine glass") == spelling("wineglass") == spelling("wine-glass_(drink)")
+    True
+    """
+    normalized = normalized_name(clean_name(name))
+    return _JOINTS.sub("", normalized) or normalized
+
+
+def singular_spelling(name: str) -> str:
+    """The :func:`spelling` of an English class name in the singular, to compare names by.
+
+    >>> [singular_spelling(n) for n in ("Skis", "wine glasses", "bus", "Knives", "snowmen")]
+    ['ski', 'wineglass', 'bus', 'knife', 'snowman']
+
+    Plurals whose singular is another thing stay.
+
+    >>> singular_spelling("Glasses")
+    'glasses'
+    """
+    spelled = spelling(name)
+    if spelled in _NO_PLURALS or not spelled.isascii():
+        return spelled
+    for ending, singular in _SINGULAR_ENDINGS:
+        if spelled.endswith(ending):
+            return (spelled.removesuffix(ending) + singular) or spelled
+    return spelled
 
 
 def check_names(names: Sequence[str], separator: str = ". ") -> list[str]:

@@ -16,7 +16,7 @@ TEXTS = [f"name {i}" for i in range(100)]
 
 def sample(positives: list[int], **changes: Any) -> list[int]:
     arguments: dict[str, Any] = {
-        "texts": TEXTS,
+        "keys": TEXTS,
         "costs": [2] * len(TEXTS),
         "budget": 255,
         "max_negatives": 85,
@@ -49,7 +49,7 @@ def test_positives_beyond_the_budget_are_dropped_at_random() -> None:
 
 
 def test_full_draw_contains_all_names_that_fit() -> None:
-    classes = sample([3], full_negatives_prob=1.0, texts=TEXTS[:80], costs=[2] * 80)
+    classes = sample([3], full_negatives_prob=1.0, keys=TEXTS[:80], costs=[2] * 80)
     assert sorted(classes) == list(range(80))
 
 
@@ -61,9 +61,20 @@ def test_half_of_the_draws_have_the_full_number_of_negatives() -> None:
     assert min(counts) <= 2
 
 
-def test_name_with_the_text_of_a_positive_is_not_a_negative() -> None:
-    classes = sample([0], texts=["bow", "bow", "cat"], costs=[2] * 3, full_negatives_prob=1.0)
-    assert sorted(classes) == [0, 2]
+@given(st.sampled_from([[0], [1], [0, 1]]), st.integers(0, 2**16))
+def test_classes_of_one_key_are_in_a_prompt_once(positives: list[int], seed: int) -> None:
+    classes = sample(
+        positives,
+        keys=["bow", "bow", "cat"],
+        costs=[2] * 3,
+        full_negatives_prob=1.0,
+        rng=np.random.default_rng(seed),
+    )
+    assert sorted(classes) in ([0, 2], [1, 2])
+
+
+def test_of_one_key_a_class_that_fits_is_in_the_prompt() -> None:
+    assert sample([0], keys=["bow", "bow"], costs=[999, 2], max_negatives=0) == [1]
 
 
 def test_prompt_without_positives_and_negatives_has_one_name() -> None:

@@ -1,7 +1,10 @@
 """Visual Genome: objects with open-vocabulary names, and regions with a phrase each.
 
 Files ``objects.json``, ``region_descriptions.json`` and ``image_data.json``; the images are in the
-two folders of their URLs, ``VG_100K`` and ``VG_100K_2``.
+two folders of their URLs, ``VG_100K`` and ``VG_100K_2``. Two files are read if they are there:
+``object_alias.txt``, Visual Genome's list of names for one object ("motorbike,motor bike"), and
+``VG-SGG-dicts-vgoi6-clipped.json``, the 1594 names of VinVL's vocabulary, to which its label maps
+of other datasets refer.
 """
 
 from __future__ import annotations
@@ -9,8 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,8 +23,10 @@ from torchvision.ops import generalized_box_iou
 
 from glipv2_d2.data.faults import Faults
 from glipv2_d2.data.json_files import load_json
+from glipv2_d2.data.label_map import read_label_map
 from glipv2_d2.data.registration import Record, register
 from glipv2_d2.structures import fields
+from glipv2_d2.text.names import spelling
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,10 @@ UNKNOWN_IMAGE = "images are not in image_data.json and were dropped"
 RARE_NAME = "objects had names that are too rare for the vocabulary and were dropped"
 EMPTY_REGION = "regions had an empty phrase and were dropped"
 
-# Occurrences of a class name of the vocabulary (our choice; about 4000 names have them).
+ALIASES_FILE = "object_alias.txt"
+VOCABULARY_FILE = "VG-SGG-dicts-vgoi6-clipped.json"
+
+# Occurrences of a class of the vocabulary (our choice; about 4000 names have them).
 MIN_OCCURRENCES = 50
 # Regions of one caption: MDETR joins phrases of different boxes into short captions.
 MAX_REGION_GIOU = 0.5
@@ -40,6 +48,8 @@ def register_visual_genome(root: str) -> None:
     """Register ``visual_genome_{objects,regions}``, and both with ``_no_coco``, below ``root``."""
     directory = os.path.join(root, "visual_genome")
     image_data = os.path.join(directory, "image_data.json")
+    optional = [os.path.join(directory, name) for name in (ALIASES_FILE, VOCABULARY_FILE)]
+    optional = list(filter(os.path.isfile, optional))
     readers = {
         "objects": (read_objects, os.path.join(directory, "objects.json"), "coco"),
         "regions": (read_regions, os.path.join(directory, "region_descriptions.json"), None),
@@ -51,7 +61,7 @@ def register_visual_genome(root: str) -> None:
             register(
                 name,
                 functools.partial(read, json_file, image_data, name, with_coco=with_coco),
-                source_files=(json_file, image_data),
+                source_files=(json_file, image_data, *optional),
                 **metadata,
             )
 
@@ -81,16 +91,22 @@ def read_image_data(image_data: str, *, with_coco: bool) -> dict[int, Record]:
 def read_objects(
     objects_file: str, image_data: str, dataset_name: str, *, with_coco: bool
 ) -> list[Record]:
-    """Detection records; the class names are the frequent object names, most frequent first.
+    """Detection records; the classes are those of VinVL's vocabulary, if its file is there.
 
-    The name of an object is the first of its ``names``, in lower case.
+    Otherwise they are the frequent object names, most frequent first. The name of an object is the
+    first of its ``names``, in lower case. Names of one spelling ("wine glass", "wineglass") and
+    aliases are one class, under the most frequent of them.
+
+    Raises:
+        ValueError: a file has another form.
     """
     images = read_image_data(image_data, with_coco=with_coco)
     entries = load_json(objects_file)
-    counts = Counter(_name(o) for entry in entries for o in entry["objects"])
-    names = [name for name, count in counts.most_common() if name and count >= MIN_OCCURRENCES]
+    names, index_of = _vocabulary(
+        (_name(found) for entry in entries for found in entry["objects"]),
+        os.path.dirname(image_data),
+    )
     MetadataCatalog.get(dataset_name).set(thing_classes=names)
-    index_of = {name: i for i, name in enumerate(names)}
     faults = Faults()
     for entry in entries:
         record = images.get(entry["image_id"])
@@ -108,6 +124,51 @@ def read_objects(
     # No warning: rare names are expected.
     logger.info("dataset %r: %d class names; %s", dataset_name, len(names), faults)
     return list(images.values())
+
+
+def _vocabulary(found: Iterable[str], directory: str) -> tuple[list[str], dict[str, int]]:
+    """The class names, and the class of each name that objects have."""
+    counts = Counter(filter(None, found))
+    alias_of = _read_aliases(os.path.join(directory, ALIASES_FILE))
+    names_of = defaultdict(list)
+    for name, _ in counts.most_common():
+        key = spelling(name)
+        names_of[alias_of.get(key, key)].append(name)
+    path = os.path.join(directory, VOCABULARY_FILE)
+    if os.path.isfile(path):
+        numbers = read_label_map(path)
+        names = sorted(numbers, key=lambda name: numbers[name])
+        # A name of the vocabulary is that class, also where it is another one's alias.
+        index_of = {spelling(name): i for i, name in reversed(list(enumerate(names)))}
+        keys = {alias_of.get(key, key): i for key, i in index_of.items()}
+        return names, {
+            name: index
+            for key, aliases in names_of.items()
+            for name in aliases
+            if (index := index_of.get(spelling(name), keys.get(key))) is not None
+        }
+    totals = {key: sum(counts[name] for name in aliases) for key, aliases in names_of.items()}
+    frequent = [k for k in sorted(totals, key=lambda k: -totals[k]) if totals[k] >= MIN_OCCURRENCES]
+    return (
+        [names_of[key][0] for key in frequent],
+        {name: i for i, key in enumerate(frequent) for name in names_of[key]},
+    )
+
+
+def _read_aliases(path: str) -> dict[str, str]:
+    """The spelling of each alias -> that of the first of its line; empty without the file."""
+    aliases: dict[str, str] = {}
+    if not os.path.isfile(path):
+        return aliases
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [[spelling(name) for name in line.split(",")] for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not text in UTF-8: {error}") from error
+    for first, *others in lines:
+        for name in (first, *others):
+            aliases.setdefault(name, aliases.get(first, first))
+    return aliases
 
 
 def _name(found: dict[str, Any]) -> str:

@@ -183,10 +183,8 @@ def name_ids(tokens: TokenBatch, gt_instances: Sequence[Instances]) -> tuple[lis
 
 
 def label_name_ids(prompt: Prompt) -> list[int]:
-    """An id per label, the same for the same class name in every process and run."""
-    digests = (
-        hashlib.blake2b(normalized_name(phrase).encode(), digest_size=8).digest()
-        for phrase in prompt.phrases
-    )
+    """An id per label, the same for the same key or class name in every process and run."""
+    keys = prompt.label_keys or [normalized_name(phrase) for phrase in prompt.phrases]
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     # 63 bits: a tensor's integers have a sign, and NO_NAME is negative.
     return [int.from_bytes(digest, "big") >> 1 for digest in digests]

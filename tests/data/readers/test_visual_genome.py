@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,32 @@ def test_phrasecut_has_a_box_and_polygons_per_instance(image_data: str, write_js
     [annotation] = record["annotations"]
     assert annotation["bbox"] == [1, 2, 3, 4]
     assert annotation["segmentation"] == [[1, 1, 9, 1, 9, 9]]
+
+
+def test_spellings_and_aliases_of_an_object_are_one_class(
+    image_data: str, write_json: Write, dataset_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visual_genome, "MIN_OCCURRENCES", 2)
+    names = ["wine glass", "wine glass", "wineglass", "motorbike", "motorcycle", "odd thing"]
+    path = write_json("vg/objects.json", [{"image_id": 1, "objects": [thing(n) for n in names]}])
+    (Path(path).parent / "object_alias.txt").write_text("motorcycle,motorbike,motor bike\nman\n")
+    record, _ = read_objects(path, image_data, dataset_name, with_coco=True)
+    assert MetadataCatalog.get(dataset_name).thing_classes == ["wine glass", "motorbike"]
+    assert [a["category_id"] for a in record["annotations"]] == [0, 0, 0, 1, 1]
+
+
+def test_the_vocabulary_of_vinvl_replaces_the_frequent_names(
+    image_data: str, write_json: Write, dataset_name: str
+) -> None:
+    names = ["wineglass", "motor bike", "glasses", "odd thing"]
+    path = write_json("vg/objects.json", [{"image_id": 1, "objects": [thing(n) for n in names]}])
+    numbers = {"motorcycle": 2, "wine glass": 1, "glasses": 3}
+    write_json("vg/VG-SGG-dicts-vgoi6-clipped.json", {"label_to_idx": numbers})
+    (Path(path).parent / "object_alias.txt").write_text("motorcycle,motor bike\nglass,glasses\n")
+    record, _ = read_objects(path, image_data, dataset_name, with_coco=True)
+    assert MetadataCatalog.get(dataset_name).thing_classes == [
+        "wine glass",
+        "motorcycle",
+        "glasses",
+    ]
+    assert [a["category_id"] for a in record["annotations"]] == [0, 1, 2]
