@@ -445,9 +445,9 @@ def _add_data_config(cfg: CfgNode) -> None:
     # Custom datasets, without code: {name: my_train, json: my/train.json, images: my/train}. Use
     # the names in TRAIN and TEST. An entry may have a format: coco (default), grounding (MDETR's
     # annotations), captions (JSON lines), webdataset (shards: "cc3m-{00000..00331}.tar" in place of
-    # json and images), tsv (GLIP's files; yaml in place of both), captioning (COCO captions), vqa
-    # (with two further files, questions and answers), grounded_text (questions or captions with
-    # boxes). See datasets/README.md.
+    # json and images), tsv and tsv_detection (GLIP's captions and objects; yaml in place of both),
+    # captioning (COCO captions), vqa (with two further files, questions and answers), grounded_text
+    # (questions or captions with boxes). See datasets/README.md.
     cfg.DATASETS.CUSTOM = []
     # Repeat factors of datasets in an epoch: [[name, factor], ...], 1 for the others. The name and
     # form of the key are those that Detectron2 reads.

@@ -13,7 +13,8 @@ from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning
 from glipv2_d2.data.readers.grounded_text import register_grounded_text
 from glipv2_d2.data.readers.grounding import register_grounding
-from glipv2_d2.data.readers.tsv import register_tsv
+from glipv2_d2.data.readers.tsv_captions import register_tsv_captions
+from glipv2_d2.data.readers.tsv_detection import register_tsv_detection
 from glipv2_d2.data.readers.vqa import register_questions
 
 DEFAULT_FORMAT = "coco"
@@ -25,7 +26,8 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "grounding": (register_grounding, ("json", "images")),
     "captions": (register_captions, ("json", "images")),
     "webdataset": (register_shards, ("shards",)),
-    "tsv": (register_tsv, ("yaml",)),
+    "tsv": (register_tsv_captions, ("yaml",)),
+    "tsv_detection": (register_tsv_detection, ("yaml",)),
     "grounded_text": (register_grounded_text, ("json", "images")),
     "captioning": (register_captioning, ("json", "images")),
     "vqa": (register_questions, ("json", "images", "questions", "answers?")),

@@ -12,5 +12,5 @@ logs the first locations in one warning. It leaves repairable entries as they ar
 :mod:`glipv2_d2.data.sanitize` repairs them for training, ``glipv2 check-data`` reports them.
 
 The formats are written from memory of the published files, and not checked against them, except
-for :mod:`~glipv2_d2.data.readers.tsv`, which follows the source of GLIP.
+for :mod:`~glipv2_d2.data.readers.tsv_files`, which follows the source of GLIP.
 """

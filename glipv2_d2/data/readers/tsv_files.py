@@ -1,34 +1,24 @@
-"""Captions with pseudo boxes in the TSV files of GLIP (Cap4M, Conceptual Captions, SBU).
+"""TSV files of GLIP and VinVL: images in base64, annotations as JSON, a YAML file that names them.
 
-A YAML file names the others, relative to its folder:
+Paths are relative to the folder of the YAML file:
 
 | key | file |
 |---|---|
 | ``img`` | TSV: a key in the first column, the image in base64 in the last |
 | ``label`` | TSV: a key, then the annotations as JSON |
 | ``linelist`` | optional: the numbers, from 0, of the lines to use, one per line |
-| ``imageid2idx`` | optional JSON: ``img_id`` of the annotations -> line number in ``img`` |
 
-Without ``imageid2idx``, the lines of ``img`` and ``label`` correspond. ``<name>.lineidx`` beside
-``<name>.tsv`` has the byte offset of each of its lines. The annotations of an image are::
-
-    {"img_h": 240, "img_w": 320, "caption": "a dog on a sofa", "bboxes": [[10, 20, 200, 180]],
-     "tokens_positive": [[[0, 5]]], "scores": [0.9]}
-
-``bboxes`` are XYXY in pixels. In the second version of the format (``CAPTION_FORMAT_VERSION`` v2)
-``bboxes`` and ``scores`` have a list per phrase. Source: microsoft/GLIP, data/datasets/tsv.py and
-caption.py. ``hw`` is not needed, because annotations have the size.
+The lines of ``img`` and ``label`` correspond. ``<name>.lineidx`` beside ``<name>.tsv`` has the byte
+offset of each of its lines. Source: microsoft/GLIP, data/datasets/tsv.py.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import IO, Any
 
@@ -37,54 +27,33 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from glipv2_d2.data.faults import Faults
-from glipv2_d2.data.json_files import load_json
-from glipv2_d2.data.readers.captions import UNUSABLE_LINE, caption_record, with_boxes
-from glipv2_d2.data.registration import Record, StreamedRecords, register
-
 logger = logging.getLogger(__name__)
 
-KEYS = ("img", "label", "linelist", "imageid2idx")
 REQUIRED_KEYS = ("img", "label")
 # Bytes of a file of numbers that are parsed at once.
 CHUNK_BYTES = 2**22
 
 
-def register_tsv(name: str, yaml_file: str) -> None:
-    """Register TSV files. Training packs other captions of the dataset around each caption."""
-    register(
-        name,
-        StreamedRecords(functools.partial(iterate_tsv, yaml_file, name)),
-        source_files=(yaml_file,),
-        find_files=functools.partial(_find_files, yaml_file),
-        pack_captions=True,
-    )
-
-
-def iterate_tsv(yaml_file: str, dataset_name: str) -> Iterator[Record]:
-    """Grounding records, one by one; images are not extracted but read from the TSV file.
+def tsv_paths(yaml_file: str, optional: Sequence[str] = ()) -> dict[str, str]:
+    """The paths of the files that a YAML file names.
 
     Args:
-        dataset_name: for the report of dropped lines.
+        optional: further keys, besides :data:`REQUIRED_KEYS` and ``linelist``.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: the YAML file or a file of line numbers has another format.
+        ValueError: the YAML file has another format.
     """
-    paths = tsv_paths(yaml_file)
-    faults = Faults()
-    yield from with_boxes(_parse_lines(paths, faults), faults)
-    faults.warn(logger, dataset_name)
-
-
-def tsv_paths(yaml_file: str) -> dict[str, str]:
-    """The paths of the files that a YAML file names; errors as in :func:`iterate_tsv`."""
     try:
         with open(yaml_file, encoding="utf-8") as file:
             content = yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{yaml_file!r} is not a YAML file: {error}") from error
-    names = {key: content[key] for key in KEYS if key in content} if type(content) is dict else {}
+    names = (
+        {k: content[k] for k in (*REQUIRED_KEYS, "linelist", *optional) if k in content}
+        if type(content) is dict
+        else {}
+    )
     if not names.keys() >= set(REQUIRED_KEYS) or not all(type(n) is str for n in names.values()):
         raise ValueError(
             f"{yaml_file!r} should name the TSV files of images and annotations: "
@@ -101,9 +70,9 @@ def tsv_paths(yaml_file: str) -> dict[str, str]:
     return paths
 
 
-def _find_files(yaml_file: str) -> list[str]:
+def find_files(yaml_file: str, optional: Sequence[str] = ()) -> list[str]:
     """The files that the records are made of, besides the YAML file."""
-    paths = list(tsv_paths(yaml_file).values())
+    paths = list(tsv_paths(yaml_file, optional).values())
     return [*paths, *filter(os.path.isfile, map(_lineidx_path, paths))]
 
 
@@ -111,52 +80,51 @@ def _lineidx_path(tsv_file: str) -> str:
     return f"{os.path.splitext(tsv_file)[0]}.lineidx"
 
 
-def _parse_lines(paths: Mapping[str, str], faults: Faults) -> Iterator[Record]:
-    ends = line_ends(paths["img"])
-    line_of = load_json(paths["imageid2idx"]) if "imageid2idx" in paths else None
-    for number, line in _label_lines(paths, faults):
-        try:
-            annotations = json.loads(line.split(b"\t")[1])
-            image = number if line_of is None else line_of[str(annotations["img_id"])]
-            if type(image) is not int or not 0 <= image < len(ends):
-                raise ValueError(f"{paths['img']!r} has no line {image!r}")
-            begin = int(ends[image - 1]) if image else 0
-            path = f"{TsvImages.PREFIX}{paths['img']}@{begin}+{int(ends[image]) - begin}"
-            yield caption_record(_pair(annotations), path)
-        # The line is truncated, or has other fields.
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            where = f"{paths['label']}:{number + 1} ({type(error).__name__}: {error})"
-            faults.add(UNUSABLE_LINE, where)
+def label_lines(paths: Mapping[str, str]) -> Iterator[tuple[int, bytes]]:
+    """The lines with annotations, numbered from 0.
 
-
-def _label_lines(paths: Mapping[str, str], faults: Faults) -> Iterator[tuple[int, bytes]]:
-    """The lines with annotations, numbered from 0."""
-    with open(paths["label"], "rb") as file:
-        if "linelist" not in paths:
+    A line number of ``linelist`` that ``label`` does not have gives an empty line.
+    """
+    if "linelist" not in paths:
+        with open(paths["label"], "rb") as file:
             yield from ((number, line) for number, line in enumerate(file) if line.strip())
-            return
-        ends = line_ends(paths["label"])
-        for number in _read_integers(paths["linelist"]):
-            if not 0 <= number < len(ends):
-                faults.add(UNUSABLE_LINE, f"{paths['linelist']} (no line {number})")
-                continue
-            begin = int(ends[number - 1]) if number else 0
-            file.seek(begin)
-            yield int(number), file.read(int(ends[number]) - begin)
+        return
+    lines = TsvLines(paths["label"])
+    for number in _read_integers(paths["linelist"]):
+        yield int(number), lines[number] if 0 <= number < len(lines) else b""
 
 
-def _pair(annotations: dict[str, Any]) -> dict[str, Any]:
-    """Annotations as a line of :mod:`glipv2_d2.data.readers.captions`, without its image."""
-    boxes, spans = annotations["bboxes"], annotations["tokens_positive"]
-    scores = annotations.get("scores", [1.0] * len(boxes))
-    if all(isinstance(value, list) for box in boxes for value in box):
-        # A list per phrase.
-        spans = [s for s, of_phrase in zip(spans, boxes, strict=True) for _ in of_phrase]
-        scores = [score for of_phrase in scores for score in of_phrase]
-        boxes = [box for of_phrase in boxes for box in of_phrase]
-    pair = {"caption": annotations["caption"], "boxes": boxes, "spans": spans, "scores": scores}
-    size = {"height": annotations.get("img_h"), "width": annotations.get("img_w")}
-    return pair if None in size.values() else pair | size
+class TsvLines:
+    """The lines of a TSV file, which are not kept in memory."""
+
+    def __init__(self, tsv_file: str) -> None:
+        """Errors as in :func:`line_ends`."""
+        self.tsv_file = tsv_file
+        self.ends = line_ends(tsv_file)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The offset and size of a line in bytes.
+
+        Raises:
+            ValueError: there is no such line.
+        """
+        if type(number) is bool or not 0 <= number < len(self.ends):
+            raise ValueError(f"{self.tsv_file!r} has no line {number!r}")
+        begin = int(self.ends[number - 1]) if number else 0
+        return begin, int(self.ends[number]) - begin
+
+    def __getitem__(self, number: int) -> bytes:
+        begin, size = self.place(number)
+        with open(self.tsv_file, "rb") as file:
+            return os.pread(file.fileno(), size, begin)
+
+    def image_path(self, number: int) -> str:
+        """The path by which :class:`TsvImages` opens the image of a line."""
+        begin, size = self.place(number)
+        return f"{TsvImages.PREFIX}{self.tsv_file}@{begin}+{size}"
 
 
 def line_ends(tsv_file: str) -> np.ndarray:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from PIL import Image
+from helpers.tsv_data import jpeg, write_tsv
 
 from glipv2_d2.data.build import build_train_loader
-from glipv2_d2.data.readers.tsv import iterate_tsv
+from glipv2_d2.data.readers.tsv_captions import iterate_tsv_captions as iterate_tsv
 from glipv2_d2.images import read_image
 
 LABEL = {
@@ -26,20 +23,6 @@ LABEL = {
     "tokens_positive": [[[0, 5]], [[9, 11], [11, 15]]],
     "scores": [0.9, 0.6],
 }
-
-
-def jpeg(value: int) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((24, 32, 3), value, np.uint8)).save(buffer, "JPEG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_tsv(path: Path, rows: list[list[str]], *, lineidx: bool = True) -> None:
-    lines = ["\t".join(row) + "\n" for row in rows]
-    path.write_text("".join(lines))
-    offsets = np.cumsum([0, *(len(line.encode()) for line in lines)])[:-1]
-    if lineidx:
-        path.with_suffix(".lineidx").write_text("".join(f"{offset}\n" for offset in offsets))
 
 
 def write(folder: Path, labels: list[Any], *, lineidx: bool = True, **others: str) -> str:
