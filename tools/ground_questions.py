@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Add pseudo-labelled boxes to questions and answers, with glipv2 label.
+"""Add pseudo-labelled boxes to questions and answers, or to captions, with glipv2 label.
 
     python tools/ground_questions.py pairs --dataset vqav2_train --output output/vqa/pairs.jsonl
     glipv2 label --captions output/vqa/pairs.jsonl --images . --output output/vqa/labels
@@ -11,6 +11,9 @@ most common answer; the second detects the phrases of the captions; the third jo
 answers and boxes. Train on the result with {name: ..., format: grounded_text, json: FILE,
 images: .} in DATASETS.CUSTOM: the answer is masked in the prompt, and its boxes become those of the
 mask token. Questions without detections are kept, without boxes.
+
+For the captions of a dataset the first two commands suffice: lines with boxes of captions have the
+format grounded_text.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.data.question_grounding import (
     grounded_questions,
-    question_answer_caption,
     read_pseudo_labels,
+    texts_to_label,
 )
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.file_writing import atomic_write, dump_json
@@ -55,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     records = [r for name in args.dataset for r in load_dataset(name, filter_empty=False)]
     lines: list[dict[str, Any]]
     if args.step == "pairs":
-        pairs = dict.fromkeys(question_answer_caption(record) for record in records)
+        pairs = dict.fromkeys(pair for record in records for pair in texts_to_label(record))
         lines = [{"image": image, "caption": caption} for image, caption in pairs]
-        message = f"{len(lines)} pairs of {len(records)} questions are in {args.output}"
+        message = f"{len(lines)} texts of {len(records)} records are in {args.output}"
     else:
         labels = read_pseudo_labels(args.labels)
         lines = list(grounded_questions(tqdm(records, desc="Questions"), labels))

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from glipv2_d2.data.readers.coco import register_coco, register_coco_builtin
 from glipv2_d2.data.readers.coco_captions import register_coco_captions
 from glipv2_d2.data.readers.flickr30k import register_flickr30k_entities
+from glipv2_d2.data.readers.flickr30k_captions import register_flickr30k_captions
 from glipv2_d2.data.readers.gqa import register_gqa
 from glipv2_d2.data.readers.grounding import register_goldg, register_phrase_boxes
 from glipv2_d2.data.readers.imagenet_boxes import register_imagenet_boxes
@@ -43,6 +44,7 @@ def register_builtin(root: str) -> None:
     register_odinw(root)
     register_flickr30k_entities(root)
     register_goldg(root)
+    register_flickr30k_captions(root)
     register_refcoco(root)
     register_refer(root)
     register_phrasecut(root)

@@ -173,7 +173,8 @@ class GroundingMapper(Configurable):
     In training the input dict has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index
     the image's ``classes``, the dataset's class names, or the phrases of ``caption``. For
     evaluation it has ``image`` and ``classes`` or ``caption``, and a ``prompt`` if the dataset has
-    custom prompt texts. ``height`` and ``width`` are those of the upright image, before its resize.
+    custom prompt texts; with a text task, ``ground`` in place of the ``caption``, which would reveal
+    the truth. ``height`` and ``width`` are those of the upright image, before its resize.
 
     With masks, ``instances`` have ``gt_masks`` and ``gt_has_mask``, (n,) bool: a box without an
     annotated mask gets its rectangle as a placeholder.
@@ -289,6 +290,8 @@ class GroundingMapper(Configurable):
         if QueryKind.DETECT in tasks:
             record[fields.CLASSES] = self._class_names_of(record)
         annotations = record.pop("annotations", [])
+        if not self.is_train and QueryKind.GROUND in tasks and tasks & TEXT_TASKS:
+            return _to_ground(record)
         if not self.is_train:
             return self._with_custom_prompt(record)
         if QueryKind.GROUND in tasks:
@@ -392,6 +395,12 @@ class GroundingMapper(Configurable):
                 f"'caption' in its record, or thing_classes in the metadata of dataset {name!r}"
             )
         return list(names)
+
+
+def _to_ground(record: dict[str, Any]) -> dict[str, Any]:
+    """The input dict that requests the text of a record and for its boxes, without the truth."""
+    truth = (fields.CAPTION, fields.PHRASES)
+    return {key: value for key, value in record.items() if key not in truth} | {fields.GROUND: True}
 
 
 def _with_classes(

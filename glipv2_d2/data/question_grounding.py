@@ -1,4 +1,4 @@
-"""Questions and answers as captions for pseudo-labelling, and the way back."""
+"""Questions with answers, and captions, for pseudo-labelling, and the way back."""
 
 from __future__ import annotations
 
@@ -25,9 +25,22 @@ def question_answer_caption(record: Record) -> ImageCaption:
         ValueError: the record has no question or no answer.
     """
     if fields.QUESTION not in record or fields.HUMAN_ANSWERS not in record:
-        raise ValueError(f"{describe_record(record)} has no question with answers")
+        raise ValueError(
+            f"{describe_record(record)} has neither a question with answers nor captions"
+        )
     question = record[fields.QUESTION].strip()
     return record["file_name"], f"{question} {majority_answer(record)}".strip()
+
+
+def texts_to_label(record: Record) -> list[ImageCaption]:
+    """The texts of a record that get boxes: question and answer, or each target caption.
+
+    Raises:
+        ValueError: the record has neither.
+    """
+    if fields.QUESTION not in record and record.get(fields.TARGET_CAPTIONS):
+        return [(record["file_name"], caption) for caption in record[fields.TARGET_CAPTIONS]]
+    return [question_answer_caption(record)]
 
 
 def read_pseudo_labels(paths: Sequence[Path]) -> dict[ImageCaption, dict[str, Any]]:

@@ -15,6 +15,7 @@ from glipv2_d2.evaluation.captions import CaptionEvaluator
 from glipv2_d2.evaluation.class_mapping import ClassMappingEvaluator
 from glipv2_d2.evaluation.coco import AveragePrecisionEvaluator, load_fast_cocoeval
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
+from glipv2_d2.evaluation.grounded_text import GroundedCaptionEvaluator, GroundedVQAEvaluator
 from glipv2_d2.evaluation.lvis import FixedLVISEvaluator, LimitedLVISEvaluator, load_fast_lvis
 from glipv2_d2.evaluation.phrasecut import PhraseCutEvaluator
 from glipv2_d2.evaluation.refcoco import RefCOCOEvaluator
@@ -135,6 +136,14 @@ def _captions(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEv
     return CaptionEvaluator(dataset_name, output_folder)
 
 
+def _grounded_vqa(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return GroundedVQAEvaluator(dataset_name, output_folder)
+
+
+def _grounded_captions(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return GroundedCaptionEvaluator(dataset_name, output_folder)
+
+
 _EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": _coco,
     "lvis": _lvis,
@@ -143,11 +152,18 @@ _EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "phrasecut": _phrasecut,
     "vqa": _vqa,
     "captions": _captions,
+    "grounded_vqa": _grounded_vqa,
+    "grounded_captions": _grounded_captions,
 }
 
 
 # evaluator_type -> the config node of the head that it requires.
-_NEEDED_HEADS = {"vqa": "ANSWER", "captions": "CAPTION"}
+_NEEDED_HEADS = {
+    "vqa": "ANSWER",
+    "captions": "CAPTION",
+    "grounded_vqa": "ANSWER",
+    "grounded_captions": "CAPTION",
+}
 
 
 def evaluator_types() -> list[str]:

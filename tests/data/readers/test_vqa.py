@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glipv2_d2.data.readers.gqa import read_gqa
+from glipv2_d2.data.readers.gqa import read_gqa, read_grounded_gqa
 from glipv2_d2.data.readers.vqa import coco_image, read_questions
 
 Write = Callable[[str, Any], str]
@@ -221,3 +221,60 @@ def test_invalid_gqa_question_raises(write_json: Write) -> None:
 def test_invalid_gqa_file_raises(content: Any, write_json: Write) -> None:
     with pytest.raises(ValueError, match=r"gqa\.json.*GQA's format"):
         read_gqa(write_json("gqa.json", content), "gqa/images")
+
+
+GRAPHS = {
+    "2375429": {
+        "width": 640,
+        "height": 480,
+        "location": "kitchen",
+        "objects": {
+            "11": {"name": "wall", "x": 5, "y": 6, "w": 300, "h": 200, "attributes": ["white"]},
+            "12": {"name": "pipe", "x": 9, "y": 10, "w": 20, "h": 90, "relations": []},
+            "13": {"name": "dot", "x": 9, "y": 10, "w": 0, "h": 90},
+        },
+    }
+}
+
+
+def grounded_gqa(write_json: Write, pointers: Any, graphs: Any = GRAPHS) -> list[dict[str, Any]]:
+    entry = {**GQA["07333408"], "annotations": pointers}
+    questions_file = write_json("val_balanced_questions.json", {"07333408": entry})
+    graphs_file = write_json("val_sceneGraphs.json", graphs)
+    return read_grounded_gqa(questions_file, graphs_file, "gqa/images", "gqa")
+
+
+def test_words_of_gqa_and_its_answer_have_the_boxes_of_the_scene_graph(write_json: Write) -> None:
+    pointers = {"question": {"4:6": "11"}, "answer": {"0": "12"}, "fullAnswer": {"1": "12"}}
+    [record] = grounded_gqa(write_json, pointers)
+    assert record["caption"] == "What is on the white wall? pipe"
+    assert (record["height"], record["width"]) == (480, 640)
+    spans = [(a["bbox"], *a["tokens_positive"][0]) for a in record["annotations"]]
+    assert [(box, record["caption"][b:e]) for box, b, e in spans] == [
+        ([5, 6, 300, 200], "white wall"),
+        ([9, 10, 20, 90], "pipe"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "pointers",
+    [{}, {"question": {"4": "99"}}, {"question": {"9": "11"}}, {"question": {"2": "13"}}],
+)
+def test_a_question_of_gqa_without_boxes_has_no_caption(pointers: Any, write_json: Write) -> None:
+    [record] = grounded_gqa(write_json, pointers)
+    assert not {"caption", "annotations"} & record.keys()
+
+
+@pytest.mark.parametrize(
+    ("pointers", "graphs"),
+    [
+        ({"question": {"four": "11"}}, GRAPHS),
+        ({"question": ["11"]}, GRAPHS),
+        ({"question": {"4": "11"}}, {"2375429": {"objects": {"11": {"x": 1}}}}),
+        ({"question": {"4": "11"}}, {"2375429": [1]}),
+        ({}, [1]),
+    ],
+)
+def test_invalid_boxes_of_gqa_raise(pointers: Any, graphs: Any, write_json: Write) -> None:
+    with pytest.raises(ValueError, match="val_sceneGraphs.json"):
+        grounded_gqa(write_json, pointers, graphs)
