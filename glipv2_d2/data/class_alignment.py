@@ -72,7 +72,7 @@ def class_keys(
     both_forms = _with_both_forms(list(class_names.values()) + list(map(list, label_maps.values())))
     return {
         dataset: [
-            f"#{number}" if number is not None else _key(name, numbers_of, both_forms)
+            _key_of_number(number) if number is not None else _key(name, numbers_of, both_forms)
             for name, number in zip(names, numbered.get(dataset, [None] * len(names)), strict=True)
         ]
         for dataset, names in class_names.items()
@@ -96,8 +96,13 @@ def _key(name: str, numbers_of: Mapping[str, set[int]], both_forms: set[str]) ->
     key = spelling(name) if singular in both_forms else singular
     for form in (spelling(name), key):
         if len(numbers := numbers_of.get(form, set())) == 1:
-            return f"#{min(numbers)}"
+            return _key_of_number(min(numbers))
     return key
+
+
+def _key_of_number(number: int) -> str:
+    """A key that no spelling has, for its blank."""
+    return f"number {number}"
 
 
 def _with_both_forms(lists: Sequence[Sequence[str]]) -> set[str]:

@@ -173,8 +173,8 @@ class GroundingMapper(Configurable):
     In training the input dict has ``image``, ``instances`` and ``prompt``; ``gt_classes`` index
     the image's ``classes``, the dataset's class names, or the phrases of ``caption``. For
     evaluation it has ``image`` and ``classes`` or ``caption``, and a ``prompt`` if the dataset has
-    custom prompt texts; with a text task, ``ground`` in place of the ``caption``, which would reveal
-    the truth. ``height`` and ``width`` are those of the upright image, before its resize.
+    custom prompt texts; with a text task, ``ground`` in place of the ``caption``, which has the
+    truth. ``height`` and ``width`` are those of the upright image, before its resize.
 
     With masks, ``instances`` have ``gt_masks`` and ``gt_has_mask``, (n,) bool: a box without an
     annotated mask gets its rectangle as a placeholder.
@@ -398,7 +398,7 @@ class GroundingMapper(Configurable):
 
 
 def _to_ground(record: dict[str, Any]) -> dict[str, Any]:
-    """The input dict that requests the text of a record and for its boxes, without the truth."""
+    """The input dict that requests the text of a record and its boxes, without the truth."""
     truth = (fields.CAPTION, fields.PHRASES)
     return {key: value for key, value in record.items() if key not in truth} | {fields.GROUND: True}
 
