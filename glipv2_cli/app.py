@@ -22,7 +22,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from glipv2_cli.arguments import add_model_arguments, build_predictor, model_name
+from glipv2_cli.arguments import (
+    add_model_arguments,
+    build_predictor,
+    check_threshold,
+    model_name,
+)
 from glipv2_cli.serve import bind
 
 # File of scikit-image -> task and prompt.
@@ -42,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     default = "(default: %(default)s)"
     add("--host", default="127.0.0.1", help=f"address to bind {default}")
     add("--port", type=int, default=7860, help=default)
-    add("--threshold", type=float, default=0.6, help=f"initial minimum score of a box {default}")
+    add("--threshold", type=float, help="initial minimum score of a box (default: the model's)")
     add("--max-megabytes", type=int, default=20, metavar="N", help=f"of an upload {default}")
     add("--open", action="store_true", help="open the page in a browser")
     add_model_arguments(parser)
@@ -51,17 +56,17 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     args = get_parser().parse_args(argv)
-    if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold is {args.threshold}; scores are from 0 to 1")
+    check_threshold(args.threshold)
     # Gradio binds the port itself, after the model is loaded.
     bind(args.host, args.port).close()
     from glipv2_d2.serving.page import build_page
 
     with tempfile.TemporaryDirectory(prefix="glipv2_app_") as folder:
+        predictor = build_predictor(args)
         page = build_page(
-            build_predictor(args),
+            predictor,
             model=model_name(args),
-            threshold=args.threshold,
+            threshold=predictor.threshold if args.threshold is None else args.threshold,
             folder=Path(folder),
             examples=examples(),
         )

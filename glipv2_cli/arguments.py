@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from glipv2_d2 import Predictor
     from glipv2_d2.evaluation.thresholds import ScoreThresholds
 
-DEFAULT_THRESHOLD = 0.3
 DEFAULT_MODEL = "glipv2-mini"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -96,10 +95,14 @@ def model_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError, ValueError: see :func:`model_files` and ``load_config``.
     """
-    from glipv2_d2.engine.setup import load_config, load_foreign_config
-
     config, weights = model_files(args)
     opts = [*config_overrides(args), *(["MODEL.WEIGHTS", weights] if weights else [])]
+    return _load_config(args, config, opts)
+
+
+def _load_config(args: argparse.Namespace, config: str, opts: list[str]) -> CfgNode:
+    from glipv2_d2.engine.setup import load_config, load_foreign_config
+
     is_foreign = args.config is None and args.model is not None and is_repository(args.model)
     return (load_foreign_config if is_foreign else load_config)(config, opts)
 
@@ -122,7 +125,7 @@ def add_threshold_arguments(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="T",
-        help=f"minimum score, 0 to 1 (default: {DEFAULT_THRESHOLD}), and of single names: "
+        help="minimum score, 0 to 1 (default: the model's), and of single names: "
         "'0.3, cat=0.4, coffee cup=0.5'",
     )
     add("--thresholds", type=Path, metavar="FILE", help="per name, of check-names calibrate")
@@ -161,9 +164,11 @@ def score_thresholds(args: argparse.Namespace) -> ScoreThresholds:
             close = get_close_matches(name, known.values(), n=2)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise ValueError(f"--threshold {name}=...: {name!r} is not a class name{hint}")
-    base = ScoreThresholds({}, DEFAULT_THRESHOLD)
     if args.thresholds is not None:
         base = ScoreThresholds.from_source(args.thresholds)
+        default = base.default if default is None else default
+    else:
+        base = ScoreThresholds({})
     lines = read_class_lines(args.classes_file) if args.classes_file is not None else []
     of_file = {name: threshold for name, threshold in lines if threshold is not None}
     # Names are compared without case and spaces: of several spellings one remains.
@@ -172,7 +177,31 @@ def score_thresholds(args: argparse.Namespace) -> ScoreThresholds:
         for thresholds in (base.per_class, of_file, of_option)
         for name, threshold in thresholds.items()
     }
-    return ScoreThresholds(dict(per_class.values()), base.default if default is None else default)
+    default = threshold_of_model(args) if default is None else default
+    return ScoreThresholds(dict(per_class.values()), default)
+
+
+def threshold_of_model(args: argparse.Namespace) -> float:
+    """The minimum score of a box in the config of the model, which is not loaded."""
+    from glipv2_d2.evaluation.thresholds import display_threshold
+
+    return display_threshold(_load_config(args, _config_file(args), config_overrides(args)))
+
+
+def _config_file(args: argparse.Namespace) -> str:
+    from glipv2_d2 import hub
+    from glipv2_d2.config import named_config_file
+
+    if args.config is not None or args.model is None:
+        return args.config or ""
+    if is_repository(args.model):
+        return str(hub.pretrained_files(args.model).config)
+    return str(named_config_file(args.model))
+
+
+def check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold is {threshold}; scores are from 0 to 1")
 
 
 def build_predictor(args: argparse.Namespace, rank: int | None = None) -> Predictor:

@@ -25,7 +25,12 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glipv2_cli.arguments import add_model_arguments, build_predictor, model_name
+from glipv2_cli.arguments import (
+    add_model_arguments,
+    build_predictor,
+    check_threshold,
+    model_name,
+)
 
 if TYPE_CHECKING:
     from glipv2_d2.serving.label_studio import LabelStudio
@@ -45,6 +50,12 @@ def get_parser() -> argparse.ArgumentParser:
     default = "(default: %(default)s)"
     add("--host", default="127.0.0.1", help=f"address to bind {default}")
     add("--port", type=int, default=8000, help=f"{default}; 0: any free one")
+    add(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="minimum score of a box where a request has none (default: the model's)",
+    )
     add("--max-batch-size", type=int, default=8, metavar="N", help=f"requests per pass {default}")
     add("--max-waiting", type=int, default=64, metavar="N", help=f"others get 429 {default}")
     add("--max-megabytes", type=int, default=20, metavar="N", help=f"per request {default}")
@@ -61,6 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     args = get_parser().parse_args(argv)
+    check_threshold(args.threshold)
     sock = bind(args.host, args.port)
     import uvicorn
 
@@ -76,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     app = create_app(
         build_predictor(args),
         model=model_name(args),
+        threshold=args.threshold,
         limits=limits,
         label_studio=label_studio(args.label_studio_url),
     )

@@ -127,7 +127,11 @@ class FilePrompts:
             thresholds: minimum score per name; detections below are dropped.
         """
         arrays = list(images.values())
-        options: dict[str, Any] = {"channel_order": "RGB", "batch_size": max(1, len(images))}
+        options: dict[str, Any] = {
+            "threshold": None,
+            "channel_order": "RGB",
+            "batch_size": max(1, len(images)),
+        }
         results: Any
         if self.describe:
             results = predictor.caption(arrays, ground=True, **options)

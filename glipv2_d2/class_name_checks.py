@@ -139,7 +139,11 @@ def calibrate_thresholds(
 
     def predict(images: dict[int, np.ndarray]) -> list[MatchedDetections]:
         predictions: Any = predictor.predict(
-            images.values(), classes=class_names, channel_order="RGB", batch_size=len(images)
+            images.values(),
+            classes=class_names,
+            threshold=None,
+            channel_order="RGB",
+            batch_size=len(images),
         )
         return [
             match_detections(

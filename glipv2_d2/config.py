@@ -500,6 +500,10 @@ def _add_test_config(cfg: CfgNode) -> None:
     # are several times faster and agreed to five decimals in our measurements. Published results
     # use the default implementations.
     cfg.TEST.FAST_EVAL = False
+    # Minimum score of the boxes that are shown, written or returned by default: by Predictor, the
+    # commands, the web service and page, and exports. Evaluations use MODEL.GROUNDING.SCORE_THRESH.
+    # Scores of models are not comparable; glipv2 finetune sets the value of the best F1.
+    cfg.TEST.DISPLAY_SCORE_THRESH = 0.3
     # PhraseCut: minimum score of the detections that form the region of a phrase.
     cfg.TEST.PHRASECUT_SCORE_THRESH = 0.5
 

@@ -231,6 +231,11 @@ class Answer:
     score: float
     grounding: Prediction | None = None
 
+    def above(self, threshold: float | Thresholds) -> Answer:
+        """With only the boxes of :meth:`Prediction.above`."""
+        grounding = None if self.grounding is None else self.grounding.above(threshold)
+        return replace(self, grounding=grounding)
+
     @staticmethod
     def from_output(x: dict[str, Any], output: dict[str, Any]) -> Answer:
         """Convert the output for an input dict ``x`` with a ``question``."""
@@ -250,6 +255,11 @@ class Caption:
 
     caption: str
     grounding: Prediction | None = None
+
+    def above(self, threshold: float | Thresholds) -> Caption:
+        """With only the boxes of :meth:`Prediction.above`."""
+        grounding = None if self.grounding is None else self.grounding.above(threshold)
+        return replace(self, grounding=grounding)
 
     @staticmethod
     def from_output(x: dict[str, Any], output: dict[str, Any]) -> Caption:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from glipv2_d2.data.resize import build_augmentations
 from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.precision import inference_precision, round_weights
 from glipv2_d2.engine.setup import load_config, load_foreign_config
-from glipv2_d2.evaluation.thresholds import ScoreThresholds
+from glipv2_d2.evaluation.thresholds import ScoreThresholds, display_threshold
 from glipv2_d2.hub import pretrained_files, push_folder, save_model
 from glipv2_d2.images import (
     IMAGE_SOURCES,
@@ -64,6 +64,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Images = ImageSource | Iterable[ImageSource]
 OnError = Literal["raise", "skip"]
+MinScore = float | Literal["model"] | None
+"""A minimum score, "model": :attr:`Predictor.threshold`, or None: all boxes are kept."""
 
 PROBE = np.full((64, 64, 3), 128, dtype=np.uint8)
 """An image that every model can predict, see :func:`~glipv2_d2.item_errors.predict_each`."""
@@ -142,6 +144,11 @@ class Predictor:
         round_weights(self.model, self.cfg)
         self.augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
+    @property
+    def threshold(self) -> float:
+        """The model's minimum score of a box, ``TEST.DISPLAY_SCORE_THRESH`` of its config."""
+        return display_threshold(self.cfg)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -215,7 +222,7 @@ class Predictor:
         negatives: ClassNames | None = None,
         caption: str | None = None,
         phrases: Sequence[Phrase] | None = None,
-        threshold: float | None = None,
+        threshold: MinScore = "model",
         thresholds: Thresholds | None = None,
         one_name_per_box: bool = False,
         tiles: int | None = None,
@@ -239,9 +246,9 @@ class Predictor:
             phrases: of the caption, each a string or a list of character spans; a string that is
                 passed twice is found at two places. Default: the parts between " . " of a caption
                 such as "cat . dog .", else its noun phrases, found by spaCy.
-            threshold: minimum score, for all classes.
-            thresholds: score threshold per class, a mapping or the file of a calibration. Classes
-                that are not in a mapping keep all boxes.
+            threshold: minimum score, for all classes; None: all boxes are returned. Default: that
+                of the model, :attr:`threshold`, for the classes without one in ``thresholds``.
+            thresholds: score threshold per class, a mapping or the file of a calibration.
             one_name_per_box: of boxes of different names that overlap with an IoU above
                 ``MODEL.GROUNDING.NMS_THRESH``, return only the one with the highest score. By
                 default an object that matches several names has a box for each.
@@ -260,16 +267,13 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: an image or the prompt is invalid.
         """
-        min_scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
-        _check_threshold(threshold)
+        min_scores = self._min_scores(threshold, thresholds)
         if classes is None and caption is None and self.class_names:
             classes = self.class_names
 
         def select(prediction: Prediction) -> Prediction:
             # Thresholds first: a name below its threshold suppresses no other.
             prediction = prediction.above(min_scores)
-            if threshold is not None:
-                prediction = prediction.above(threshold)
             if one_name_per_box:
                 return prediction.one_name_per_box(self.cfg.MODEL.GROUNDING.NMS_THRESH)
             return prediction
@@ -305,6 +309,7 @@ class Predictor:
         *,
         ground: bool = False,
         choices: Sequence[str] | None = None,
+        threshold: MinScore = "model",
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
@@ -319,6 +324,7 @@ class Predictor:
             ground: also detect the answer and the noun phrases of the question.
             choices: candidate answers; default: the answer vocabulary of the model. With
                 ``MODEL.ANSWER.CLASSIFIER`` "text" they may be any strings.
+            threshold: minimum score of the boxes; default: :attr:`threshold`, None: all boxes.
 
         Returns:
             One :class:`~glipv2_d2.prediction.Answer` for one image, a list of them for several.
@@ -328,10 +334,11 @@ class Predictor:
                 model has no answer head.
         """
         self._require_glipv2("answer")
+        min_scores = self._min_scores(threshold)
         return self._run(
             images,
             lambda num_images: question_fields(num_images, questions, choices, ground=ground),
-            Answer.from_output,
+            lambda x, output: Answer.from_output(x, output).above(min_scores),
             channel_order,
             batch_size,
             on_error,
@@ -348,6 +355,7 @@ class Predictor:
         min_length: int | None = None,
         max_length: int | None = None,
         length_penalty: float | None = None,
+        threshold: MinScore = "model",
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
@@ -361,6 +369,7 @@ class Predictor:
             beam_size, min_length, max_length, length_penalty: see
                 :class:`~glipv2_d2.structures.GenerationConfig`; default: the
                 values of ``MODEL.CAPTION``.
+            threshold: minimum score of the boxes; default: :attr:`threshold`, None: all boxes.
 
         Returns:
             One :class:`~glipv2_d2.prediction.Caption` for one image, a list of them for several.
@@ -370,6 +379,7 @@ class Predictor:
                 model has no caption head.
         """
         self._require_glipv2("caption")
+        min_scores = self._min_scores(threshold)
         x = {
             fields.DESCRIBE: self._generation_config(
                 prefix=prefix,
@@ -383,7 +393,7 @@ class Predictor:
         return self._run(
             images,
             lambda num_images: [x] * num_images,
-            Caption.from_output,
+            lambda x, output: Caption.from_output(x, output).above(min_scores),
             channel_order,
             batch_size,
             on_error,
@@ -395,6 +405,7 @@ class Predictor:
         images: Images,
         captions: str | Sequence[str],
         *,
+        threshold: MinScore = "model",
         channel_order: ChannelOrder | None = None,
         batch_size: int = 1,
         on_error: OnError = "raise",
@@ -402,13 +413,14 @@ class Predictor:
         """Detect the noun phrases of captions, as :meth:`predict` with one caption per image.
 
         Args:
-            images, channel_order, batch_size, on_error: see :meth:`predict`.
+            images, threshold, channel_order, batch_size, on_error: see :meth:`predict`.
             captions: one for all images, or one per image.
         """
+        min_scores = self._min_scores(threshold)
         return self._run(
             images,
             lambda num_images: grounding_fields(num_images, captions),
-            Prediction.from_output,
+            lambda x, output: Prediction.from_output(x, output).above(min_scores),
             channel_order,
             batch_size,
             on_error,
@@ -423,6 +435,7 @@ class Predictor:
         describe: bool = False,
         ground_answers: bool = False,
         ground_caption: bool = False,
+        threshold: MinScore = "model",
         channel_order: ChannelOrder | None = None,
     ) -> TaskResults:
         """Detect classes in an image, answer questions and describe it, in one forward pass.
@@ -436,11 +449,13 @@ class Predictor:
             questions: about the image.
             describe: generate a caption.
             ground_answers, ground_caption: also detect their phrases.
+            threshold: minimum score of all boxes; default: :attr:`threshold`, None: all boxes.
 
         Raises:
             FileNotFoundError, ValueError: the image or a prompt is invalid, or the model lacks the
                 head.
         """
+        min_scores = self._min_scores(threshold)
         requests = prompt_fields(1, classes, None, None, None)
         if questions:
             self._require_glipv2("answer")
@@ -453,9 +468,9 @@ class Predictor:
         x = self._make_input(load_image(image, channel_order), {})
         inputs = [x | request for request in requests]
         detections, *texts = zip(inputs, self._forward(inputs), strict=True)
-        caption = Caption.from_output(*texts.pop()) if describe else None
-        answers = [Answer.from_output(*pair) for pair in texts]
-        return TaskResults(Prediction.from_output(*detections), answers, caption)
+        caption = Caption.from_output(*texts.pop()).above(min_scores) if describe else None
+        answers = [Answer.from_output(*pair).above(min_scores) for pair in texts]
+        return TaskResults(Prediction.from_output(*detections).above(min_scores), answers, caption)
 
     def class_scores(
         self,
@@ -521,6 +536,19 @@ class Predictor:
         self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         return {fields.IMAGE: tensor, fields.HEIGHT: height, fields.WIDTH: width, **text_fields}
+
+    def _min_scores(
+        self, threshold: MinScore, thresholds: Thresholds | None = None
+    ) -> ScoreThresholds:
+        """The minimum score per name, see :meth:`predict`."""
+        _check_threshold(threshold)
+        if threshold == "model" and (thresholds is None or isinstance(thresholds, Mapping)):
+            return ScoreThresholds(dict(thresholds or {}), self.threshold)
+        scores = ScoreThresholds.from_source({} if thresholds is None else thresholds)
+        if threshold is None or isinstance(threshold, str):
+            return scores
+        per_class = {name: max(score, threshold) for name, score in scores.per_class.items()}
+        return ScoreThresholds(per_class, max(scores.default, threshold))
 
     def _require_glipv2(self, method: str) -> None:
         if not isinstance(self.model, GLIPv2):
@@ -601,9 +629,14 @@ def _check_batch(batch_size: int, on_error: str) -> None:
         )
 
 
-def _check_threshold(threshold: float | None) -> None:
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; scores are from 0 to 1")
+def _check_threshold(threshold: MinScore) -> None:
+    if threshold is None or threshold == "model":
+        return
+    if isinstance(threshold, str) or not 0 <= threshold <= 1:
+        raise ValueError(
+            f"threshold is {threshold!r}; scores are from 0 to 1, None keeps all boxes and "
+            "'model' those above the model's own threshold"
+        )
 
 
 def _resolve(
@@ -653,6 +686,7 @@ def _prepare_config(
     elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _check_takes_class_names(cfg.MODEL.META_ARCHITECTURE)
+    display_threshold(cfg)
     cfg.freeze()
     return cfg
 

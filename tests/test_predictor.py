@@ -375,6 +375,29 @@ def test_thresholds_are_applied_per_class(predictor, tmp_path):
     ).labels == ["red"]
 
 
+def test_without_a_threshold_boxes_have_the_score_of_the_model(predictor):
+    image, names = Image.fromarray(sample_image()), ["red", "blue"]  # red scores 1/3, blue 5/6
+    strict = Predictor(
+        make_config(predictor.cfg.INPUT.FORMAT),
+        device="cpu",
+        opts=["TEST.DISPLAY_SCORE_THRESH", 0.5],
+    )
+    assert (predictor.threshold, strict.threshold) == (0.3, 0.5)
+    assert strict.predict(image, classes=names).labels == ["blue"]
+    for everything in (None, 0):
+        assert strict.predict(image, classes=names, threshold=everything).labels == ["blue", "red"]
+    # A threshold of its own replaces the model's, of other names it does not.
+    assert strict.predict(image, classes=names, thresholds={"red": 0.3}).labels == ["blue", "red"]
+    assert strict.predict(image, classes=names, thresholds={"blue": 0.9}).labels == []
+    kept = strict.predict(image, classes=names, thresholds={"red": 0.3}, threshold=0.4)
+    assert kept.labels == ["blue"]
+
+
+def test_a_threshold_of_the_config_that_is_no_score_is_named():
+    with pytest.raises(ValueError, match=r"TEST.DISPLAY_SCORE_THRESH is 65\.0"):
+        Predictor(make_config(), device="cpu", opts=["TEST.DISPLAY_SCORE_THRESH", 65.0])
+
+
 def test_of_overlapping_boxes_the_best_name_is_kept(predictor):
     rgb = sample_image()
     rgb[20:32, 30:48] = RED  # red in x 4..48, y 8..32; blue in x 48..50: hardly any overlap

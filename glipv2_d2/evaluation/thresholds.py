@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from glipv2_d2.file_writing import dump_json
@@ -60,6 +61,18 @@ class ScoreThresholds:
         """File content for :meth:`from_source`; ``about`` is added for human readers."""
         content = {"thresholds": dict(self.per_class), "default": self.default, **about}
         return dump_json(content, indent=1, ensure_ascii=False)
+
+
+def display_threshold(cfg: CfgNode) -> float:
+    """The minimum score of a box that is shown, ``TEST.DISPLAY_SCORE_THRESH``.
+
+    Raises:
+        ValueError: it is not from 0 to 1.
+    """
+    value = float(cfg.TEST.DISPLAY_SCORE_THRESH)
+    if not 0 <= value <= 1:
+        raise ValueError(f"TEST.DISPLAY_SCORE_THRESH is {value}; scores are from 0 to 1")
+    return value
 
 
 def _read(path: Path) -> ScoreThresholds:

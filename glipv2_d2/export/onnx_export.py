@@ -78,7 +78,7 @@ def export_onnx(
             "model": name,
             "image": _image_settings(predictor, height, width),
             "text": _text_settings(model),
-            "detection": _detection_settings(model, level_sizes),
+            "detection": _detection_settings(predictor, level_sizes),
         }
         atomic_write(staging / SETTINGS_FILE, dump_json(settings, indent=1))
         tokenizer = model.query_builder.tokenizer.serialized()
@@ -266,7 +266,8 @@ def _text_settings(model: GLIPv2) -> dict[str, Any]:
     }
 
 
-def _detection_settings(model: GLIPv2, level_sizes: list[int]) -> dict[str, Any]:
+def _detection_settings(predictor: Predictor, level_sizes: list[int]) -> dict[str, Any]:
+    model = exportable_model(predictor)
     head, _ = onnx_parts(model)
     settings = head.postprocess
     return {
@@ -277,4 +278,5 @@ def _detection_settings(model: GLIPv2, level_sizes: list[int]) -> dict[str, Any]
         "detections_per_prompt": settings.detections_per_prompt,
         "detections_per_image": model.max_detections_per_image,
         "aggregation": settings.aggregation,
+        "display_score_thresh": predictor.threshold,
     }

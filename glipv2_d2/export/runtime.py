@@ -36,8 +36,7 @@ from tokenizers import Encoding, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-THRESHOLD = 0.3
+VERSION = 2
 # Of the sides: a longer photo is a strip.
 STRIP_RATIO = 10
 # Of export.json.
@@ -46,7 +45,7 @@ KEYS = {
     "text": "unit embeds_core_phrases num_descriptions phrase_parser separator max_tokens "
     "max_classes special_ids all_special_ids unk_id",
     "detection": "levels score_thresh pre_nms_topk nms_thresh detections_per_prompt "
-    "detections_per_image aggregation",
+    "detections_per_image aggregation display_score_thresh",
 }
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -113,14 +112,17 @@ class Detector:
         self.prompts = functools.lru_cache(maxsize=16)(self._prompts)
 
     def detect(
-        self, image: str | Path | Image.Image, names: Sequence[str], threshold: float = THRESHOLD
+        self,
+        image: str | Path | Image.Image,
+        names: Sequence[str],
+        threshold: float | None = None,
     ) -> Detections:
         """Detect class names in an image.
 
         Args:
             image: a file, or an image of Pillow; turned by its EXIF data.
             names: class names; long lists are split into prompts.
-            threshold: minimum score.
+            threshold: minimum score; default: the model's.
 
         Raises:
             FileNotFoundError, ValueError: the image or the names are invalid.
@@ -133,6 +135,8 @@ class Detector:
         order = np.argsort(-scores, kind="stable")
         limit = self.settings["detection"]["detections_per_image"]
         order = order[: limit if limit >= 0 else None]
+        if threshold is None:
+            threshold = self.settings["detection"]["display_score_thresh"]
         order = order[scores[order] >= threshold]
         scale = np.array([photo.width / width, photo.height / height] * 2, dtype=np.float32)
         # The last pixel of a box belongs to it.
@@ -495,7 +499,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Detect objects of class names, without torch.")
     parser.add_argument("image", type=Path, help="a photo")
     parser.add_argument("names", help='class names: "cat, coffee cup"')
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="default: %(default)s")
+    parser.add_argument("--threshold", type=float, help="minimum score (default: the model's)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the model")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     args = parser.parse_args()

@@ -33,6 +33,7 @@ def create_app(
     predictor: Predictor,
     *,
     model: str,
+    threshold: float | None = None,
     limits: Limits | None = None,
     label_studio: LabelStudio | None = None,
 ) -> FastAPI:
@@ -40,9 +41,11 @@ def create_app(
 
     Args:
         model: its name, shown by ``/health``.
+        threshold: minimum score of a box where a request has none; default: the predictor's.
         label_studio: where it is, to be its ML backend at ``/label-studio``.
     """
     service = Service(predictor, model=model, limits=limits or Limits())
+    default_threshold = predictor.threshold if threshold is None else threshold
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI passes it
@@ -59,7 +62,7 @@ def create_app(
         image: Image,
         classes: Names = [],  # noqa: B006 - FastAPI copies it
         caption: Annotated[str | None, Form(description="instead of classes")] = None,
-        threshold: Threshold = 0.3,
+        threshold: Threshold = default_threshold,
         one_name_per_box: Annotated[bool, Form()] = False,
         masks: Annotated[bool, Form()] = False,
     ) -> Detections:
@@ -87,7 +90,7 @@ def create_app(
         return AnswerResponse.of(await service.run(AnswerRequest(pixels, question, tuple(choices))))
 
     @app.post("/caption")
-    async def caption(image: Image, threshold: Threshold = 0.3) -> CaptionResponse:
+    async def caption(image: Image, threshold: Threshold = default_threshold) -> CaptionResponse:
         """A caption, with the boxes of its phrases."""
         pixels = await service.decode(await image.read())
         return CaptionResponse.of(await service.run(CaptionRequest(pixels, threshold)))
@@ -102,5 +105,6 @@ def create_app(
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     if label_studio is not None:
-        app.include_router(label_studio_router(service, label_studio), prefix="/label-studio")
+        router = label_studio_router(service, label_studio, default_threshold)
+        app.include_router(router, prefix="/label-studio")
     return app

@@ -34,12 +34,10 @@ class LabelStudio:
     Attributes:
         url: its address; images are downloaded from nowhere else.
         token: of a user, to download uploaded images.
-        threshold: minimum score of a box.
     """
 
     url: str
     token: str | None = None
-    threshold: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,8 @@ def parse_label_config(config: str) -> RectangleTag:
     )
 
 
-def label_studio_router(service: Service, label_studio: LabelStudio) -> APIRouter:
+def label_studio_router(service: Service, label_studio: LabelStudio, threshold: float) -> APIRouter:
+    """The routes; a prediction has the boxes with a score of at least ``threshold``."""
     router = APIRouter()
 
     @router.get("/health")
@@ -131,7 +130,7 @@ def label_studio_router(service: Service, label_studio: LabelStudio) -> APIRoute
                 DetectRequest(
                     await service.decode(content),
                     tag.labels,
-                    label_studio.threshold,
+                    threshold,
                     one_name_per_box=True,
                 )
             )

@@ -88,6 +88,7 @@ class BatchRunner:
         predictions: Any = self.predictor.predict(
             [request.image for request in requests],
             classes=[list(request.classes) for request in requests],
+            threshold=None,
             channel_order="RGB",
             batch_size=len(requests),
         )
@@ -102,6 +103,7 @@ class BatchRunner:
         predictions: Any = self.predictor.ground(
             [request.image for request in requests],
             [request.caption for request in requests],
+            threshold=None,
             channel_order="RGB",
             batch_size=len(requests),
         )
@@ -129,11 +131,12 @@ class BatchRunner:
         captions: Any = self.predictor.caption(
             [request.image for request in requests],
             ground=True,
+            threshold=None,
             channel_order="RGB",
             batch_size=len(requests),
         )
         return [
-            Caption(caption.caption, caption.grounding.above(request.threshold))
+            caption.above(request.threshold)
             for request, caption in zip(requests, captions, strict=True)
         ]
 

@@ -53,20 +53,20 @@ def run_task(
     """
     image = _read_upload(Path(path))
     if task == DESCRIBE:
-        caption = predictor.caption(image, ground=True, channel_order="RGB")
+        caption = predictor.caption(image, ground=True, threshold=threshold, channel_order="RGB")
         assert caption.grounding is not None
-        return image, PageResult(caption.caption, caption.grounding.above(threshold))
+        return image, PageResult(caption.caption, caption.grounding)
     if not prompt.strip():
         raise ValueError(f"write something under {task!r}, such as: {HINTS[task]}")
     if task == QUESTION:
-        answer = predictor.answer(image, prompt, ground=True, channel_order="RGB")
-        assert answer.grounding is not None
-        return image, PageResult(
-            f"{answer.answer} ({answer.score:.0%})", answer.grounding.above(threshold)
+        answer = predictor.answer(
+            image, prompt, ground=True, threshold=threshold, channel_order="RGB"
         )
+        assert answer.grounding is not None
+        return image, PageResult(f"{answer.answer} ({answer.score:.0%})", answer.grounding)
     if task == CAPTION:
-        prediction = predictor.ground(image, prompt, channel_order="RGB")
-        return image, PageResult("", prediction.above(threshold))
+        prediction = predictor.ground(image, prompt, threshold=threshold, channel_order="RGB")
+        return image, PageResult("", prediction)
     prediction = predictor.predict(
         image,
         classes=parse_class_names(prompt),

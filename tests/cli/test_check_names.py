@@ -35,7 +35,8 @@ class KnownScoresPredictor:
         lengths = np.array([len(name) for name in classes]) / 100
         return np.array([image[0, 0, 0] / 255 + lengths + offsets for image in images])
 
-    def predict(self, images, *, classes, channel_order, batch_size):
+    def predict(self, images, *, classes, threshold, channel_order, batch_size):
+        assert threshold is None
         images = list(images)
         scores = self.class_scores(images, classes=classes, channel_order=channel_order)
         predictions = []
@@ -52,6 +53,7 @@ class KnownScoresPredictor:
 @pytest.fixture(autouse=True)
 def known_scores_predictor(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path("any.yaml").write_text("VERSION: 2\n")
     monkeypatch.setattr(glipv2_d2, "Predictor", KnownScoresPredictor)
     monkeypatch.setattr(KnownScoresPredictor, "depends_on_order", False)
 

@@ -60,6 +60,20 @@ def test_thresholds_on_the_command_line_replace_those_of_the_file() -> None:
     assert (boxes_of("cat"), boxes_of("dog")) == (0, 5)
 
 
+def test_the_default_threshold_is_that_of_the_model() -> None:
+    # glipv2-mini's is 0.65; scores are 0.9, 0.7 and 0.5.
+    assert label("--classes", "cat, dog, cow") == 0
+    assert (boxes_of("cat"), boxes_of("dog"), boxes_of("cow")) == (5, 5, 0)
+    own = ("--opts", "TEST.DISPLAY_SCORE_THRESH", "0.8")
+    assert label("--classes", "cat, dog, cow", "--output", "own", *own) == 0
+    coco = json.loads(Path("own/coco.json").read_text())
+    assert len(coco["annotations"]) == 5
+    everything = ("--classes", "cat, dog, cow", "--threshold", "0")
+    assert label(*everything, "--output", "all") == 0
+    coco = json.loads(Path("all/coco.json").read_text())
+    assert len(coco["annotations"]) == 15
+
+
 def test_parts_are_merged_by_a_run_of_the_whole_as_if_there_were_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

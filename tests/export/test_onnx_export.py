@@ -95,6 +95,15 @@ def test_detections_are_those_of_the_model_in_pixels_of_the_photo(
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
+def test_the_default_threshold_is_that_of_the_model(detector: Detector) -> None:
+    scores = detector.detect(Image.fromarray(photo(64, 96)), HARD_NAMES).scores
+    middle = float(np.sort(scores)[len(scores) // 2])
+    with patch.dict(detector.settings["detection"], display_score_thresh=middle):
+        kept = detector.detect(Image.fromarray(photo(64, 96)), HARD_NAMES).scores
+    assert kept.tolist() == [score for score in scores.tolist() if score >= middle]
+    assert 0 < len(kept) < len(scores)
+
+
 def test_images_of_another_size_are_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 64, 64\), .* exported for \(3, 64, 96\)"):
         detector.run(np.zeros((3, 64, 64), np.float32), detector.prompts(("cat",))[0])
@@ -151,7 +160,7 @@ def test_the_folder_runs_by_itself_without_torch(exported: Path, tmp_path: Path)
     [
         ("export.json", "{", ValueError, "is damaged"),
         ("export.json", '{"format": "onnx", "version": 99}', ValueError, "version 99"),
-        ("export.json", '{"format": "onnx", "version": 1, "image": {}}', ValueError, "is damaged"),
+        ("export.json", '{"format": "onnx", "version": 2, "image": {}}', ValueError, "is damaged"),
         ("export.json", None, FileNotFoundError, "pass a folder of glipv2 export"),
         ("detector.onnx", None, FileNotFoundError, "export the model again"),
         ("detector.onnx", "no graph", ValueError, "cannot load"),

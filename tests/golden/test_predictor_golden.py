@@ -27,7 +27,7 @@ def predictor(cfg: CfgNode) -> Predictor:
 
 
 def test_a_photo_gives_the_references_scores_and_boxes(golden, predictor):
-    prediction = predictor.predict(PHOTO, classes=golden.meta["categories"])
+    prediction = predictor.predict(PHOTO, classes=golden.meta["categories"], threshold=None)
     best_first = np.argsort(-golden.arrays["one/resized_det0/scores"], kind="stable")
     scores = golden.arrays["one/resized_det0/scores"][best_first]
     np.testing.assert_allclose(prediction.instances.scores, scores, atol=tolerances.SCORES, rtol=0)
@@ -43,15 +43,15 @@ def test_a_photo_gives_the_references_scores_and_boxes(golden, predictor):
 
 def test_images_of_a_batch_have_labels_of_their_own_lists(predictor):
     lists = [["cat", "dog"], ["traffic light", "cat", "cell phone"]]
-    together = predictor.predict([PHOTO, PHOTO], classes=lists, batch_size=2)
+    together = predictor.predict([PHOTO, PHOTO], classes=lists, batch_size=2, threshold=None)
     for prediction, names in zip(together, lists, strict=True):
-        alone = predictor.predict(PHOTO, classes=names)
+        alone = predictor.predict(PHOTO, classes=names, threshold=None)
         assert set(prediction.labels) <= set(names)
         assert prediction.labels[:20] == alone.labels[:20]
 
 
 def test_the_noun_phrases_of_a_caption_are_grounded(predictor):
-    prediction = predictor.predict(PHOTO, caption="A cat runs from the dog.")
+    prediction = predictor.predict(PHOTO, caption="A cat runs from the dog.", threshold=None)
     assert prediction.names == ["A cat", "the dog"]
     assert set(prediction.labels) <= set(prediction.names)
 
@@ -84,7 +84,7 @@ def test_an_invalid_or_missing_weights_file_is_named(cfg, tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1)])
 def test_images_of_one_row_or_column_are_accepted(predictor, size):
     image = np.zeros((*size, 3), dtype=np.uint8)
-    prediction = predictor.predict(image, classes=["cat"], channel_order="RGB")
+    prediction = predictor.predict(image, classes=["cat"], channel_order="RGB", threshold=None)
     # Adding one pixel after scaling, as the reference does, may reach a pixel past the edge.
     corners = prediction.instances.pred_boxes.tensor.view(-1, 2, 2)
     assert (corners >= 0).all() and (corners <= corners.new_tensor(size[::-1]) + 1).all()

@@ -26,6 +26,7 @@ class FixedPredictor:
         classes=None,
         negatives=None,
         caption=None,
+        threshold="model",
         thresholds=None,
         one_name_per_box=False,
         tiles=None,
@@ -45,15 +46,15 @@ class FixedPredictor:
             return [prediction.one_name_per_box(0.6) for prediction in predictions]
         return predictions
 
-    def answer(self, images, questions, *, ground, channel_order, batch_size):
-        assert ground
+    def answer(self, images, questions, *, ground, threshold, channel_order, batch_size):
+        assert ground and threshold is None
         return [
             Answer(text, "blue", 0.75, self.ground(image, f"{text} blue", ["sky", "blue"]))
             for image, text in zip(images, questions, strict=True)
         ]
 
-    def caption(self, images, *, ground, channel_order, batch_size):
-        assert ground
+    def caption(self, images, *, ground, threshold, channel_order, batch_size):
+        assert ground and threshold is None
         return [
             Caption("a [blue] sky", self.ground(image, "a [blue] sky", ["sky"])) for image in images
         ]

@@ -58,6 +58,8 @@ def glip_cfg(*opts: Any) -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     # Limits of an image are set by the tests of them.
     cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    # Scores of random weights are low.
+    cfg.TEST.DISPLAY_SCORE_THRESH = 0.0
     for key in OPTIMIZER_KEYS:
         cfg.SOLVER[key] = glip.SOLVER[key]
     cfg.merge_from_list(list(opts))

@@ -20,13 +20,15 @@ class StandIn:
     """Scores fall from 0.9 in steps of 0.2; a class name "bad" is an error."""
 
     cfg = CfgNode({"MODEL": {"GROUNDING": {"NMS_THRESH": 0.6}}})
+    threshold = 0.65
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
         self.is_free = threading.Event()
         self.is_free.set()
 
-    def predict(self, images, *, classes, channel_order, batch_size):
+    def predict(self, images, *, classes, threshold, channel_order, batch_size):
+        assert threshold is None
         assert channel_order == "RGB" and batch_size == len(images) == len(classes)
         assert self.is_free.wait(timeout=30)
         if any("bad" in names for names in classes):
@@ -34,7 +36,8 @@ class StandIn:
         self.batch_sizes.append(batch_size)
         return [detect(image, names) for image, names in zip(images, classes, strict=True)]
 
-    def ground(self, images, captions, *, channel_order, batch_size):
+    def ground(self, images, captions, *, threshold, channel_order, batch_size):
+        assert threshold is None
         assert channel_order == "RGB" and batch_size == len(images)
         return [
             detect(image, caption.split(" and "))
@@ -45,7 +48,8 @@ class StandIn:
         assert channel_order == "RGB" and batch_size == len(images)
         return [Answer(question, choices[0] if choices else "yes", 0.8) for question in questions]
 
-    def caption(self, images, *, ground, channel_order, batch_size):
+    def caption(self, images, *, ground, threshold, channel_order, batch_size):
+        assert threshold is None
         assert ground and channel_order == "RGB" and batch_size == len(images)
         return [Caption("a cat", detect(image, ["a cat"])) for image in images]
 

@@ -77,7 +77,9 @@ def check_mini(predictor: Predictor, folder: Path, turns: int) -> None:
     detector = Detector(output, phrase_parser=phrases, num_threads=1)
     for name, (photo, names) in PHOTOS.items():
         image = photo()
-        expected = predictor.predict(Image.fromarray(image), classes=names).instances
+        expected = predictor.predict(
+            Image.fromarray(image), classes=names, threshold=None
+        ).instances
         found = detector.detect(Image.fromarray(image), names, threshold=0.0)
         assert found.classes.tolist() == expected.pred_classes.tolist(), name
         score = float(np.abs(found.scores - expected.scores.numpy()).max())

@@ -35,7 +35,7 @@ import glipv2_d2, pathlib, sys
 assert pathlib.Path(glipv2_d2.__file__).is_relative_to(sys.prefix), glipv2_d2.__file__
 from glipv2_d2 import Predictor
 predictor = Predictor("glipv2-mini")
-prediction = predictor.predict("photo.png", classes=["cat", "coffee cup"]).above(0.5)
+prediction = predictor.predict("photo.png", classes=["cat", "coffee cup"])
 print(prediction.labels, prediction.instances.scores, prediction.instances.pred_boxes)
 assert "cat" in prediction.labels
 """

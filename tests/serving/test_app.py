@@ -4,7 +4,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi.testclient import TestClient
 from helpers.serving import encode
+
+from glipv2_d2.serving.app import create_app
 
 
 def test_class_names_are_detected_with_boxes_in_pixels(client):
@@ -34,6 +37,36 @@ def test_class_names_are_detected_with_boxes_in_pixels(client):
 def test_boxes_below_the_threshold_are_left_out(client):
     found = client.upload("/predict", classes=["cat", "dog"], threshold="0.8").json()
     assert [detection["name"] for detection in found["detections"]] == ["cat"]
+
+
+def test_without_a_threshold_boxes_have_the_score_of_the_model(client):
+    # Scores are 0.9, 0.7 and 0.5, the model's threshold 0.65.
+    found = client.upload("/predict", classes=["cat", "dog", "cow"]).json()
+    assert [detection["name"] for detection in found["detections"]] == ["cat", "dog"]
+    found = client.upload("/predict", caption="a cat and a dog and a cow").json()
+    assert len(found["detections"]) == 2
+    found = client.upload("/predict", classes=["cat", "dog", "cow"], threshold="0").json()
+    assert len(found["detections"]) == 3
+
+
+def test_the_documentation_of_the_service_has_the_models_threshold(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    defaults = [
+        schema["properties"]["threshold"]["default"]
+        for schema in schemas.values()
+        if "threshold" in schema.get("properties", {})
+    ]
+    assert defaults == [0.65, 0.65]
+
+
+def test_a_service_may_have_a_threshold_of_its_own(model):
+    with TestClient(create_app(model, model="stand-in", threshold=0.4)) as client:
+        response = client.post(
+            "/predict",
+            files={"image": ("a.png", encode())},
+            data={"classes": ["cat", "dog", "cow"]},
+        )
+    assert len(response.json()["detections"]) == 3
 
 
 def test_masks_are_sent_on_request(client):

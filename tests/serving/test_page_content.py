@@ -27,15 +27,16 @@ class OneImage(StandIn):
         assert one_name_per_box and channel_order == "RGB"
         return detect(image, classes).above(threshold)
 
-    def ground(self, image, caption, *, channel_order):
+    def ground(self, image, caption, *, threshold, channel_order):
         spans = (((0, 5),), ((10, 15),))
-        return replace(detect(image, ["a cat", "a dog"]), text=caption, spans=spans)
+        prediction = replace(detect(image, ["a cat", "a dog"]), text=caption, spans=spans)
+        return prediction.above(threshold)
 
-    def answer(self, image, question, *, ground, channel_order):
-        return Answer(question, "yes", 0.97, detect(image, ["a cat"]))
+    def answer(self, image, question, *, ground, threshold, channel_order):
+        return Answer(question, "yes", 0.97, detect(image, ["a cat"])).above(threshold)
 
-    def caption(self, image, *, ground, channel_order):
-        return Caption("a cat", detect(image, ["a cat"]))
+    def caption(self, image, *, ground, threshold, channel_order):
+        return Caption("a cat", detect(image, ["a cat"])).above(threshold)
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ def predict_photos(
             questions=[entry["question"] for entry in entries]
             + [presence_question(name) for name, _ in presence],
             describe=text,
+            threshold=None,
         )
         predictions.detections += result_rows(results.detections, image_id, category_ids)
         predictions.questions += [
@@ -216,7 +217,9 @@ def ground_phrases(
     )
     phrases = []
     for entry in image["referring"]:
-        prediction = predictor.predict(path, caption=entry["phrase"], phrases=[entry["phrase"]])
+        prediction = predictor.predict(
+            path, caption=entry["phrase"], phrases=[entry["phrase"]], threshold=None
+        )
         boxes = prediction.instances.pred_boxes.tensor[:1].tolist()
         predicted = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes]
         phrases.append(

@@ -43,7 +43,9 @@ def test_onnx_graphs_detect_phrases_that_describe_as_the_model_does(
     detector = Detector(folder, phrase_parser=phrases, num_threads=1)
     for seed in (1, 2):
         image = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-        expected = predictor.predict(Image.fromarray(image), classes=NAMES).instances
+        expected = predictor.predict(
+            Image.fromarray(image), classes=NAMES, threshold=None
+        ).instances
         found = detector.detect(Image.fromarray(image), NAMES, threshold=0.0)
         assert len(expected) == 12
         np.testing.assert_allclose(found.scores, expected.scores.numpy(), atol=1e-4)

@@ -46,14 +46,23 @@ class StandIn:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def predict(self, image: Path, *, caption: str, phrases: Sequence[str]) -> Prediction:
-        assert phrases == [caption]
+    def predict(
+        self, image: Path, *, caption: str, phrases: Sequence[str], threshold: None
+    ) -> Prediction:
+        assert phrases == [caption] and threshold is None
         found = [(0, box, 0.9 - 0.1 * i) for i, box in enumerate(PHRASES[caption])]
         return prediction(found, [caption])
 
     def run_tasks(
-        self, image: Path, *, classes: Sequence[str], questions: Sequence[str], describe: bool
+        self,
+        image: Path,
+        *,
+        classes: Sequence[str],
+        questions: Sequence[str],
+        describe: bool,
+        threshold: None,
     ) -> TaskResults:
+        assert threshold is None
         found = [(classes.index(n), box, s) for n, box, s in DETECTIONS[image.name]]
         return TaskResults(
             prediction(found, classes),

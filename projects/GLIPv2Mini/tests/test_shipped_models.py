@@ -28,7 +28,9 @@ def best_apple(predictor: Predictor) -> Prediction:
     """What is found of a red disc on a plain background."""
     image = np.full((320, 320, 3), 200, dtype=np.uint8)
     image[disc()] = (200, 30, 40)
-    prediction = predictor.predict(image, classes=["apple", "tomato"], channel_order="RGB")
+    prediction = predictor.predict(
+        image, classes=["apple", "tomato"], threshold=None, channel_order="RGB"
+    )
     return prediction.above(prediction.instances.scores.max().item())
 
 

@@ -19,6 +19,7 @@ NAMES = ["cat", "coffee cup", "spoon", "astronaut", "flag", "rocket", "apple", "
 NUM_STORED = 12
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
+OPTIONS: Any = {"channel_order": "RGB", "threshold": None}
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +55,22 @@ def assert_same(prediction: Prediction, stored: dict[str, Any]) -> None:
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_the_model_detects_answers_and_describes_the_same(photo: str, predictor: Predictor) -> None:
     image, stored = getattr(data, photo)(), STORED[photo]
-    assert_same(predictor.predict(image, classes=NAMES, channel_order="RGB"), stored["detect"])
+    assert_same(predictor.predict(image, classes=NAMES, **OPTIONS), stored["detect"])
     phrase = "a cat on the left of a cup"
-    assert_same(predictor.ground(image, phrase, channel_order="RGB"), stored["ground"])
+    assert_same(predictor.ground(image, phrase, **OPTIONS), stored["ground"])
 
-    grounded = predictor.answer(image, "is there a cat?", channel_order="RGB", ground=True)
+    grounded = predictor.answer(image, "is there a cat?", **OPTIONS, ground=True)
     question, choices = "what is in the picture?", ["rocket", "coffee", "cat"]
     answers = [
         grounded,
-        predictor.answer(image, question, channel_order="RGB"),
-        predictor.answer(image, question, channel_order="RGB", choices=choices),
+        predictor.answer(image, question, **OPTIONS),
+        predictor.answer(image, question, **OPTIONS, choices=choices),
     ]
     for answer, (text, score) in zip(answers, stored["answers"], strict=True):
         assert answer.answer == text
         assert answer.score == pytest.approx(score, abs=SCORE_TOLERANCE)
     assert_same(grounded.grounding, stored["answer_grounding"])
 
-    caption = predictor.caption(image, channel_order="RGB", ground=True)
+    caption = predictor.caption(image, **OPTIONS, ground=True)
     assert caption.caption == stored["caption"]
     assert_same(caption.grounding, stored["caption_grounding"])

@@ -39,9 +39,6 @@ ROOT = PROJECT.parents[1]
 CONFIG = PROJECT / "configs" / "glipv2_mini.yaml"
 WEIGHTS = PROJECT / "glipv2_mini" / "assets" / "glipv2_mini.pth"
 
-# Boxes with a lower score are not shown: above it, about half of the dev photos' boxes are right.
-THRESHOLD = 0.65
-
 TABLE_ROWS = 10
 COLUMNS = 3
 TILE_SIZE = (480, 360)  # (width, height) of the image in a tile of an overview
@@ -153,7 +150,7 @@ def read_photo(file: str) -> np.ndarray:
     return read_image(Path(spec.submodule_search_locations[0]) / path)
 
 
-def predict(predictor: Predictor, picture: Picture, threshold: float) -> TaskResults:
+def predict(predictor: Predictor, picture: Picture, threshold: float | None) -> TaskResults:
     """What is shown of a picture; no answers or caption if the model has no head for them."""
     tasks = predictor.model.text_tasks
     results = predictor.run_tasks(
@@ -162,12 +159,13 @@ def predict(predictor: Predictor, picture: Picture, threshold: float) -> TaskRes
         questions=picture.questions if tasks is not None and tasks.answer is not None else (),
         describe=tasks is not None and tasks.caption is not None,
         ground_caption=True,
+        threshold="model" if threshold is None else threshold,
         channel_order="RGB",
     )
     overlap = predictor.cfg.MODEL.GROUNDING.NMS_THRESH
 
     def select(prediction: Prediction) -> Prediction:
-        return prediction.one_name_per_box(overlap).without_parts().above(threshold)
+        return prediction.one_name_per_box(overlap).without_parts()
 
     caption = results.caption
     if caption is not None and caption.grounding is not None:
@@ -276,9 +274,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=THRESHOLD,
         metavar="T",
-        help="minimum score of a box, " + help_default,
+        help="minimum score of a box, default: the model's",
     )
     return parser
 
