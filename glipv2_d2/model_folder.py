@@ -45,17 +45,21 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     return portable
 
 
-def write_tuned_config(cfg: CfgNode, folder: Path, *, base: str, class_names: list[str]) -> None:
+def write_tuned_config(
+    cfg: CfgNode, folder: Path, *, base: str, class_names: list[str], threshold: float
+) -> None:
     """Write the config of a fine-tuned model, whose delta is in the folder.
 
     Args:
         base: the name of a model, its folder, or its file of weights.
         class_names: those of its data.
+        threshold: minimum score of the boxes that are shown.
     """
     described = portable_config(cfg)
     described.defrost()
     described.MODEL.TUNING.BASE = base
     described.MODEL.TUNING.CLASS_NAMES = class_names
+    described.TEST.DISPLAY_SCORE_THRESH = threshold
     atomic_write(folder / CONFIG_FILE, described.dump())
 
 
@@ -127,30 +131,13 @@ def _config_in(path: Path) -> str:
 
 def base_of(config: Path) -> str:
     """The base of a fine-tuned model, ``MODEL.TUNING.BASE`` of its config; "" for others."""
-    base = _tuning_value(config, "BASE") or ""
+    node = read_config(config)
+    for part in ("MODEL", "TUNING", "BASE"):
+        node = node.get(part) if isinstance(node, dict) else None
+    base = node or ""
     if not isinstance(base, str):
         raise ValueError(f"'{config}': MODEL.TUNING.BASE is {base!r:.80}; it should be text")
     return base
-
-
-def class_names_of(model: Path) -> list[str]:
-    """The class names of a fine-tuned model, a folder or a file; empty for others.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no config, or an invalid one.
-    """
-    config = model / CONFIG_FILE if model.is_dir() else model
-    names = _tuning_value(config, "CLASS_NAMES") or []
-    if not isinstance(names, list):
-        raise ValueError(f"'{config}': MODEL.TUNING.CLASS_NAMES is {names!r:.80}, not a list")
-    return [str(name) for name in names]
-
-
-def _tuning_value(config: Path, key: str) -> Any:
-    node = read_config(config)
-    for part in ("MODEL", "TUNING", key):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
 
 
 def _base_weights(base: str, config: Path) -> Path:

@@ -32,7 +32,7 @@ def cfg() -> CfgNode:
 
 def write(folder: Path, cfg: CfgNode, base: str) -> Path:
     folder.mkdir()
-    write_tuned_config(cfg, folder, base=base, class_names=["cat"])
+    write_tuned_config(cfg, folder, base=base, class_names=["cat"], threshold=0.4)
     (folder / DELTA_FILE).write_bytes(b"")
     return folder
 
@@ -45,6 +45,7 @@ def test_a_fine_tuned_folder_has_the_weights_of_its_base(tmp_path: Path, cfg: Cf
     assert (files.config, files.weights) == (folder / CONFIG_FILE, base)
     loaded = load_config(files.config).MODEL
     assert (str(base), str(folder / DELTA_FILE)) == (loaded.WEIGHTS, loaded.TUNING.DELTA)
+    assert load_config(files.config).TEST.DISPLAY_SCORE_THRESH == 0.4
     named = stored_files(write(tmp_path / "named", cfg, "glipv2-mini"))
     assert named.weights is not None and named.weights.name == "glipv2_mini.pth"
 

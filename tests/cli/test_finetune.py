@@ -87,9 +87,14 @@ def test_output_has_a_delta_reports_and_a_model_that_knows_its_classes(
     for source in (output, output / "output.safetensors"):
         predictor = Predictor(source, device="cpu")
         assert predictor.class_names == list(NAMES)
+        # Of the best F1 on the validation images: all scores are 0.9.
+        assert predictor.threshold == pytest.approx(0.9, abs=0.002)
         assert predictor.predict(image).labels == [NAMES[0]]
         places = ["--output", str(tmp_path / f"predicted_{source.name}")]
         assert main(["predict", str(image), "--model", str(source), *places]) == 0
+        assert f"1  {NAMES[0]}" in capsys.readouterr().out
+        places = ["--output", str(tmp_path / f"labels_{source.name}")]
+        assert main(["label", "--images", str(image), "--model", str(source), *places]) == 0
         assert f"1  {NAMES[0]}" in capsys.readouterr().out
 
 
@@ -117,7 +122,9 @@ def test_a_terminated_training_is_resumed(
     monkeypatch.setattr(FinetuneTrainer, "run_step", terminated_in_the_fifth)
     assert run(folder, base, output, *arguments) == finetune.TERMINATED
     # Of the evaluation after three iterations.
-    assert Predictor(output, device="cpu").class_names == list(NAMES)
+    predictor = Predictor(output, device="cpu")
+    assert predictor.class_names == list(NAMES)
+    assert predictor.threshold == pytest.approx(0.9, abs=0.002)
     monkeypatch.setattr(FinetuneTrainer, "run_step", run_step)
     before = (output / "before/measured.json").stat().st_mtime_ns
     assert run(folder, base, output, "--resume", *arguments) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,15 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from glipv2_d2.data.coco_truth import read_truth
 from glipv2_d2.engine.finetune.finetune_report import Comparison, FinetuneReport
 from glipv2_d2.engine.finetune.finetune_trainer import FinetuneTrainer, OnProgress
 from glipv2_d2.engine.finetune.report_html import ReportFiles
+from glipv2_d2.engine.finetune.report_numbers import best_threshold, read_detections
 from glipv2_d2.engine.finetune.time_plan import TimeLimit
 from glipv2_d2.engine.finetune.tuning import load_model
 from glipv2_d2.engine.train.trainer import Trainer
+from glipv2_d2.evaluation.thresholds import display_threshold
 from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.model_folder import DELTA_FILE, write_tuned_config
 
@@ -106,6 +110,7 @@ class FinetuneJob:
         after = self._after(trainer.checkpointer.model)
         if not comm.is_main_process():
             return None
+        self.describe()
         target, *base_sets = [
             Comparison(name, before[name], after[name]) for name in (self.target, *self.base_sets)
         ]
@@ -116,18 +121,37 @@ class FinetuneJob:
         """The files of the HTML report, when :meth:`run` has ended."""
         entries = {entry["name"]: entry for entry in self.cfg.DATASETS.CUSTOM}
         target = entries[self.target]
-        inference = Path("inference") / self.target / DETECTIONS_FILE
         return ReportFiles(
             truth=Path(target["json"]),
             images=Path(target["images"]),
-            before=self.output / BEFORE / inference,
-            after=self.output / AFTER / inference,
+            before=self._inference(BEFORE, self.target),
+            after=self._inference(AFTER, self.target),
             metrics=self.output / "metrics.json",
+            threshold=self.threshold(),
         )
 
     def describe(self) -> None:
         """Write what ``Predictor(output)`` needs beside the delta."""
-        write_tuned_config(self.base_cfg, self.output, base=self.base, class_names=self.class_names)
+        write_tuned_config(
+            self.base_cfg,
+            self.output,
+            base=self.base,
+            class_names=self.class_names,
+            threshold=self.threshold(),
+        )
+
+    def threshold(self) -> float:
+        """The score with the best F1 on the selection set; without detections the base's."""
+        (truth,) = (e["json"] for e in self.cfg.DATASETS.CUSTOM if e["name"] == self.selection_set)
+        found = read_detections(self._inference(AFTER, self.selection_set))
+        if not found:
+            return display_threshold(self.base_cfg)
+        # Rounded down: the box that has it is kept.
+        return math.floor(1000 * best_threshold(read_truth(truth), found)) / 1000
+
+    def _inference(self, state: str, dataset: str) -> Path:
+        """The detections of an evaluation before or after the training."""
+        return self.output / state / "inference" / dataset / DETECTIONS_FILE
 
     def _before(self) -> tuple[Results, dict[str, float]]:
         """Results and seconds of the base per dataset, those of an interrupted run if it has."""
@@ -169,14 +193,15 @@ class FinetuneJob:
         if self.cfg.TEST.AUG.ENABLED:
             # Those of the training are without it.
             return
-        name, folder = self.selection_set, self.output / AFTER
-        kept = folder / "inference" / name
-        kept.mkdir(parents=True, exist_ok=True)
+        name = self.selection_set
+        kept = self._inference(AFTER, name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         detections = self.output / "inference" / name / DETECTIONS_FILE
         if detections.is_file():
-            shutil.copyfile(detections, kept / DETECTIONS_FILE)
+            shutil.copyfile(detections, kept)
         results = {name: dict(trainer._last_eval_results[TASK])}
-        atomic_write(folder / RESULTS_FILE, dump_json(results, indent=1))
+        atomic_write(self.output / AFTER / RESULTS_FILE, dump_json(results, indent=1))
+        self.describe()
 
     def _after(self, model: nn.Module) -> Results:
         """Results of the best weights, which the model has."""

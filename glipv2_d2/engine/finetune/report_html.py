@@ -20,7 +20,6 @@ from glipv2_d2.engine.finetune.report_figures import (
 from glipv2_d2.engine.finetune.report_numbers import (
     Curve,
     Detections,
-    best_threshold,
     confusion,
     match_images,
     precision_recall,
@@ -43,6 +42,7 @@ class ReportFiles:
         images: the folder of its images.
         before, after: result files in COCO's format.
         metrics: Detectron2's metrics.json of the training.
+        threshold: minimum score of a detection in the confusions and pictures.
     """
 
     truth: Path
@@ -50,14 +50,14 @@ class ReportFiles:
     before: Path
     after: Path
     metrics: Path
+    threshold: float
 
 
 def render_html(report: FinetuneReport, files: ReportFiles) -> str:
     """The report with curves, confusions and pictures."""
     truth = read_truth(str(files.truth))
     before, after = read_detections(files.before), read_detections(files.after)
-    threshold = best_threshold(truth, after)
-    matches = match_images(truth, after, threshold)
+    matches = match_images(truth, after, files.threshold)
     names = [str(category["name"]) for category in truth.categories]
     curves = read_curves(files.metrics, [LOSS, AP])
     worst = worst_images(matches, NUM_PICTURES)
@@ -72,9 +72,9 @@ def render_html(report: FinetuneReport, files: ReportFiles) -> str:
         ),
         precision_recall=_precision_recall(truth, before, after),
         confusion=confusion_figure(confusion(truth, matches.values()), names),
-        threshold=threshold,
+        threshold=files.threshold,
         pictures=[
-            _pictures(truth, image_id, after, threshold, files.images)
+            _pictures(truth, image_id, after, files.threshold, files.images)
             | {"num_errors": matches[image_id].num_errors}
             for image_id in worst
         ],
@@ -217,8 +217,9 @@ figure { margin: 0 0 18px; } figcaption { color: var(--soft); font-size: 13px; m
 <section><h2>Precision and recall</h2>
 <p>Mean over the classes</p><img alt="precision over recall" src="{{ precision_recall }}"></section>
 <section><h2>Confusion matrix</h2>
-<p>Detections with a score of at least {{ "%.2f" | format(threshold) }}, which has the best F1, and
-an IoU of at least 0.5. Missed objects are in the column none, false detections in the row none.</p>
+<p>Detections with a score of at least {{ "%.2f" | format(threshold) }}, which has the best F1 on
+the validation images and is the threshold of the new model, and an IoU of at least 0.5. Missed
+objects are in the column none, false detections in the row none.</p>
 <img alt="confusion matrix" src="{{ confusion }}"></section>
 </div>
 <section><h2>The worst {{ pictures | length }} images</h2>

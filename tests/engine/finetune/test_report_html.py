@@ -24,7 +24,12 @@ def files(tmp_path: Path) -> ReportFiles:
     (tmp_path / "after.json").write_text(json.dumps(found))
     (tmp_path / "metrics.json").write_text('{"iteration": 4, "total_loss": 1.5, "bbox/AP": 40}\n')
     return ReportFiles(
-        truth, images, tmp_path / "none.json", tmp_path / "after.json", tmp_path / "metrics.json"
+        truth,
+        images,
+        tmp_path / "none.json",
+        tmp_path / "after.json",
+        tmp_path / "metrics.json",
+        threshold=0.5,
     )
 
 
