@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,8 +144,17 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
     return parse_class_names(args.classes) if args.classes is not None else None
 
 
-def score_thresholds(args: argparse.Namespace) -> ScoreThresholds:
+def names_of_model(args: argparse.Namespace) -> list[str] | None:
+    """The class names of a fine-tuned model; None for others."""
+    cfg = _load_config(args, _config_file(args), config_overrides(args))
+    return list(cfg.MODEL.TUNING.CLASS_NAMES) or None
+
+
+def score_thresholds(args: argparse.Namespace, names: Sequence[str] | None) -> ScoreThresholds:
     """Thresholds of ``--threshold``, of ``--classes-file`` and of ``--thresholds``, in this order.
+
+    Args:
+        names: the class names; None: phrases, which are not known yet.
 
     Raises:
         ValueError: a threshold is malformed, or of a name that is not among the class names.
@@ -157,7 +166,6 @@ def score_thresholds(args: argparse.Namespace) -> ScoreThresholds:
     from glipv2_d2.text.names import normalized_name
 
     default, of_option = parse_thresholds(args.threshold)
-    names = class_names(args)
     known = None if names is None else {normalized_name(name): name for name in names}
     for name in of_option:
         if known is not None and normalized_name(name) not in known:

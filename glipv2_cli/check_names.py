@@ -33,6 +33,7 @@ from glipv2_cli.arguments import (
     class_names,
     log_to_file,
     model_name,
+    names_of_model,
     score_thresholds,
 )
 from glipv2_cli.progress import ProgressBar
@@ -79,8 +80,12 @@ def _add_name_arguments(command: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="images, folders of images, or quoted patterns such as 'photos/**/*.jpg'",
     )
-    names = command.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", metavar="NAMES", help='class names: "cat, coffee cup"')
+    names = command.add_mutually_exclusive_group()
+    names.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help='class names: "cat, coffee cup" (default: those of a fine-tuned model)',
+    )
     names.add_argument(
         "--classes-file", type=Path, metavar="FILE", help="one per line: cat, or cat: 0.4"
     )
@@ -161,10 +166,12 @@ def run_check(args: argparse.Namespace) -> tuple[ClassReport, list[str]]:
     from glipv2_d2.command_line import expand_image_paths
     from glipv2_d2.text.names import normalized_name
 
-    names = class_names(args) or []
+    names = class_names(args) or names_of_model(args)
+    if names is None:
+        raise ValueError("which names should be checked? Pass --classes or --classes-file")
     names = list({normalized_name(name): name for name in reversed(names)}.values())[::-1]
     paths = expand_image_paths(args.input)
-    thresholds = score_thresholds(args)
+    thresholds = score_thresholds(args, names)
     predictor = build_predictor(args)
     with ProgressBar(total=len(paths), unit="image") as bar:
         batches = ImageBatches(paths, args.batch_size, bar.update)

@@ -36,7 +36,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="of images in pixels; ONNX: photos are resized to fit in it (default: the size of the "
         "config's tests, in landscape)",
     )
-    add("--classes", metavar="NAMES", help='of TorchScript: "cat, coffee cup"')
+    add(
+        "--classes",
+        metavar="NAMES",
+        help='of TorchScript: "cat, coffee cup" (default: those of a fine-tuned model)',
+    )
     add_log_argument(parser, "export")
     add_model_arguments(parser)
     return parser
@@ -44,13 +48,11 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    if (args.format == "torchscript") != (args.classes is not None):
+    if args.format != "torchscript" and args.classes is not None:
         raise ValueError(
-            "--format torchscript needs --classes, as its class names are fixed"
-            if args.format == "torchscript"
-            else "--classes is for --format torchscript: ONNX takes class names at run time"
+            "--classes is for --format torchscript: ONNX takes class names at run time"
         )
-    from glipv2_cli.arguments import build_predictor, log_to_file, model_name
+    from glipv2_cli.arguments import build_predictor, log_to_file, model_name, names_of_model
     from glipv2_d2.command_line import parse_class_names
     from glipv2_d2.export.folder import check_absent, size_of
     from glipv2_d2.export.models import parse_size, parts_left_out
@@ -59,17 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = None if args.size is None else parse_size(args.size)
     if args.device is None:
         args.device = "cpu"
+    names: list[str] | None = None
+    if args.format == "torchscript":
+        names = parse_class_names(args.classes) if args.classes else names_of_model(args)
+        if names is None:
+            raise ValueError("--format torchscript needs --classes, as its class names are fixed")
     name = model_name(args)
     with log_to_file(args.log, option="--log"):
         predictor = build_predictor(args)
-        if args.format == "onnx":
+        if names is None:
             from glipv2_d2.export.onnx_export import export_onnx
 
             export_onnx(predictor, args.output, size=size, name=name)
         else:
             from glipv2_d2.export.torchscript_export import export_torchscript
 
-            names = parse_class_names(args.classes)
             export_torchscript(predictor, args.output, names, size=size, name=name)
     if left_out := parts_left_out(predictor.model):
         print(f"Only boxes are exported; not exported: {', '.join(left_out)}")

@@ -2,6 +2,7 @@ r"""Label many images: boxes of class names, or of the noun phrases of captions.
 
 Examples:
   glipv2 label --images photos/ --classes-file names.txt --output output/labels
+  glipv2 label --images photos/ --model output/mine --output output/labels
   glipv2 label --images "s3://bucket/photos/**/*.jpg" --classes "cat, dog" --threshold "cat=0.4" \
       --output output/labels --format coco yolo --processes 4
   glipv2 label --images train2017/ --captions captions_train2017.json --output output/pseudo_coco
@@ -43,6 +44,7 @@ from glipv2_cli.arguments import (
     log_to_file,
     model_config,
     model_name,
+    names_of_model,
     score_thresholds,
 )
 from glipv2_cli.progress import ProgressBar
@@ -73,8 +75,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     images.add_argument("--recursive", action="store_true", help="also the subfolders of folders")
     group = parser.add_argument_group("labels (one of the first three)")
-    names = group.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", metavar="NAMES", help='class names: "cat, coffee cup"')
+    names = group.add_mutually_exclusive_group()
+    names.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help='class names: "cat, coffee cup" (default: those of a fine-tuned model)',
+    )
     names.add_argument(
         "--classes-file", type=Path, metavar="FILE", help="one per line: cat, or cat: 0.4"
     )
@@ -180,18 +186,24 @@ def _label_names(args: argparse.Namespace, run: RunShards) -> int:
 
     keep_freed_memory()
     negatives = parse_class_names(args.negatives, "--negatives") if args.negatives else None
+    classes = class_names(args) or names_of_model(args)
+    if classes is None:
+        raise ValueError(
+            "what should be labelled? Pass --classes, --classes-file or --captions; only a "
+            "fine-tuned model has class names of its own"
+        )
     task = ImageLabelling(
         build_predictor=functools.partial(build_predictor, args),
         model=model_name(args),
         images=expand_sources(args.images, recursive=args.recursive, suffixes=IMAGE_SUFFIXES),
         prompts=FilePrompts(
-            class_names(args),
+            classes,
             negatives=negatives,
             one_name_per_box=args.one_name,
             without_parts=args.no_parts,
             tiles=args.tiles,
         ),
-        thresholds=score_thresholds(args),
+        thresholds=score_thresholds(args, classes),
         output=args.output,
         shard_size=args.shard_size or SHARD_SIZE["names"],
         batch_size=args.batch_size,

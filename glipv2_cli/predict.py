@@ -32,6 +32,7 @@ from glipv2_cli.arguments import (
     class_names,
     log_to_file,
     model_name,
+    names_of_model,
     score_thresholds,
 )
 from glipv2_cli.progress import ProgressBar
@@ -72,7 +73,11 @@ def get_parser() -> argparse.ArgumentParser:
 def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     prompt = group.add_mutually_exclusive_group()
     add = prompt.add_argument
-    add("--classes", metavar="NAMES", help='class names: "cat, coffee cup"')
+    add(
+        "--classes",
+        metavar="NAMES",
+        help='class names: "cat, coffee cup" (default: those of a fine-tuned model)',
+    )
     add("--classes-file", type=Path, metavar="FILE", help="one per line: cat, or cat: 0.4")
     add("--caption", metavar="TEXT", help="a sentence whose noun phrases are detected")
     add("--question", metavar="TEXT", help="a question, answered with the boxes of its phrases")
@@ -136,9 +141,10 @@ def run(args: argparse.Namespace) -> RunReport:
         check_sources(sources)
     ids = CocoIds.read(args.ids_from) if args.ids_from else None
     prompts = _prompts(args, ids)
-    thresholds = score_thresholds(args)
+    names = None if prompts.classes is None else [str(name) for name in prompts.classes]
+    thresholds = score_thresholds(args, names)
     if ids is not None:
-        check_ids(ids, sources, [str(name) for name in prompts.classes or ()])
+        check_ids(ids, sources, names or [])
     keep_freed_memory()
 
     def prediction() -> SourcePrediction:
@@ -185,7 +191,7 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
     classes = class_names(args)
     other = args.caption or args.question or args.describe
     if classes is None and not other and ids is None:
-        classes = _names_of_model(args)
+        classes = names_of_model(args)
     if classes is None and not other:
         if ids is None:
             raise ValueError(
@@ -203,15 +209,6 @@ def _prompts(args: argparse.Namespace, ids: CocoIds | None) -> FilePrompts:
         without_parts=args.no_parts,
         tiles=args.tiles,
     )
-
-
-def _names_of_model(args: argparse.Namespace) -> list[str] | None:
-    """The class names of a fine-tuned model."""
-    from glipv2_d2.model_folder import class_names_of, is_stored_model
-
-    if args.config is not None or not is_stored_model(args.model):
-        return None
-    return class_names_of(Path(args.model)) or None
 
 
 def print_report(report: RunReport, console: Console) -> None:

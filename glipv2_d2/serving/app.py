@@ -61,21 +61,25 @@ def create_app(
     async def predict(
         image: Image,
         classes: Names = [],  # noqa: B006 - FastAPI copies it
-        caption: Annotated[str | None, Form(description="instead of classes")] = None,
+        caption: Annotated[str | None, Form(description="in place of classes")] = None,
         threshold: Threshold = default_threshold,
         one_name_per_box: Annotated[bool, Form()] = False,
         masks: Annotated[bool, Form()] = False,
     ) -> Detections:
-        """Boxes of the class names (the field may be repeated), or of a caption's phrases."""
+        """Boxes of the class names (the field may be repeated), or of a caption's phrases.
+
+        A fine-tuned model has class names of its own, for requests with neither.
+        """
         service.check_number(classes, "class names")
-        if bool(classes) == (caption is not None):
+        names = classes if classes or caption is not None else predictor.class_names
+        if bool(names) == (caption is not None):
             raise HTTPException(422, "pass either classes or a caption")
         pixels = await service.decode(await image.read())
         request: ModelRequest
         if caption is not None:
             request = GroundRequest(pixels, caption, threshold)
         else:
-            request = DetectRequest(pixels, tuple(classes), threshold, one_name_per_box)
+            request = DetectRequest(pixels, tuple(names), threshold, one_name_per_box)
         return Detections.of(await service.run(request), masks=masks)
 
     @app.post("/answer")

@@ -45,7 +45,8 @@ def run_task(
     """The image (H, W, 3), R, G, B, and the result of a task.
 
     Args:
-        prompt: class names separated by commas, a caption or a question.
+        prompt: class names separated by commas (empty: those of a fine-tuned model), a caption or a
+            question.
 
     Raises:
         FileNotFoundError, ValueError: the image or the prompt is invalid, or the model has no head
@@ -56,7 +57,8 @@ def run_task(
         caption = predictor.caption(image, ground=True, threshold=threshold, channel_order="RGB")
         assert caption.grounding is not None
         return image, PageResult(caption.caption, caption.grounding)
-    if not prompt.strip():
+    own_names = predictor.class_names if task == CLASSES and not prompt.strip() else []
+    if not prompt.strip() and not own_names:
         raise ValueError(f"write something under {task!r}, such as: {HINTS[task]}")
     if task == QUESTION:
         answer = predictor.answer(
@@ -69,7 +71,7 @@ def run_task(
         return image, PageResult("", prediction)
     prediction = predictor.predict(
         image,
-        classes=parse_class_names(prompt),
+        classes=own_names or parse_class_names(prompt),
         threshold=threshold,
         one_name_per_box=True,
         channel_order="RGB",

@@ -168,6 +168,7 @@ def test_remote_images_are_labelled() -> None:
         (("--classes", "cat", "--threshold", "dgo=0.4"), "'dgo' is not a class name"),
         (("--classes", "cat", "--threshold", "cat=high"), "'cat=high' is neither"),
         (("--classes", "cat", "--images", "none/*.jpg"), "no image or video in 'none/*.jpg'"),
+        ((), "what should be labelled? Pass --classes"),
         (("--captions", "c.jsonl", "--format", "coco"), "--format: only with --classes"),
         (("--captions", "c.jsonl", "--threshold", "cat=0.4"), "--captions has no class names"),
     ],

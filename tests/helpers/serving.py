@@ -21,6 +21,7 @@ class StandIn:
 
     cfg = CfgNode({"MODEL": {"GROUNDING": {"NMS_THRESH": 0.6}}})
     threshold = 0.65
+    class_names: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []

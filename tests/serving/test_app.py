@@ -49,6 +49,13 @@ def test_without_a_threshold_boxes_have_the_score_of_the_model(client):
     assert len(found["detections"]) == 3
 
 
+def test_a_fine_tuned_model_detects_its_own_names_if_a_request_has_none(client, model):
+    model.class_names = ("hen", "egg")
+    assert client.upload("/predict").json()["names"] == ["hen", "egg"]
+    assert client.upload("/predict", classes=["cat"]).json()["names"] == ["cat"]
+    assert client.upload("/predict", caption="a cat").json()["names"] == ["a cat"]
+
+
 def test_the_documentation_of_the_service_has_the_models_threshold(client):
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     defaults = [

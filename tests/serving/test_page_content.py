@@ -73,6 +73,13 @@ def test_an_empty_prompt_is_an_error_with_an_example(image_path, task):
         run_task(OneImage(), image_path, task, " ", 0.5)
 
 
+def test_a_fine_tuned_model_detects_its_own_names_if_the_prompt_is_empty(image_path):
+    model = OneImage()
+    model.class_names = ("hen", "egg")
+    _, result = run_task(model, image_path, CLASSES, " ", 0.5)
+    assert result.prediction.labels == ["hen", "egg"]
+
+
 def test_an_error_names_the_file_without_its_folder(tmp_path):
     path = tmp_path / "page.png"
     path.write_text("<html></html>")
