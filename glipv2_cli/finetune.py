@@ -79,7 +79,12 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add("--batch", type=int, metavar="B", help="images of an iteration, of all GPUs (default: 4)")
     add("--num-gpus", type=int, default=1, metavar="N", help="processes, one for each GPU")
-    add("--shots", type=int, choices=SHOTS, help="images per class, chosen by --seed")
+    add(
+        "--shots",
+        type=int,
+        choices=SHOTS,
+        help="images per class: the published split of --seed in a folder of ODinW, else sampled",
+    )
     add(
         "--seed",
         type=int,

@@ -10,6 +10,7 @@ from typing import Any
 
 from glipv2_d2.data.coco_truth import CocoTruth, read_truth
 from glipv2_d2.data.readers.coco import file_name_of
+from glipv2_d2.data.readers.odinw import few_shot_file
 from glipv2_d2.engine.finetune.splits import SPLIT_NAMES, DatasetFolder, Split, divide
 from glipv2_d2.messages import quote
 from glipv2_d2.text.names import normalized_name
@@ -33,7 +34,7 @@ def open_coco_folder(root: Path) -> DatasetFolder:
 
     Supported layouts: ``train/_annotations.coco.json`` beside the images, as exported by Roboflow;
     ``train/annotations_without_background.json`` or ``train_annotations_without_background.json``,
-    as in the ODinW release, beside files of few-shot splits that are not read;
+    as in the ODinW release, beside files of few-shot splits (:func:`published_shots`);
     ``annotations/instances_train2017.json``, ``annotations/train.json`` or ``train.json``, with
     images in ``images/train``, ``train`` or ``images``, as COCO and CVAT have them; a single
     ``train/*.json``. ``annotations/instances_default.json`` of CVAT and ``result.json`` of Label
@@ -65,12 +66,31 @@ def open_coco_folder(root: Path) -> DatasetFolder:
     }
     expected = _categories(splits["train"])
     for split in splits.values():
-        if _comparable(_categories(split)) != _comparable(expected):
-            raise ValueError(
-                f"'{split.annotations}' has the classes {quote(_categories(split))}, but the "
-                f"training split has {quote(expected)}: all splits must have the same ids and names"
-            )
+        _check_classes(split, expected)
     return DatasetFolder("COCO", splits["train"], splits["valid"], splits.get("test"))
+
+
+def published_shots(folder: DatasetFolder, shots: int, seed: int) -> Split | None:
+    """The published few-shot split of a folder of the ODinW release; None without its file.
+
+    Raises:
+        ValueError: the file is damaged, or has other classes than the training split.
+    """
+    train = folder.train
+    path = train.annotations.with_name(few_shot_file("train", shots, seed))
+    if not path.is_file():
+        return None
+    few = Split(path, train.images, _load(path).to_coco())
+    _check_classes(few, _categories(train))
+    return few
+
+
+def _check_classes(split: Split, expected: dict[Any, str]) -> None:
+    if _comparable(_categories(split)) != _comparable(expected):
+        raise ValueError(
+            f"'{split.annotations}' has the classes {quote(_categories(split))}, but the "
+            f"training split has {quote(expected)}: all splits must have the same ids and names"
+        )
 
 
 def _open_undivided(root: Path, annotations: Path) -> DatasetFolder:

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.loading import load_dataset
+from glipv2_d2.engine.finetune.coco_folder import published_shots
 from glipv2_d2.engine.finetune.dataset_folder import open_dataset_folder
 from glipv2_d2.engine.finetune.few_shot import few_shot_subset
 from glipv2_d2.engine.finetune.finetune_trainer import MAX_LIMITED_ITERATIONS
@@ -75,9 +76,10 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
             f"'{arguments.output}' has the model that is fine-tuned: choose another output folder"
         )
     folder = open_dataset_folder(arguments.data)
-    train = folder.train.coco
+    train, notes = folder.train.coco, list(folder.notes)
     if arguments.shots:
-        train = few_shot_subset(train, shots=arguments.shots, seed=arguments.seed)
+        train, note = choose_shots(folder, arguments.shots, arguments.seed)
+        notes.append(note)
     num_images = _num_images_with_boxes(train)
     if num_images == 0:
         raise ValueError(f"'{folder.train.annotations}' has no boxes to train on")
@@ -122,7 +124,7 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
         cfg=cfg,
         class_names=folder.train.class_names,
         about=_about(arguments, folder, num_images),
-        notes=folder.notes,
+        notes=notes,
         selection_set=f"{name}_valid",
         target=f"{name}_valid" if folder.test is None else f"{name}_test",
         base_sets=available,
@@ -130,6 +132,22 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
         seconds=None if arguments.minutes is None else 60 * arguments.minutes,
         resume=arguments.resume,
     )
+
+
+def choose_shots(folder: DatasetFolder, shots: int, seed: int) -> tuple[dict[str, Any], str]:
+    """The training images of a published few-shot split, or sampled ones, and which they are.
+
+    Raises:
+        ValueError: the published file is invalid, or no image has boxes.
+    """
+    published = published_shots(folder, shots, seed)
+    if published is not None:
+        chosen = published.coco
+        source = f"of the published split '{published.annotations.name}'"
+    else:
+        chosen = few_shot_subset(folder.train.coco, shots=shots, seed=seed)
+        source = f"sampled from the training images with seed {seed}"
+    return chosen, f"--shots {shots}: {len(chosen['images'])} images, {source}"
 
 
 def _check_numbers(arguments: FinetuneArguments) -> None:

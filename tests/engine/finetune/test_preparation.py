@@ -50,6 +50,40 @@ def test_the_recipe_of_the_policy_is_used(prepared: Prepare) -> None:
     assert solver.EARLY_STOP_PATIENCE > 0
 
 
+def test_published_shots_are_used_where_they_are(prepared: Prepare, tmp_path: Path) -> None:
+    train = tmp_path / "pets" / "train" / "annotations.json"
+    content = json.loads(train.read_text())
+    # Not the sample of this seed.
+    chosen = {9, 10, 11}
+    few = {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in chosen],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in chosen],
+    }
+    sampled = prepared(shots=1, seed=3)
+    assert trained_ids(sampled) != chosen
+    assert sampled.notes == ["--shots 1: 3 images, sampled from the training images with seed 3"]
+    published = train.with_name("fewshot_train_shot1_seed3.json")
+    published.write_text(json.dumps(few))
+    job = prepared(shots=1, seed=3)
+    assert job.notes == [f"--shots 1: 3 images, of the published split '{published.name}'"]
+    assert trained_ids(job) == chosen
+    assert (
+        prepared(shots=1, seed=30)
+        .notes[0]
+        .endswith("sampled from the training images with seed 30")
+    )
+
+    published.write_text(json.dumps({**few, "categories": [{"id": 10, "name": "dog"}]}))
+    with pytest.raises(ValueError, match=r"fewshot_train_shot1_seed3.json' has the classes"):
+        prepared(shots=1, seed=3)
+
+
+def trained_ids(job: FinetuneJob) -> set[int]:
+    (entry,) = (e for e in job.cfg.DATASETS.CUSTOM if e["name"] == "pets_train")
+    return {image["id"] for image in json.loads(Path(entry["json"]).read_text())["images"]}
+
+
 def test_the_recipe_of_the_model_changes_that_of_full_and_the_model_before(
     prepared: Prepare,
 ) -> None:
