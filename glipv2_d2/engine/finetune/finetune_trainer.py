@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ MAX_LIMITED_ITERATIONS = 10**7
 """``SOLVER.MAX_ITER`` of a training whose length a time limit sets."""
 
 INTERRUPTED_FILE = "model_interrupted"
+# The stems of files with the state of a training.
+_STATES = re.compile(rf"model_\d{{7}}|model_final|{INTERRUPTED_FILE}")
 # Of the time before the limit, for measuring iterations.
 _MEASURED_SHARE = 0.05
 _MIN_MEASURED = 3
@@ -119,7 +122,8 @@ class FinetuneTrainer(Trainer):
                 if isinstance(hook, PeriodicWriter):
                     hook._period = WRITE_PERIOD
                 hooks.append(hook)
-        return hooks
+        # After the checkpointers.
+        return [*hooks, KeepLastCheckpoint()]
 
     def build_writers(self) -> list[EventWriter]:
         """Without Detectron2's line on the terminal, whose remaining time has no evaluations."""
@@ -274,6 +278,33 @@ class StepHook(HookBase):
             raise Terminated
         if trainer.on_progress is not None and comm.is_main_process():
             trainer.on_progress(trainer.progress())
+
+
+class KeepLastCheckpoint(HookBase):
+    """Removes the checkpoints from which no ``--resume`` continues, also those of earlier runs.
+
+    The best weights and the delta are files of their own.
+    """
+
+    trainer: FinetuneTrainer
+
+    def after_step(self) -> None:
+        self._remove()
+
+    def after_train(self) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        checkpointer = self.trainer.checkpointer
+        last = Path(checkpointer.get_checkpoint_file()).name
+        if not comm.is_main_process() or last == self._kept:
+            return
+        for path in Path(checkpointer.save_dir).glob("model_*.pth"):
+            if path.name != last and _STATES.fullmatch(path.stem):
+                path.unlink(missing_ok=True)
+        self._kept = last
+
+    _kept = ""
 
 
 class TimeHook(HookBase):

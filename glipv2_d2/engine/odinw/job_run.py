@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils.env import seed_all_rng
 
 from glipv2_d2.data.loading import class_names_of, load_dataset
@@ -83,14 +81,7 @@ class OdinwRun:
 
 
 class JobTrainer(FinetuneTrainer):
-    """Keeps the last checkpoint only, and writes the delta after the training."""
-
-    def build_hooks(self) -> list[HookBase]:
-        hooks = super().build_hooks()
-        for hook in hooks:
-            if isinstance(hook, PeriodicCheckpointer):
-                hook.max_to_keep = 1
-        return hooks
+    """Writes the delta after the training only."""
 
     def write_delta(self) -> None:
         """Not at each new best value, as the delta of a job is no result."""

@@ -122,6 +122,23 @@ def test_a_delta_is_written_at_a_new_best(cfg: CfgNode) -> None:
     assert written == [True, True]
 
 
+def test_only_the_last_checkpoint_is_kept_beside_the_best_weights(cfg: CfgNode) -> None:
+    output = Path(cfg.OUTPUT_DIR)
+    output.mkdir(parents=True)
+    # Of an earlier run that was killed, and a file of the user.
+    for name in ("model_0000001.pth", "model_interrupted.pth", "model_mine.pth"):
+        (output / name).touch()
+    seen: list[set[str]] = []
+    trainer = FinetuneTrainer(
+        cfg, on_progress=lambda _: seen.append({path.name for path in output.glob("model_0*")})
+    )
+    trainer.train()
+    assert seen[0] == {"model_0000001.pth"} != seen[-1]
+    assert all(len(names) == 1 for names in seen)
+    left = {path.name for path in output.glob("*.pth")}
+    assert left == {"delta.pth", "model_best.pth", "model_final.pth", "model_mine.pth"}
+
+
 def test_sigterm_ends_an_evaluation_at_once_and_a_step_after_it(cfg: CfgNode) -> None:
     trainer = FinetuneTrainer(cfg)
     reached: list[int] = []
