@@ -55,13 +55,11 @@ setup(
     packages=[
         *find_packages(include=["glipv2_cli", "glipv2_d2", "glipv2_d2.*"]),
         *find_packages(str(MINI), include=["glipv2_mini", "glipv2_mini.*"]),
-        "glipv2_cli._tools",
         "glipv2_d2.configs",
         "glipv2_mini.configs",
     ],
     # Models are found by name, and the commands run, without a checkout.
     package_dir={
-        "glipv2_cli._tools": "tools",
         "glipv2_mini": f"{MINI}/glipv2_mini",
         "glipv2_mini.configs": f"{MINI}/configs",
         "glipv2_d2.configs": "configs",

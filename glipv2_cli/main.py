@@ -28,7 +28,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "predict": "boxes, answers or captions for images and videos",
     "finetune": "fine-tune a model on your data, with a report",
-    "train": "train the model of a config, with Detectron2's arguments",
+    "train": "train or evaluate the model of a config, with Detectron2's arguments",
     "evaluate": "evaluate a model on the available benchmarks, in one table",
     "label": "label many images: boxes of class names, or of the phrases of captions",
     "check-data": "find defects in a dataset",
@@ -45,6 +45,7 @@ COMMANDS = {
 MODULES = {
     "predict": "predict",
     "finetune": "finetune",
+    "train": "train",
     "label": "label",
     "evaluate": "evaluate",
     "check-data": "check_data",
@@ -105,19 +106,16 @@ def _run(name: str, argv: list[str]) -> int:
 
         code: int = import_module(f"glipv2_cli.{MODULES[name]}").main(argv)
         return code
-    if name == "setup-detectron2":
-        from glipv2_cli import get_detectron2
+    assert name == "setup-detectron2", name
+    from glipv2_cli import get_detectron2
 
-        try:
-            get_detectron2.main(argv)
-        except SystemExit as stop:
-            if isinstance(stop.code, str):
-                return fail(stop.code)
-            raise
-        return 0
-    from glipv2_cli import tools
-
-    return tools.run(name, argv)
+    try:
+        get_detectron2.main(argv)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            return fail(stop.code)
+        raise
+    return 0
 
 
 def usage() -> str:

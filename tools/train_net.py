@@ -19,13 +19,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from glipv2_d2.checkpoint import GLIPv2Checkpointer
-from glipv2_d2.engine.finetune.tuning import apply_tuning, resume_or_load
 from glipv2_d2.engine.host_memory import keep_freed_memory
-from glipv2_d2.engine.precision import round_weights
 from glipv2_d2.engine.setup import load_config
 from glipv2_d2.engine.train.distributed import launch
 from glipv2_d2.engine.train.output_lock import output_lock
+from glipv2_d2.engine.train.reporting import evaluate_weights
 from glipv2_d2.engine.train.trainer import Trainer
 
 # The tokenizer runs inside loader processes that are forked after its first use.
@@ -39,20 +37,11 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` with ``MODEL.TUNING.DELTA``, or the last checkpoint."""
-    model = Trainer.build_model(cfg)
-    tuning = apply_tuning(cfg, model)
-    resume_or_load(GLIPv2Checkpointer(model, save_dir=cfg.OUTPUT_DIR), cfg, tuning, resume=resume)
-    round_weights(model, cfg)
-    return Trainer.test(cfg, model)
-
-
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only:
         setup(cfg, args)
-        return evaluate(cfg, args.resume)
+        return evaluate_weights(cfg, resume=args.resume)
     # Before the first file is written.
     with output_lock(cfg.OUTPUT_DIR):
         setup(cfg, args)

@@ -20,7 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 IN_WHEEL = (
-    "glipv2_cli/_tools/train_net.py",
     "glipv2_cli/py.typed",
     "glipv2_d2/py.typed",
     "glipv2_d2/configs/glip/glip_swin_t.yaml",
