@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,9 +246,22 @@ def is_repository(model: str) -> bool:
     return "/" in model or model.endswith(".safetensors") or Path(model).is_dir()
 
 
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that passes each message once: several models may be loaded from one file."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_first = message not in shown
+        shown.add(message)
+        return is_first
+
+    return is_new
+
+
 @contextlib.contextmanager
 def log_to_file(folder: Path, name: str = "log.txt", *, option: str = "--output") -> Iterator[Path]:
-    """Log to a file in a folder, its path; the terminal shows warnings only.
+    """Log to a file in a folder, its path; the terminal shows warnings only, each once.
 
     Args:
         option: that of the folder, for the error.
@@ -264,6 +277,7 @@ def log_to_file(folder: Path, name: str = "log.txt", *, option: str = "--output"
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
+    terminal.addFilter(_once())
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     # A file that cannot be downloaded is an error, too.
     logging.getLogger("iopath").setLevel(logging.CRITICAL)
