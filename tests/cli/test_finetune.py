@@ -76,6 +76,8 @@ def test_output_has_a_delta_reports_and_a_model_that_knows_its_classes(
     assert report["target"]["dataset"] == "pets_valid"
     assert {f"AP-{name}" for name in NAMES} <= report["target"]["after"].keys()
     assert report["absent_base_sets"] == ["absent_set"]
+    # There is no test split.
+    assert report["notes"][-1].startswith("pets_valid also chose the weights: expect lower")
     # Every image has one box of one of the three classes.
     assert report["about"]["training images"] == 3
     printed = capsys.readouterr().out

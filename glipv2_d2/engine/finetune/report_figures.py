@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import colorsys
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from glipv2_d2.engine.finetune.report_numbers import Curve
@@ -18,6 +19,10 @@ COLORS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea")
 _GRID = "#e5e7eb"
 _TEXT = "#374151"
 MAX_CONFUSION_CLASSES = 40
+# Dark, for white text; blue and orange also for the colour-blind.
+RIGHT_COLOR, ERROR_COLOR = "#1d4ed8", "#c2410c"
+MAX_LABELS = 12
+"""Of a picture; the boxes of more objects have none."""
 _PICTURE_SIDE = 480
 _JPEG_QUALITY = 80
 _LABEL_SIZE = 13
@@ -40,6 +45,7 @@ def curves_figure(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(curves) > 1:
         axes.legend(frameon=False, labelcolor=_TEXT)
     _style(axes)
@@ -87,34 +93,41 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def picture(image: np.ndarray, boxes: Sequence[tuple[Sequence[float], int, str]]) -> str:
-    """An image with boxes.
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box of a picture.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        boxes: XYWH in pixels, class index and label of each.
+    Attributes:
+        xywh: in pixels.
+        is_right: found or true; drawn in another color than errors.
     """
+
+    xywh: Sequence[float]
+    label: str
+    is_right: bool
+
+
+def picture(image: np.ndarray, boxes: Sequence[DrawnBox]) -> str:
+    """An image (H, W, 3), uint8 RGB, with boxes; labels only where they do not hide the image."""
     drawn = Image.fromarray(image)
     scale = _PICTURE_SIDE / max(drawn.size)
     drawn = drawn.resize([max(1, round(scale * side)) for side in drawn.size])
     canvas, font = ImageDraw.Draw(drawn), ImageFont.load_default(_LABEL_SIZE)
-    for (x, y, w, h), index, label in boxes:
+    for box in boxes:
+        x, y, w, h = box.xywh
         corners = [scale * v for v in (x, y, x + w, y + h)]
-        color = _class_color(index)
+        color = RIGHT_COLOR if box.is_right else ERROR_COLOR
         canvas.rectangle(corners, outline=color, width=2)
+        label = _shorten(box.label)
+        if not label or len(boxes) > MAX_LABELS:
+            continue
         left, top = corners[0], max(0.0, corners[1] - _LABEL_SIZE - 3)
-        area = canvas.textbbox((left + 2, top), _shorten(label), font=font)
+        area = canvas.textbbox((left + 2, top), label, font=font)
         canvas.rectangle((area[0] - 2, area[1] - 1, area[2] + 2, area[3] + 1), fill=color)
-        canvas.text((left + 2, top), _shorten(label), fill="white", font=font)
+        canvas.text((left + 2, top), label, fill="white", font=font)
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return _data_uri("image/jpeg", buffer.getvalue())
-
-
-def _class_color(index: int) -> tuple[int, int, int]:
-    # The golden ratio spreads the hues of any number of classes; dark, for white text.
-    red, green, blue = colorsys.hsv_to_rgb((0.6 + 0.618034 * index) % 1.0, 0.85, 0.72)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _style(axes: Any) -> None:

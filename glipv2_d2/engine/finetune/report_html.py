@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ import jinja2
 from glipv2_d2.data.coco_truth import CocoTruth, read_truth
 from glipv2_d2.engine.finetune.finetune_report import OVERALL, FinetuneReport
 from glipv2_d2.engine.finetune.report_figures import (
+    ERROR_COLOR,
+    RIGHT_COLOR,
+    DrawnBox,
     confusion_figure,
     curves_figure,
     picture,
@@ -20,6 +23,7 @@ from glipv2_d2.engine.finetune.report_figures import (
 from glipv2_d2.engine.finetune.report_numbers import (
     Curve,
     Detections,
+    Match,
     confusion,
     match_images,
     precision_recall,
@@ -74,11 +78,11 @@ def render_html(report: FinetuneReport, files: ReportFiles) -> str:
         confusion=confusion_figure(confusion(truth, matches.values()), names),
         threshold=files.threshold,
         pictures=[
-            _pictures(truth, image_id, after, files.threshold, files.images)
-            | {"num_errors": matches[image_id].num_errors}
-            for image_id in worst
+            _pictures(truth, image_id, after, files, matches[image_id]) for image_id in worst
         ],
         num_images=len(truth.images),
+        right_color=RIGHT_COLOR,
+        error_color=ERROR_COLOR,
     )
 
 
@@ -87,8 +91,8 @@ _CARD = ("metric", "before", "after", "change")
 
 def _with_start(points: Curve, report: FinetuneReport) -> Mapping[str, Curve]:
     """The evaluations of the training; with the base's, if they are of the same images."""
-    name = str(report.about.get("weights chosen on", ""))
-    if name.endswith(" too") and (start := report.target.before.get("AP")) is not None:
+    is_of_target = report.about.get("weights chosen on") == report.target.dataset
+    if is_of_target and (start := report.target.before.get("AP")) is not None:
         points = [(0.0, float(start)), *points]
     return {"AP": points}
 
@@ -104,25 +108,31 @@ def _precision_recall(truth: CocoTruth, before: Detections, after: Detections) -
 
 
 def _pictures(
-    truth: CocoTruth, image_id: Any, detections: Detections, threshold: float, folder: Path
+    truth: CocoTruth, image_id: Any, detections: Detections, files: ReportFiles, match: Match
 ) -> dict[str, Any]:
     """The truth and the detections of an image, with its name."""
     name = str(truth.images[image_id]["file_name"])
-    index = {category["id"]: i for i, category in enumerate(truth.categories)}
-    names = {category["id"]: str(category["name"]) for category in truth.categories}
-    rows = [row for row in detections.get(image_id, ()) if row["score"] >= threshold]
+    about = {"name": name, "num_errors": match.num_errors}
+    # The only class needs no name.
+    has_names = len(truth.categories) > 1
+    names = {c["id"]: str(c["name"]) if has_names else "" for c in truth.categories}
+    rows = [row for row in detections.get(image_id, ()) if row["score"] >= files.threshold]
     try:
-        image = read_image(folder / name)
+        image = read_image(files.images / name)
     except (OSError, ValueError) as error:
-        return {"name": name, "error": str(error)}
-    boxes = [(a["bbox"], a["category_id"], "") for a in truth.annotations_of.get(image_id, ())]
-    # The best on top.
-    found = [(r["bbox"], r["category_id"], f" {r['score']:.2f}") for r in reversed(rows)]
+        return {**about, "error": str(error)}
 
-    def draw(drawn: Sequence[tuple[Sequence[float], int, str]]) -> str:
-        return picture(image, [(box, index[c], names[c] + score) for box, c, score in drawn])
+    def draw(boxes: Iterable[dict[str, Any]]) -> str:
+        drawn = []
+        for box in boxes:
+            score = f"{box['score']:.2f}" if "score" in box else ""
+            label = f"{names[box['category_id']]} {score}".strip()
+            drawn.append(DrawnBox(box["bbox"], label, match.is_right(box)))
+        return picture(image, drawn)
 
-    return {"name": name, "truth": draw(boxes), "detected": draw(found)}
+    # The best on top. Crowds are neither found nor missed.
+    truths = [a for a in truth.annotations_of.get(image_id, ()) if not a["iscrowd"]]
+    return {**about, "truth": draw(truths), "detected": draw(reversed(rows))}
 
 
 def _template() -> jinja2.Template:
@@ -159,7 +169,8 @@ th { text-align: left; color: var(--soft); font-weight: 500; border-bottom: 1px 
 td, th { padding: 5px 12px 5px 0; } tr + tr td { border-top: 1px solid #f3f4f6; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .up { color: var(--good); } .down { color: var(--bad); }
-td.about { word-break: break-all; }
+td.about { word-break: break-word; }
+.both img { max-height: 480px; }
 img { max-width: 100%; height: auto; display: block; }
 figure { margin: 0 0 18px; } figcaption { color: var(--soft); font-size: 13px; margin-bottom: 4px; }
 .both { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
@@ -194,21 +205,6 @@ figure { margin: 0 0 18px; } figcaption { color: var(--soft); font-size: 13px; m
 <section class="note">{{ note }}</section>
 {% endfor %}
 <div class="pair">
-<section><h2>Training</h2><table>
-{% for key, value in report.about.items() %}
-<tr><td>{{ key }}</td><td class="about">{{ value }}</td></tr>
-{% endfor %}
-</table></section>
-<section><h2>Forgetting: box AP of the base's own datasets</h2>
-{% if forgetting %}{{ rows("dataset", forgetting) }}{% endif %}
-{% if report.absent_base_sets %}
-<p>Not measured, not on this machine: {{ report.absent_base_sets | join(", ") }}.</p>
-{% elif not forgetting %}<p>Not measured: no dataset was selected.</p>{% endif %}
-{% if classes %}<h2 style="margin-top: 24px">Box AP per class</h2>
-{{ rows("class", classes) }}{% endif %}
-</section>
-</div>
-<div class="pair">
 <section><h2>Loss</h2><img alt="loss over iterations" src="{{ loss }}"></section>
 <section><h2>Box AP on the validation images</h2>
 <img alt="AP over iterations" src="{{ ap }}"></section>
@@ -224,7 +220,9 @@ objects are in the column none, false detections in the row none.</p>
 </div>
 <section><h2>The worst {{ pictures | length }} images</h2>
 <p>Left the truth, right the detections with a score of at least
-{{ "%.2f" | format(threshold) }}</p>
+{{ "%.2f" | format(threshold) }}. <span style="color: {{ right_color }}">Found objects and true
+detections</span>, <span style="color: {{ error_color }}">missed objects and false detections</span>
+</p>
 <div class="pair">
 {% for item in pictures %}
 <figure><figcaption>{{ item.name }}: {{ item.num_errors }}
@@ -235,5 +233,19 @@ objects are in the column none, false detections in the row none.</p>
 </figure>
 {% endfor %}
 </div></section>
+{% if classes %}
+<section><h2>Box AP per class</h2>{{ rows("class", classes) }}</section>
+{% endif %}
+<section><h2>Forgetting: box AP of the base's own datasets</h2>
+{% if forgetting %}{{ rows("dataset", forgetting) }}{% endif %}
+{% if report.absent_base_sets %}
+<p>Not measured, not on this machine: {{ report.absent_base_sets | join(", ") }}.</p>
+{% elif not forgetting %}<p>Not measured: no dataset was selected.</p>{% endif %}
+</section>
+<section><h2>Training</h2><table>
+{% for key, value in report.about.items() %}
+<tr><td>{{ key }}</td><td class="about">{{ value }}</td></tr>
+{% endfor %}
+</table></section>
 </main></body></html>
 """

@@ -34,11 +34,17 @@ class Match:
     Attributes:
         pairs: (category id of the truth, that of the detection) of boxes that overlap.
         missed, false: category ids of truths without a detection, and the reverse.
+        right: the boxes of truths and detections that are paired and have the same class.
     """
 
     pairs: list[tuple[int, int]]
     missed: list[int]
     false: list[int]
+    right: list[dict[str, Any]]
+
+    def is_right(self, box: dict[str, Any]) -> bool:
+        """Whether a box of the truth was found, or a detection is true."""
+        return any(box is other for other in self.right)
 
     @property
     def num_errors(self) -> int:
@@ -148,6 +154,7 @@ def worst_images(matches: Mapping[Any, Match], count: int) -> list[Any]:
 
 def _match(boxes: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> Match:
     pairs: list[tuple[int, int]] = []
+    right: list[dict[str, Any]] = []
     left_boxes, left_found = list(boxes), list(found)
     # First those of the right class; what is left may be confused.
     for category in dict.fromkeys(box["category_id"] for box in boxes):
@@ -155,14 +162,15 @@ def _match(boxes: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> 
         rows = _of_category(left_found, category)
         assigned, taken = _assign(own, rows)
         pairs += [(category, category)] * len(assigned)
-        left_boxes = _except(left_boxes, [own[i] for i in taken])
-        left_found = _except(left_found, [rows[i] for i in assigned])
+        right += [*(own[i] for i in taken), *(rows[i] for i in assigned)]
+        left_boxes = _except(left_boxes, right)
+        left_found = _except(left_found, right)
     assigned, taken = _assign(left_boxes, left_found)
     for detection, box in zip(assigned, taken, strict=True):
         pairs.append((left_boxes[box]["category_id"], left_found[detection]["category_id"]))
     missed = [box["category_id"] for i, box in enumerate(left_boxes) if i not in taken]
     false = [row["category_id"] for i, row in enumerate(left_found) if i not in assigned]
-    return Match(pairs, missed, false)
+    return Match(pairs, missed, false, right)
 
 
 def _assign(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.tiny_coco import write_coco
 
 from glipv2_d2.engine.finetune.finetune_report import Comparison, FinetuneReport
+from glipv2_d2.engine.finetune.report_figures import MAX_LABELS, DrawnBox, picture
 from glipv2_d2.engine.finetune.report_html import ReportFiles, render_html
 
 HOSTILE = "<script>alert(1)</script> $x_$ & \u202e"
@@ -49,8 +52,18 @@ def test_the_file_has_no_references_to_others(files: ReportFiles) -> None:
 
 def test_results_and_notes_are_shown(files: ReportFiles) -> None:
     html = render_html(make_report(), files)
-    for text in ("from 10.0", "+30.0", "a note", "not on this machine: lvis_val"):
+    notes = ("a note", "not on this machine: lvis_val", "missed objects and false detections")
+    for text in ("from 10.0", "+30.0", *notes):
         assert text in html
+
+
+def test_labels_do_not_hide_an_image_with_many_boxes() -> None:
+    image = np.full((60, 60, 3), 128, np.uint8)
+    few = [DrawnBox([20, 30, 10, 10], "a label", is_right=True)]
+    without = [DrawnBox([20, 30, 10, 10], "", is_right=True)]
+    assert picture(image, few) != picture(image, without)
+    assert picture(image, few * (MAX_LABELS + 1)) == picture(image, without)
+    assert picture(image, without) != picture(image, [replace(without[0], is_right=False)])
 
 
 def test_names_are_no_markup(files: ReportFiles) -> None:

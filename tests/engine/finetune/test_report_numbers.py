@@ -63,6 +63,8 @@ def test_the_right_class_is_matched_before_a_better_score(truth: CocoTruth) -> N
     (match, _) = match_images(truth, found, 0.5).values()
     assert sorted(match.pairs) == [(CAT, CAT), (DOG, DOG)]
     assert (match.missed, match.false) == ([], [DOG])
+    assert [match.is_right(row) for row in found[1]] == [False, True, True]
+    assert all(match.is_right(box) for box in truth.annotations_of[1])
 
 
 def test_the_image_with_the_most_errors_is_the_worst(truth: CocoTruth) -> None:
