@@ -17,7 +17,10 @@ from glipv2_d2 import Predictor
 from glipv2_d2.checkpoint import save_weights
 from glipv2_d2.engine.finetune.tuning import read_delta
 
-WITH_HEADS_ONLY = ("MODEL.MASK_ON", False, "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0)
+SMALL = (
+    *("INPUT.MIN_SIZE_TRAIN", (48,), "INPUT.MAX_SIZE_TRAIN", 64),
+    *("DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0),
+)
 
 
 def test_a_process_that_gets_sigterm_leaves_a_model_and_exits_with_143(tmp_path: Path) -> None:
@@ -26,10 +29,19 @@ def test_a_process_that_gets_sigterm_leaves_a_model_and_exits_with_143(tmp_path:
         for image in images.iterdir():
             shutil.move(image, annotations.parent)
         annotations.rename(annotations.parent / "_annotations.coco.json")
-    (tmp_path / "base.yaml").write_text(tiny_cfg(*WITH_HEADS_ONLY).dump())
-    save_weights(tiny_model(*WITH_HEADS_ONLY), tmp_path / "base.pth")
+    (tmp_path / "base.yaml").write_text(tiny_cfg(*SMALL).dump())
+    save_weights(tiny_model(*SMALL), tmp_path / "base.pth")
     output = tmp_path / "output"
-    arguments = ["--data", tmp_path / "pets", "--output", output, "--epochs", "100000"]
+    arguments = [
+        "--data",
+        tmp_path / "pets",
+        "--output",
+        output,
+        "--epochs",
+        "100000",
+        "--batch",
+        "1",
+    ]
     arguments += ["--config", tmp_path / "base.yaml", "--weights", tmp_path / "base.pth"]
     process = subprocess.Popen(
         [sys.executable, "-m", "glipv2_cli", "finetune", *map(str, arguments)],
