@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,15 +211,16 @@ def _parse_categories(file: AnnotationFile) -> tuple[list[dict[str, Any]], dict[
 
 def _groups(categories: Sequence[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
     """Unused categories that are the supercategory of others, as Roboflow writes them."""
+    ids_below: dict[str, set[Any]] = defaultdict(set)
+    for category in categories:
+        if isinstance(category.get("supercategory"), str):
+            ids_below[category["supercategory"]].add(category["id"])
     return [
         category
         for category in categories
         if category["id"] not in used
         and category.get("supercategory") in _NO_GROUP
-        and any(
-            other["id"] != category["id"] and other.get("supercategory") == category["name"]
-            for other in categories
-        )
+        and ids_below.get(category["name"], set()) - {category["id"]}
     ]
 
 
