@@ -23,6 +23,16 @@ OPTIMIZER_KEYS = (
     *("WEIGHT_DECAY", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM"),
 )
 
+# Those of the text encoder are in its files.
+TINY_SIZES = (
+    *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
+    *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
+    *("MODEL.FPN.OUT_CHANNELS", 16),
+    *("MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4),
+    *("MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2),
+    *("MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32),
+)
+
 # torch.export takes a third of the time with the levels p5 to p7 only.
 COARSE_LEVELS = (
     *("MODEL.FPN.IN_FEATURES", ["p3"]),
@@ -69,13 +79,8 @@ def glip_cfg(*opts: Any) -> CfgNode:
 def tiny_cfg(*opts: Any) -> CfgNode:
     """A config of the tiny model, on the CPU; ``opts`` alternate between keys and values."""
     return glip_cfg(
-        *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
-        *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
-        *("MODEL.FPN.OUT_CHANNELS", 16),
+        *TINY_SIZES,
         *("MODEL.LANGUAGE_BACKBONE.MODEL", tiny_bert_directory()),
-        *("MODEL.FUSED_HEAD.NUM_BLOCKS", 1, "MODEL.FUSED_HEAD.GROUP_NORM_GROUPS", 4),
-        *("MODEL.FUSED_HEAD.FUSION_DIM", 16, "MODEL.FUSED_HEAD.FUSION_HEADS", 2),
-        *("MODEL.FUSED_HEAD.LANGUAGE_HEADS", 2, "MODEL.FUSED_HEAD.LANGUAGE_FFN_DIM", 32),
         *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
         *opts,
     )

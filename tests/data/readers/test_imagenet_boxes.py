@@ -8,35 +8,9 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
+from helpers.published_entries import IMAGENET_XML
 
 from glipv2_d2.data.readers.imagenet_boxes import class_of_synset, read_imagenet_boxes
-
-XML = """<annotation>
-	<folder>n01440764</folder>
-	<filename>n01440764_10026</filename>
-	<source>
-		<database>ILSVRC_2014</database>
-	</source>
-	<size>
-		<width>500</width>
-		<height>375</height>
-		<depth>3</depth>
-	</size>
-	<segmented>0</segmented>
-	<object>
-		<name>{synset}</name>
-		<pose>Unspecified</pose>
-		<truncated>0</truncated>
-		<difficult>0</difficult>
-		<bndbox>
-			<xmin>{xmin}</xmin>
-			<ymin>1</ymin>
-			<xmax>200</xmax>
-			<ymax>375</ymax>
-		</bndbox>
-	</object>
-</annotation>
-"""
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -49,7 +23,7 @@ def read(folder: Path, dataset_name: str) -> list[dict]:
 
 
 def test_corners_from_1_become_boxes_in_pixels(tmp_path: Path, dataset_name: str) -> None:
-    write(tmp_path, "n01440764_10026.xml", XML.format(synset="n01440764", xmin=11))
+    write(tmp_path, "n01440764_10026.xml", IMAGENET_XML.format(synset="n01440764", xmin=11))
     assert read(tmp_path, dataset_name) == [
         {
             "file_name": "images/n01440764/n01440764_10026.JPEG",
@@ -80,17 +54,17 @@ def test_names_are_the_first_of_a_synset_unless_another_synset_has_it() -> None:
     ("text", "fault"),
     [
         ("<annotation>", "annotation files were not readable"),
-        ('<!DOCTYPE a [<!ENTITY b "c">]>' + XML, "annotation files were not readable"),
-        (XML.format(synset="n01440764", xmin="x"), "annotation files were not readable"),
-        (XML.format(synset="n99999999", xmin=1), "boxes had a synset"),
-        (XML.format(synset="n01440764", xmin=300), "boxes had no area"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]>' + IMAGENET_XML, "annotation files were not readable"),
+        (IMAGENET_XML.format(synset="n01440764", xmin="x"), "annotation files were not readable"),
+        (IMAGENET_XML.format(synset="n99999999", xmin=1), "boxes had a synset"),
+        (IMAGENET_XML.format(synset="n01440764", xmin=300), "boxes had no area"),
     ],
 )
 def test_a_broken_file_or_box_is_reported_and_the_others_are_read(
     tmp_path: Path, dataset_name: str, caplog: pytest.LogCaptureFixture, text: str, fault: str
 ) -> None:
     write(tmp_path, "a.xml", text)
-    write(tmp_path, "b.xml", XML.format(synset="n01440764", xmin=1))
+    write(tmp_path, "b.xml", IMAGENET_XML.format(synset="n01440764", xmin=1))
     with caplog.at_level(logging.WARNING):
         records = read(tmp_path, dataset_name)
     assert [len(r["annotations"]) for r in records if r["file_name"].endswith("b.JPEG")] == [1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.published_entries import GUYS, HAIR, HANDS, mdetr_flickr
 
 from glipv2_d2.data.readers.grounding import read_grounding
 from glipv2_d2.data.sanitize import sanitize_dataset
@@ -15,44 +16,6 @@ from glipv2_d2.evaluation.phrase_evaluator import phrase_truths
 from glipv2_d2.text.tokenizer import Tokenizer
 
 Write = Callable[[str, Any], str]
-
-CAPTION = "Two young guys with shaggy hair rest on their hands"
-GUYS, HAIR, HANDS = [0, 14], [20, 31], [40, 51]
-
-
-def mdetr_flickr() -> dict[str, Any]:
-    """final_flickr_separateGT_*.json: sizes are text, and one box is of two phrases."""
-    box = {"image_id": 0, "iscrowd": 0, "category_id": 1}
-    return {
-        "info": [],
-        "licenses": [],
-        "images": [
-            {
-                "file_name": "1000092795.jpg",
-                "height": "500",
-                "width": "333",
-                "id": 0,
-                "original_img_id": 1000092795,
-                "sentence_id": 0,
-                "caption": CAPTION,
-                "dataset_name": "flickr",
-                "tokens_negative": [[0, 51]],
-                "tokens_positive_eval": [[GUYS], [HAIR], [HANDS]],
-            }
-        ],
-        "annotations": [
-            {**box, "id": 0, "bbox": [40, 50, 100, 300], "area": 30000, "tokens_positive": [GUYS]},
-            {
-                **box,
-                "id": 1,
-                "bbox": [60, 50, 30, 30],
-                "area": 900,
-                "tokens_positive": [GUYS, HAIR],
-            },
-            {**box, "id": 2, "bbox": [70, 200, 9, 9], "area": 81, "tokens_positive": [HANDS]},
-        ],
-        "categories": [{"supercategory": "object", "id": 1, "name": "object"}],
-    }
 
 
 def test_sizes_of_mdetr_are_numbers(write_json: Write) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
+from helpers.published_entries import OPENIMAGES_COLUMNS
 from PIL import Image
 
 from glipv2_d2.data.readers.openimages import (
@@ -73,10 +74,6 @@ def test_sizes_are_read_once(folder: Path, dataset_name: str) -> None:
     assert read(folder, dataset_name) == first
 
 
-COLUMNS_OF_6 = (
-    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,"
-    "IsDepiction,IsInside,XClick1X,XClick2X,XClick3X,XClick4X,XClick1Y,XClick2Y,XClick3Y,XClick4Y"
-)
 ROW_OF_6 = "000002b66c9c498e,xclick,/m/01g317,1,0.25,0.5,0.2,0.6,0,1,0,0,0,.1,.1,.1,.1,.1,.1,.1,.1"
 
 
@@ -86,7 +83,7 @@ def test_openimages_of_version_7_have_a_header_and_another_name(
     (tmp_path / "train").mkdir()
     Image.new("RGB", (40, 20)).save(tmp_path / "train" / "000002b66c9c498e.jpg")
     boxes = tmp_path / "oidv6-train-annotations-bbox.csv"
-    boxes.write_text(f"{COLUMNS_OF_6}\n{ROW_OF_6}\n")
+    boxes.write_text(f"{OPENIMAGES_COLUMNS}\n{ROW_OF_6}\n")
     names = tmp_path / "oidv7-class-descriptions-boxable.csv"
     names.write_text("LabelName,DisplayName\n/m/011k07,Tortoise\n/m/01g317,Person\n")
     [record] = read_openimages(str(boxes), str(names), str(tmp_path / "train"), dataset_name)

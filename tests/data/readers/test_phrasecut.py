@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
+from helpers.published_entries import phrasecut_task, visual_genome_image
 
 from glipv2_d2.data.readers.phrasecut import read_phrasecut
 from glipv2_d2.evaluation.mask_iou import union_of_segmentations
@@ -22,27 +23,9 @@ def test_a_polygon_of_two_points_does_not_remove_a_phrase(
 ) -> None:
     """PhraseCut's refer_*.json: Polygons per instance, each a list of [x, y] points."""
     square = [[10, 10], [20, 10], [20, 20], [10, 20]]
-    images = [
-        {
-            "image_id": 2,
-            "width": 40,
-            "height": 30,
-            "url": "https://cs.stanford.edu/people/rak248/VG_100K/2.jpg",
-            "coco_id": None,
-            "flickr_id": None,
-        }
-    ]
-    tasks = [
-        {
-            "task_id": "2__1",
-            "image_id": 2,
-            "ann_ids": [5, 6],
-            "phrase": "two squares",
-            "phrase_structure": {"name": "squares", "attributes": ["two"]},
-            "instance_boxes": [[10, 10, 10, 10], [0, 0, 4, 4]],
-            "Polygons": [[square], [[[0, 0], [4, 4]]]],
-        }
-    ]
+    images = [visual_genome_image(2, width=40, height=30)]
+    boxes = [[10, 10, 10, 10], [0, 0, 4, 4]]
+    tasks = [phrasecut_task(2, "two squares", boxes, [[square], [[[0, 0], [4, 4]]]])]
     image_data = write_json("image_data.json", images)
     with caplog.at_level(logging.WARNING):
         [record] = read_phrasecut(write_json("refer_val.json", tasks), image_data, "set")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers.published_entries import vqa_annotation
 
 from glipv2_d2.data.readers.gqa import read_gqa, read_grounded_gqa
 from glipv2_d2.data.readers.vqa import coco_image, read_questions
@@ -28,26 +29,12 @@ def questions() -> dict[str, Any]:
     }
 
 
-def annotation(question_id: int, people: list[str], answer_type: str) -> dict[str, Any]:
-    return {
-        "question_type": "what is this" if answer_type == "other" else "is it",
-        "multiple_choice_answer": people[0],
-        "answers": [
-            {"answer": answer, "answer_confidence": "yes", "answer_id": i}
-            for i, answer in enumerate(people, start=1)
-        ],
-        "image_id": 458752,
-        "answer_type": answer_type,
-        "question_id": question_id,
-    }
-
-
 def answers() -> dict[str, Any]:
     # The order of the two files differs.
     return {
         "annotations": [
-            annotation(458752001, ["no"] * 10, "yes/no"),
-            annotation(458752000, PEOPLE, "other"),
+            vqa_annotation(458752001, ["no"] * 10, "yes/no"),
+            vqa_annotation(458752000, PEOPLE, "other"),
         ]
     }
 
