@@ -5,6 +5,7 @@
 #           under load, the web page in a browser, labelling on Ray, exported graphs, the notebooks
 #           and the documentation site
 # make docs     build the documentation site (output/site/)
+# make recipes  the first steps of every recipe at full size (docs/recipes.md, an hour)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
@@ -33,7 +34,7 @@ DOCS_REQUIREMENTS := requirements/docs.txt
 NOT_INSTALLED := $(patsubst %,requirements/%.txt,app docs heic mlflow ray wandb)
 REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(NOT_INSTALLED),$(sort $(wildcard requirements/*.txt)))
 
-.PHONY: setup demo test docs product wheel-check serve-check docker-check app-check ray-check export-check notebook-check benchmark format check lint types layers spelling size
+.PHONY: setup demo test docs recipes product wheel-check serve-check docker-check app-check ray-check export-check notebook-check benchmark format check lint types layers spelling size
 
 setup: $(READY)
 
@@ -78,6 +79,10 @@ app-check: $(APP_READY)
 ray-check: $(APP_READY)
 	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR):$(CURDIR)/projects/GLIPv2Mini" \
 	    $(APP)/bin/python -W ignore tests/product/ray_check.py
+
+# The first steps of every recipe at full size: docs/recipes.md (an hour; continues where it stopped).
+recipes: $(READY)
+	$(BIN)/python -W ignore tests/product/recipes.py
 
 notebook-check: $(APP_READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(APP)/bin/python tests/product/notebook_check.py

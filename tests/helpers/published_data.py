@@ -169,7 +169,7 @@ def write_imagenet_boxes(root: Path) -> None:
 
 
 def write_visual_genome(root: Path) -> None:
-    """Objects, with as many occurrences of two names as the vocabulary asks for, and PhraseCut."""
+    """Objects, with as many occurrences of two names as the vocabulary needs, and PhraseCut."""
     folder = root / "visual_genome"
     ids = (1, 2)
     _write_images(folder / "VG_100K", (f"{i}.jpg" for i in ids))
@@ -254,7 +254,7 @@ def write_vqa(root: Path) -> None:
     for images, questions, answers in VQAV2_SPLITS.values():
         ids = _coco_ids()
         _write_images(root / "coco" / images, (f"COCO_{images}_{i:012d}.jpg" for i in ids))
-        asked = [
+        entries = [
             {"image_id": i, "question": text, "question_id": 1000 * i + k}
             for i in ids
             for k, text in enumerate(("What is this?", "Is it red?"))
@@ -263,7 +263,7 @@ def write_vqa(root: Path) -> None:
         common |= {"data_subtype": questions}
         _write_json(
             root / "vqa" / f"v2_OpenEnded_mscoco_{questions}_questions.json",
-            {**common, "task_type": "Open-Ended", "questions": asked},
+            {**common, "task_type": "Open-Ended", "questions": entries},
         )
         if answers is not None:
             answered = [
@@ -273,7 +273,7 @@ def write_vqa(root: Path) -> None:
                     "yes/no" if q["question_id"] % 1000 else "other",
                     q["image_id"],
                 )
-                for q in asked
+                for q in entries
             ]
             _write_json(
                 root / "vqa" / f"v2_mscoco_{answers}_annotations.json",
