@@ -26,7 +26,7 @@ from glipv2_d2.layers.checkpoint_prefixes import full_state_dict
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
-    *("configs/pretrain", "configs/finetune", "configs/joint"),
+    *("configs/glip", "configs/pretrain", "configs/finetune", "configs/joint", "configs/zero_shot"),
     *("projects/VQA/configs", "projects/Captioning/configs"),
 )
 RECIPES = [

@@ -55,6 +55,7 @@ one image of {size} pixels, and there is no warm-up; one CPU thread, fp32. Writt
 
     make recipes
 
+`zero_shot` configs only evaluate; here they train as GLIP's configs do, which they inherit.
 `tests/configs/test_recipe_first_steps.py` takes the same steps with tiny networks and larger
 batches, and checks that exactly the parameters move that a recipe trains.
 
