@@ -63,7 +63,7 @@ batches, and checks that exactly the parameters move that a recipe trains.
   of its tensors these two iterations changed; no other tensor has other bits.
 - *Per rank*: weights, gradients, AdamW's two moments, the moving average if there is one, all in
   fp32; computed. Activations come on top, which depend on images and batch.
-- *First batch*: from the start of building network, optimizer and loader.
+- *First batch*: CPU seconds to build network, optimizer and loader, and to load the first batch.
 - *Peak*: resident memory of the process.
 
 **What these numbers are not.** No recipe was trained: there are no scores. Time and memory of
