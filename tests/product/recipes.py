@@ -92,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--only", action="append", choices=RECIPES, metavar="RECIPE")
     parser.add_argument("--again", action="store_true", help="also recipes with a result")
-    parser.add_argument("--seconds", type=float, default=900, help="limit of a recipe")
+    parser.add_argument("--seconds", type=float, default=1800, help="limit of a recipe")
     parser.add_argument("--json", type=Path, default=ROOT / "output" / "recipes.json")
     parser.add_argument("--markdown", type=Path, default=ROOT / "docs" / "recipes.md")
     parser.add_argument("--run", nargs=2, metavar=("RECIPE", "RESULT"), help=argparse.SUPPRESS)
