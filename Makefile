@@ -5,7 +5,7 @@
 #           under load, the web page in a browser, labelling on Ray, exported graphs, the notebooks
 #           and the documentation site
 # make docs     build the documentation site (output/site/)
-# make recipes  the first steps of every recipe at full size (docs/recipes.md, an hour)
+# make recipes  the first steps of every recipe at full size (docs/recipes.md; an hour or two)
 # make benchmark  time each stage of GLIP-T, with its lower bound on this machine (minutes)
 #
 # Detectron2: an importable one is kept, else DETECTRON2_SPEC (any pip requirement) is installed,
@@ -80,7 +80,7 @@ ray-check: $(APP_READY)
 	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR):$(CURDIR)/projects/GLIPv2Mini" \
 	    $(APP)/bin/python -W ignore tests/product/ray_check.py
 
-# The first steps of every recipe at full size: docs/recipes.md (an hour; continues where it stopped).
+# The first steps of every recipe at full size: docs/recipes.md. Continues where it stopped.
 recipes: $(READY)
 	$(BIN)/python -W ignore tests/product/recipes.py
 

@@ -31,7 +31,10 @@ DOCUMENTS = {
 # Already in docs/.
 OWN_PAGES = {
     f"docs/{name}": name
-    for name in ("detectron2.md", "export.md", "glip_reference.md", "performance.md", "ray.md")
+    for name in (
+        *("detectron2.md", "export.md", "glip_reference.md", "performance.md", "ray.md"),
+        "recipes.md",
+    )
 }
 IMAGES = {"docs/photos.jpg": "photos.jpg"}
 
