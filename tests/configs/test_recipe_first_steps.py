@@ -55,20 +55,28 @@ OF_POLICY = {
 # The softmax after them does not depend on them; images of 64 pixels have objects of the first of
 # the five levels only.
 WITHOUT_GRADIENT = ("key.bias", "attention.bias", *(f"level_scales.{i}" for i in range(1, 5)))
+WITHOUT_BOXES = ("vqav2_train", "vqav2_val", "coco_captions_karpathy_")
 # Text is read before the last DyConv, and not from boxes.
 OF_BOXES = (
     *("fused_head.blocks.0.dynamic_conv.", "proposal_generator."),
     *("attention.language_value.", "attention.visual_out.", "fusion.gamma_visual"),
 )
 
-# By evaluator type: task and metric, of boxes and of masks.
+# Task and metric by evaluator type, and those of masks.
 METRICS = {
-    "coco": (("bbox", "AP"), ("segm", "AP")),
-    "lvis": (("bbox", "APr"), ("segm", "APr")),
-    "phrasecut": (("phrasecut_bbox", "mIoU"), ("phrasecut_segm", "mIoU")),
-    "flickr30k": (("grounding", "R@1"),),
-    "vqa": (("vqa", "accuracy"),),
-    "captions": (("captions", "CIDEr"),),
+    "coco": {("bbox", "AP")},
+    "lvis": {("bbox", "APr")},
+    "phrasecut": {("phrasecut_bbox", "mIoU")},
+    "flickr30k": {("grounding", "R@1")},
+    "vqa": {("vqa", "accuracy")},
+    "captions": {("captions", "CIDEr")},
+    "grounded_vqa": {("vqa", "accuracy"), ("grounding", "answer-R@1")},
+    "grounded_captions": {("captions", "CIDEr"), ("grounding", "F1_all")},
+}
+OF_MASKS = {
+    "coco": {("segm", "AP")},
+    "lvis": {("segm", "APr")},
+    "phrasecut": {("phrasecut_segm", "mIoU")},
 }
 LOSSES = {
     "INTER_IMAGE": "loss_inter_image",
@@ -110,8 +118,8 @@ def expected_metrics(cfg: CfgNode) -> dict[str, set[tuple[str, str]]]:
     """Task and metric of each test set; a test set of VQAv2 is evaluated by its server."""
     metrics = {}
     for name in cfg.DATASETS.TEST:
-        of_type = METRICS[MetadataCatalog.get(name).evaluator_type]
-        metrics[name] = set(of_type if cfg.MODEL.MASK_ON else of_type[:1])
+        kind = MetadataCatalog.get(name).evaluator_type
+        metrics[name] = METRICS[kind] | (OF_MASKS.get(kind, set()) if cfg.MODEL.MASK_ON else set())
     metrics.pop("vqav2_test-dev", None)
     return metrics
 
@@ -141,8 +149,7 @@ def check_parameters(cfg: CfgNode, steps: FirstSteps) -> None:
     assert steps.trained == {name for name in steps.parameters if means_to_train(cfg, name)}
     # No other tensor has other bits, and only known ones have no gradient.
     assert steps.moved <= steps.trained
-    is_text_task = cfg.MODEL.ANSWER.WEIGHT + cfg.MODEL.CAPTION.WEIGHT > 0
-    has_boxes = not is_text_task or len(cfg.DATASETS.TRAIN) > 2
+    has_boxes = not all(name.startswith(WITHOUT_BOXES) for name in cfg.DATASETS.TRAIN)
     excepted = WITHOUT_GRADIENT if has_boxes else (*WITHOUT_GRADIENT, *OF_BOXES)
     unmoved = steps.trained - steps.moved
     assert {name for name in unmoved if not any(part in name for part in excepted)} == set()

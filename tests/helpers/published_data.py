@@ -51,6 +51,8 @@ def write_all(root: Path) -> None:
     write_vqa(root)
     write_karpathy(root)
     write_pothole(root)
+    write_gqa(root)
+    write_grounded_text(root)
 
 
 def write_coco_2017(root: Path) -> None:
@@ -198,7 +200,7 @@ def write_visual_genome(root: Path) -> None:
 
 def write_goldg(root: Path) -> None:
     """MDETR's files of Flickr30k Entities and of the mixed dataset."""
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         content = mdetr_flickr()
         [image] = content["images"]
         content["images"] = [{**image, "id": i, "sentence_id": i} for i in range(NUM_IMAGES)]
@@ -333,6 +335,53 @@ def write_pothole(root: Path) -> None:
             root / "odinw" / path,
             {"images": images, "annotations": annotations, "categories": categories},
         )
+
+
+def write_gqa(root: Path) -> None:
+    """Validation questions with the objects of their words, on the images of the mixed dataset."""
+    entry = {
+        "question": "What is on the mat?",
+        "answer": "dog",
+        "fullAnswer": "The dog is on the mat.",
+        "isBalanced": True,
+        "types": {"semantic": "rel", "structural": "query", "detailed": "relS"},
+        "annotations": {"question": {"4": "12"}, "answer": {"0": "11"}, "fullAnswer": {}},
+    }
+    objects = {
+        number: {"name": name, **dict(zip("xywh", map(int, box), strict=True))}
+        for number, name, box in zip(("11", "12"), ("dog", "mat"), BOXES, strict=True)
+    }
+    ids = [str(2315 + i) for i in range(NUM_IMAGES)]
+    folder = root / "gqa"
+    _write_images(folder / "images", (f"{i}.jpg" for i in ids))
+    questions = {f"0{i}": {**entry, "imageId": i} for i in ids}
+    _write_json(folder / "val_balanced_questions.json", questions)
+    graph = {"width": WIDTH, "height": HEIGHT, "objects": objects}
+    _write_json(folder / "val_sceneGraphs.json", dict.fromkeys(ids, graph))
+
+
+def write_grounded_text(root: Path) -> None:
+    """The lines of ``tools/ground_questions.py`` and ``glipv2 label``, in the working directory."""
+    boxes = {"boxes": [[x, y, x + w, y + h] for x, y, w, h in BOXES], "scores": [0.9, 0.75]}
+    question = "what is on the mat?"
+    lines = {
+        "grounded_questions/train.jsonl": {
+            "caption": f"{question} dog",
+            "spans": [[[20, 23]], [[11, 18]]],
+            "question": question,
+            "question_id": 7,
+            "answers": {"dog": 1.0},
+        },
+        "grounded_captions/labels/labels.jsonl": {
+            "caption": "a dog on a mat",
+            "spans": [[[0, 5]], [[9, 14]]],
+        },
+    }
+    names = [f"{i}.jpg" for i in range(NUM_IMAGES)]
+    _write_images(root / "captions" / "images", names)
+    for path, line in lines.items():
+        pairs = [{"image": f"{root.name}/captions/images/{n}", **line, **boxes} for n in names]
+        _write_lines(root.parent / "output" / path, [json.dumps(pair) for pair in pairs])
 
 
 def _coco_ids() -> Sequence[int]:

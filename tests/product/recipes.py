@@ -39,7 +39,7 @@ OPTS = (
     *("SOLVER.IMS_PER_BATCH", 1, "SOLVER.ACCUMULATION_STEPS", 1, "SOLVER.MAX_ITER", 2),
 )
 # The metric of a task that the table names; the JSON file has the others.
-MAIN_METRICS = ("AP", "R@1", "mIoU", "accuracy", "CIDEr")
+MAIN_METRICS = ("AP", "R@1", "mIoU", "accuracy", "CIDEr", "F1_all")
 # float32: a weight, its gradient, the two moments of AdamW.
 BYTES = 4
 GB, M = 1e9, 1e6
