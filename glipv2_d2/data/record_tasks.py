@@ -6,7 +6,7 @@ from glipv2_d2.data.registration import Record
 from glipv2_d2.structures import QueryKind, fields
 
 LOCALIZATION_TASKS = frozenset({QueryKind.DETECT, QueryKind.GROUND})
-TEXT_TASKS = frozenset({QueryKind.ANSWER, QueryKind.CAPTION})
+TEXT_TASKS = frozenset(kind for kind in QueryKind if kind.is_text_task)
 
 
 def record_tasks(record: Record) -> frozenset[QueryKind]:

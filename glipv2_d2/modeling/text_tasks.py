@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -122,6 +123,8 @@ class TextTasks(nn.Module, Configurable):
             fused: the localized queries, grounded questions among them.
             queries: all queries of the batch.
         """
+        if not any(query.kind.is_text_task for query in queries):
+            return self._losses_of_none()
         context = self.encode_context(encoder, features, queries)
         losses: dict[str, Tensor] = {}
         if self.answer is not None:
@@ -136,6 +139,12 @@ class TextTasks(nn.Module, Configurable):
                 text = encoder.fuse_text(features, captions, tokens, encoder.encode_text(tokens))
             losses |= self.caption.losses(self.encode_captions(features, text, context))
         return losses
+
+    def _losses_of_none(self) -> dict[str, Tensor]:
+        """Losses of 0 for a batch without text queries; DDP waits for all parameters' gradients."""
+        zero = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+        heads = (self.answer, self.caption)
+        return {head.loss_name: zero for head in heads if head is not None}
 
     def predict(
         self, encoder: QueryEncoder, features: ImageFeatures, queries: Sequence[Query]

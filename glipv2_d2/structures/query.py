@@ -21,6 +21,11 @@ class QueryKind(enum.Enum):
     ANSWER = "answer"  # the answer to a question
     CAPTION = "caption"  # a caption of the image
 
+    @property
+    def is_text_task(self) -> bool:
+        """Whether the result is text."""
+        return self in (QueryKind.ANSWER, QueryKind.CAPTION)
+
 
 @dataclass(frozen=True, eq=False)
 class Query:

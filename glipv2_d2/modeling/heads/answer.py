@@ -64,6 +64,7 @@ class AnswerHead(nn.Module, Configurable):
     independently, with binary cross-entropy.
     """
 
+    loss_name: ClassVar[str] = "loss_answer"
     config_keys: ClassVar[dict[str, str]] = {"classifier": "MODEL.ANSWER.CLASSIFIER"}
 
     @configurable
@@ -139,7 +140,7 @@ class AnswerHead(nn.Module, Configurable):
         logits = torch.cat([self.logits(group, self.answers) for group in questions])
         targets = self.targets(answers).to(logits)
         has_target = (targets > 0).any(dim=1)
-        return {"loss_answer": self.weight * answer_loss(logits[has_target], targets[has_target])}
+        return {self.loss_name: self.weight * answer_loss(logits[has_target], targets[has_target])}
 
     def targets(self, answers: Sequence[Mapping[str, float]]) -> Tensor:
         """(Q, A), the soft target of each answer of the vocabulary."""

@@ -50,6 +50,7 @@ class CaptionFeatures:
 class CaptionHead(LMPredictionHead, Configurable):
     """The prediction head of masked tokens, on causal text features."""
 
+    loss_name: ClassVar[str] = "loss_caption"
     config_keys: ClassVar[dict[str, str]] = {
         "beam_size": "MODEL.CAPTION.BEAM_SIZE",
         "min_length": "MODEL.CAPTION.MIN_LENGTH",
@@ -122,7 +123,7 @@ class CaptionHead(LMPredictionHead, Configurable):
         """
         with torch.autocast(captions.text.hidden.device.type, enabled=False):
             log_probs = self.target_log_probs(captions)
-        return {"loss_caption": self.weight * mean_over_tokens(-log_probs)}
+        return {self.loss_name: self.weight * mean_over_tokens(-log_probs)}
 
     def target_log_probs(self, captions: CaptionFeatures) -> Tensor:
         """(K,) log-probabilities of all tokens after the first of each caption, caption by

@@ -26,7 +26,7 @@ from glipv2_d2.modeling.text_tasks import (
     TextContext,
     TextTasks,
 )
-from glipv2_d2.structures import FusedText, ImageFeatures, Query, QueryKind, TextFeatures
+from glipv2_d2.structures import FusedText, ImageFeatures, Query, TextFeatures
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_mini.modeling.region_encoder import RegionEncoder
 from glipv2_mini.modeling.regions import Regions
@@ -148,13 +148,8 @@ class RegionTextTasks(TextTasks):
     def encode_context(
         self, encoder: QueryEncoder, features: ImageFeatures, queries: Sequence[Query]
     ) -> RegionContext:
-        """Propose the regions of each image once.
-
-        Without text queries the first image is used, so that all processes of a distributed
-        training run the same modules.
-        """
-        text_queries = [q for q in queries if q.kind in (QueryKind.ANSWER, QueryKind.CAPTION)]
-        rows = sorted(set(features.rows_of(text_queries))) or [0]
+        """Propose the regions of each image once."""
+        rows = sorted(set(features.rows_of([q for q in queries if q.kind.is_text_task])))
         selected = ImageFeatures(
             {name: level[rows] for name, level in features.levels.items()},
             [features.image_sizes[row] for row in rows],

@@ -208,3 +208,12 @@ def test_the_regions_of_an_image_are_proposed_once_for_all_its_texts(
         inference_input(describe=GenerationConfig(beam_size=2), image=shared),
     )
     assert calls == [1]
+
+
+def test_no_regions_are_proposed_in_a_training_batch_without_text_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mini_model(*TEXT_TASKS, *REGIONS).train()
+    monkeypatch.setattr(model.text_tasks.region_encoder, "proposer", None)
+    losses = model([detection_input()])
+    assert losses["loss_answer"] == losses["loss_caption"] == 0
