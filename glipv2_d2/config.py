@@ -489,6 +489,9 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.NON_FINITE = "stop"
     # Exponential moving average of the weights, saved with them; 0 disables it.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # Set layers in closed form from the first images, before the first iteration; 0: none. The
+    # proposal generator must support it, as that of glipv2-mini.
+    cfg.SOLVER.INITIALIZE_FROM_IMAGES = 0
     # Where metrics and pictures (VIS_PERIOD) go besides TensorBoard: "wandb", "mlflow".
     cfg.WRITERS = []
 

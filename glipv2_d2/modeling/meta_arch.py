@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -221,6 +221,19 @@ class GLIPv2(CheckpointPrefixes, Configurable):
             unused = 0 * fused.fused_text.hidden[fused.tokens.mask].sum()
             losses = {name: loss + unused for name, loss in losses.items()}
         return losses
+
+    @torch.no_grad()
+    def initialize_from(self, batches: Iterable[list[dict[str, Any]]]) -> None:
+        """Let the proposal generator set layers in closed form from training batches."""
+        self.proposal_generator.initialize_from(self._predict_localized(x) for x in batches)
+
+    def _predict_localized(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[FusedFeatures, DensePredictions]:
+        queries = [x.to(self.device) for x in self.query_builder.for_training(batched_inputs)]
+        localized = [query for query in queries if query.gt_instances is not None]
+        fused = self.fuse_queries(self.encode_images(batched_inputs), localized)
+        return fused, self.proposal_generator.predict(fused)
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results per image. Images are encoded once, their queries chunk by chunk."""

@@ -47,6 +47,7 @@ from glipv2_d2.engine.train.best_checkpoint import (
 from glipv2_d2.engine.train.distributed import average_gradients
 from glipv2_d2.engine.train.ema import EMAHook, build_ema
 from glipv2_d2.engine.train.experiment_writers import build_experiment_writers, check_writers
+from glipv2_d2.engine.train.initialization import InitializeFromImages
 from glipv2_d2.engine.train.metrics import MetricsWriter, ResourceMetrics
 from glipv2_d2.engine.train.output_lock import output_lock
 from glipv2_d2.engine.train.param_groups import build_optimizer
@@ -56,7 +57,11 @@ from glipv2_d2.engine.train.schedules import (
     build_lr_scheduler,
     weight_decay_steps,
 )
-from glipv2_d2.engine.train.train_step import build_accumulating_trainer, micro_batch_config
+from glipv2_d2.engine.train.train_step import (
+    build_accumulating_trainer,
+    images_per_micro_batch,
+    micro_batch_config,
+)
 from glipv2_d2.evaluation.background_evaluator import BackgroundEvaluator
 from glipv2_d2.evaluation.build import build_evaluator, no_evaluator
 from glipv2_d2.file_writing import atomic_open, disk_full, dump_json
@@ -139,6 +144,9 @@ class Trainer(DefaultTrainer):
             hooks.append(WeightDecaySteps(self.optimizer, steps, self.cfg.SOLVER.GAMMA))
         # The checkpointer has the model without its DDP wrapper.
         model = self.checkpointer.model
+        if num_images := self.cfg.SOLVER.INITIALIZE_FROM_IMAGES:
+            size = images_per_micro_batch(self.cfg)
+            hooks.append(InitializeFromImages(model, num_images, size))
         if self.tuning is not None:
             hooks.append(FrozenModulesEvalHook(model))
         if self.cfg.SOLVER.EMA_DECAY > 0:

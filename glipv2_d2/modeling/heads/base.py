@@ -6,7 +6,7 @@ Q: queries, each with the features of its image. A_i: anchors of level i. T: tok
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,23 @@ class ProposalGenerator(CheckpointPrefixes, ABC):
     ) -> DensePredictions:
         """:meth:`predict` with :meth:`describe_labels` as an input, for graphs without strings."""
         return self.predict(fused)
+
+    def initialize_from(
+        self,
+        batches: Iterable[tuple[FusedFeatures, DensePredictions]],  # noqa: ARG002 - for subclasses
+    ) -> None:
+        """Set layers in closed form from training batches, before the first iteration.
+
+        All processes of a distributed training call it with their batches, and end with the same
+        weights.
+
+        Raises:
+            ValueError: this proposal generator has no such layers.
+        """
+        raise ValueError(
+            f"SOLVER.INITIALIZE_FROM_IMAGES must be 0: {type(self).__name__} "
+            "(MODEL.PROPOSAL_GENERATOR.NAME) sets no layers from images"
+        )
 
     @abstractmethod
     def label_anchors(self, predictions: DensePredictions, fused: FusedFeatures) -> DenseTargets:
