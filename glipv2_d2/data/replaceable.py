@@ -53,6 +53,11 @@ def make_replaceable(names: Iterable[str]) -> None:
         _builtin[name] = _Builtin(DatasetCatalog[name], values.keys() - {"name"})
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a built-in dataset has this name, which none of another project replaced."""
+    return name in _builtin
+
+
 def _register_in_place_of_builtin(name: str, func: Callable[[], Any]) -> None:
     """Detectron2's ``DatasetCatalog.register``, which also replaces a built-in dataset."""
     builtin = _builtin.pop(name, None)

@@ -13,13 +13,14 @@ from detectron2.utils import comm
 
 from glipv2_d2.data.custom import register_custom
 from glipv2_d2.data.loading import load_dataset
+from glipv2_d2.data.replaceable import is_builtin
 from glipv2_d2.engine.finetune.coco_folder import published_shots
 from glipv2_d2.engine.finetune.dataset_folder import open_dataset_folder
 from glipv2_d2.engine.finetune.few_shot import few_shot_subset
 from glipv2_d2.engine.finetune.finetune_trainer import MAX_LIMITED_ITERATIONS
 from glipv2_d2.engine.finetune.job import FinetuneJob
 from glipv2_d2.engine.finetune.recipes import FITTED_SCHEDULE, model_recipe
-from glipv2_d2.engine.finetune.splits import DatasetFolder
+from glipv2_d2.engine.finetune.splits import SPLIT_NAMES, DatasetFolder
 from glipv2_d2.engine.finetune.time_plan import MAX_EVALUATIONS
 from glipv2_d2.engine.finetune.training_config import flatten, training_config, until_no_gain
 from glipv2_d2.engine.setup import load_config
@@ -83,7 +84,7 @@ def prepare(arguments: FinetuneArguments) -> FinetuneJob:
     num_images = _num_images_with_boxes(train)
     if num_images == 0:
         raise ValueError(f"'{folder.train.annotations}' has no boxes to train on")
-    name, output, opts = arguments.data.resolve().name, arguments.output, arguments.opts
+    name, output, opts = _dataset_name(arguments.data), arguments.output, arguments.opts
     splits = _store_splits(name, folder, train, output / "data")
     config = arguments.files.config
     given = load_config(config, opts)
@@ -199,6 +200,12 @@ def _store_splits(
         entries.append({"name": path.stem, "json": str(path), "images": str(split.images)})
     comm.synchronize()
     return entries
+
+
+def _dataset_name(folder: Path) -> str:
+    """The folder's name, with an ending if built-in datasets are named so: those of "drawn"."""
+    name = folder.resolve().name
+    return f"{name}_folder" if any(is_builtin(f"{name}_{kind}") for kind in SPLIT_NAMES) else name
 
 
 def _num_images_with_boxes(coco: dict[str, Any]) -> int:

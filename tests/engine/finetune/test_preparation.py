@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.stand_in import configure
 from helpers.tiny_coco import NAMES, write_coco
 
-from glipv2_d2.data import custom
+from glipv2_d2.data import custom, replaceable
 from glipv2_d2.engine.finetune.finetune_trainer import MAX_LIMITED_ITERATIONS
 from glipv2_d2.engine.finetune.job import FinetuneJob
 from glipv2_d2.engine.finetune.preparation import FinetuneArguments, prepare
@@ -41,6 +41,13 @@ def prepared(tmp_path: Path) -> Iterator[Prepare]:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
         custom._registered.pop(name)
+
+
+def test_a_folder_with_the_name_of_a_builtin_dataset_is_another_dataset(
+    prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaceable, "_builtin", {"pets_valid": None})
+    assert prepared().target == "pets_folder_valid"
 
 
 def test_the_recipe_of_the_policy_is_used(prepared: Prepare) -> None:
