@@ -111,8 +111,14 @@ FITTED_SCHEDULE: dict[str, Any] = {
 """Of a training whose length is given: the learning rate falls to zero at its end (our choice)."""
 
 
+WITHOUT_BOXES = frozenset({"mask_heads", "text_heads"})
+"""The policies that leave the boxes as they are."""
+
+
 def model_recipe(policy: str, values: Sequence[Any]) -> dict[str, Any]:
     """The part of ``MODEL.TUNING.RECIPE`` that applies to a policy.
+
+    It is for policies that train boxes: all of it for ``full``, of others the model's keys.
 
     >>> model_recipe("prompt", ["MODEL.MASK_ON", False, "SOLVER.BASE_LR", 0.1])
     {'MODEL.MASK_ON': False}
@@ -123,6 +129,8 @@ def model_recipe(policy: str, values: Sequence[Any]) -> dict[str, Any]:
     if len(values) % 2 != 0:
         raise ValueError(f"MODEL.TUNING.RECIPE must be pairs of KEY VALUE, but is {list(values)}")
     pairs = dict(zip(values[::2], values[1::2], strict=True))
+    if policy in WITHOUT_BOXES:
+        return {}
     return {key: v for key, v in pairs.items() if policy == "full" or key.startswith("MODEL.")}
 
 

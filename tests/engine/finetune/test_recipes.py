@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glipv2_d2.engine.finetune import recipes
-from glipv2_d2.engine.finetune.recipes import recipe, register_recipe
+from glipv2_d2.engine.finetune.recipes import model_recipe, recipe, register_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +29,8 @@ def test_a_policy_without_a_recipe_gets_that_of_full() -> None:
     without_name = {k: v for k, v in recipe("full", few_shot=False).items() if "TUNING" not in k}
     other = recipe("no_such_policy", few_shot=False)
     assert other == {**without_name, "MODEL.TUNING.NAME": "no_such_policy"}
+
+
+@pytest.mark.parametrize("policy", ["mask_heads", "text_heads"])
+def test_the_recipe_of_a_model_for_boxes_is_not_for_other_heads(policy: str) -> None:
+    assert model_recipe(policy, ["MODEL.MASK_ON", False, "SOLVER.BASE_LR", 0.1]) == {}
