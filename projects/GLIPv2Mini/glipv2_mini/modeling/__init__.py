@@ -11,6 +11,7 @@ from glipv2_mini.modeling.pointer_answer import PointerAnswerHead
 from glipv2_mini.modeling.pointer_caption import PointerCaptionHead
 from glipv2_mini.modeling.region_encoder import RegionEncoder
 from glipv2_mini.modeling.region_text_tasks import RegionTextTasks
+from glipv2_mini.modeling.unfused_head import UnfusedHead
 
 __all__ = [
     "CorePhraseLanguageBackbone",
@@ -24,6 +25,7 @@ __all__ = [
     "PointerCaptionHead",
     "RegionEncoder",
     "RegionTextTasks",
+    "UnfusedHead",
     "build_evidence_backbone",
     "build_nanodet_backbone",
 ]

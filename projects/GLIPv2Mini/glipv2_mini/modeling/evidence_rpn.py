@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.utils import comm
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 from glipv2_d2.config import configurable
 from glipv2_d2.layers.box_coder import to_inclusive
+from glipv2_d2.layers.dtypes import full_precision
 from glipv2_d2.modeling.class_evidence import build_class_evidence
 from glipv2_d2.modeling.heads.base import TEXT
 from glipv2_d2.modeling.heads.grounding_rpn import GroundingRPN
@@ -23,8 +28,14 @@ from glipv2_d2.structures import DensePredictions, FusedFeatures, TokenBatch
 from glipv2_d2.text.tokenizer import Tokenizer
 from glipv2_mini.modeling.description_score import Descriptions, DescriptionScore, describe
 from glipv2_mini.modeling.evidence_backbone import FEATURE_CHANNELS, EvidenceLevel
-from glipv2_mini.modeling.evidence_score import EvidenceScore, LearnedEvidenceScore
+from glipv2_mini.modeling.evidence_score import (
+    VISUAL_DIM,
+    EvidenceScore,
+    LearnedEvidenceScore,
+    visual_of,
+)
 from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
+from glipv2_mini.modeling.score_regression import RegionStatistics
 from glipv2_mini.text import phrases
 from glipv2_mini.text.class_kinds import coco_names_with_kinds, imagenet_names_with_kinds
 
@@ -127,6 +138,44 @@ class EvidenceRPN(GroundingRPN):
             for i in range(len(fused.queries))
         ]
 
+    @torch.no_grad()
+    def initialize_from(self, batches: Iterable[tuple[FusedFeatures, DensePredictions]]) -> None:
+        """Regress the region-word products of a :class:`LearnedEvidenceScore`.
+
+        A training starts with products that know the names of its images, in the time of a few
+        iterations (our choice).
+
+        Raises:
+            ValueError: the score has no products to learn, or no batch has images with boxes.
+        """
+        score = self.region_word
+        if not isinstance(score, LearnedEvidenceScore):
+            raise ValueError(
+                "SOLVER.INITIALIZE_FROM_IMAGES needs learned products: set "
+                "MODEL.EVIDENCE.LEARNS_BOXES True, or SOLVER.INITIALIZE_FROM_IMAGES 0"
+            )
+        statistics = RegionStatistics(VISUAL_DIM)
+        text_of: dict[str, Tensor] = {}
+        for fused, predictions in batches:
+            add_regions(statistics, fused, self.boxes_of(predictions))
+            text_of |= text_of_names(fused, score.centered(fused.region_text).hidden)
+        gathered = comm.all_gather((statistics, text_of))
+        for _, texts in gathered:
+            text_of = texts | text_of
+        names = sorted(text_of)
+        if not names:
+            raise ValueError("SOLVER.INITIALIZE_FROM_IMAGES: no image of DATASETS.TRAIN has boxes")
+        total = RegionStatistics(VISUAL_DIM)
+        total.merge(part for part, _ in gathered)
+        score.start_from(total.regress(names, torch.stack([text_of[name] for name in names])))
+
+    def boxes_of(self, predictions: DensePredictions) -> Tensor:
+        """(N, A, 4), XYXY in pixels of the network input."""
+        return self.box_coder.decode(
+            torch.cat(predictions.box_deltas_per_level, dim=1),
+            torch.cat(predictions.anchors_per_level),
+        )
+
     def box_deltas(self, level: EvidenceLevel, stride: int, anchors: Tensor) -> Tensor:
         """(N, A_i, 4): the deltas from the anchors to NanoDet's boxes."""
         distances = level.distances.clamp(min=MIN_DISTANCE)
@@ -135,6 +184,29 @@ class EvidenceRPN(GroundingRPN):
     def learned_deltas(self, features: Tensor, scale: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, h * w, 4)."""
         return self.bbox_pred(features).flatten(2).transpose(1, 2) * scale
+
+
+def add_regions(statistics: RegionStatistics, fused: FusedFeatures, boxes: Tensor) -> None:
+    """Add the regions of a training batch, whose boxes are (N, A, 4), to statistics."""
+    levels = [level.flatten(2).transpose(1, 2) for level in fused.fused_features.values()]
+    visual = visual_of(EvidenceLevel.split(torch.cat(levels, dim=1)))
+    for i, query in enumerate(fused.queries):
+        if query.is_placeholder or query.gt_instances is None:
+            continue
+        phrases = dict(zip(query.prompt.classes, query.prompt.phrases, strict=True))
+        gt = query.gt_instances
+        names = [phrases[c] for c in gt.gt_classes.tolist()]
+        statistics.add(visual[i], box_iou(boxes[i], to_inclusive(gt.gt_boxes.tensor)), names)
+
+
+def text_of_names(fused: FusedFeatures, hidden: Tensor) -> dict[str, Tensor]:
+    """The mean of the normalised (N, T, D) ``hidden`` over the tokens of each name, (D,)."""
+    normalized = F.normalize(full_precision(hidden), dim=-1)
+    texts = {}
+    for i, query in enumerate(fused.queries):
+        for row, name in zip(fused.tokens.positive_maps[i], query.prompt.phrases, strict=True):
+            texts[name] = normalized[i, : len(row)][row].mean(dim=0).cpu()
+    return texts
 
 
 def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:

@@ -24,6 +24,7 @@ from glipv2_mini.modeling.evidence_backbone import (
     NUM_IMAGENET_CLASSES,
     EvidenceLevel,
 )
+from glipv2_mini.modeling.score_regression import LinearScores
 
 # A cut-out is classified whatever it shows. Its evidence is weighted by the square root of the
 # detector's probability that the box has an object (our choice, measured on photos).
@@ -37,6 +38,8 @@ REGRESSION_PENALTY = 1.0
 # The regression rules out words, and raises others by little: a part of a cat is classified as a
 # cat, too (our choice, measured on photos).
 MAX_RAISE = 1.0
+# What the learned products read of a region.
+VISUAL_DIM = FEATURE_CHANNELS + NUM_COLORS
 
 
 class EvidenceScore(RegionWordScore):
@@ -146,7 +149,7 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         names = [evidence.class_embeddings for evidence in (detector_evidence, classifier_evidence)]
         text_mean = F.normalize(torch.cat(names), dim=-1).mean(dim=0)
         self.register_buffer("text_mean", text_mean, persistent=False)
-        visual_dim = FEATURE_CHANNELS + NUM_COLORS
+        visual_dim = VISUAL_DIM
         self.feature_score = ResidualScore(visual_dim=visual_dim, language_dim=language_dim)
         self.objectness = nn.Linear(visual_dim, 1)
         nn.init.zeros_(self.objectness.weight)
@@ -155,11 +158,31 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
             visual_dim=NUM_IMAGENET_CLASSES, language_dim=language_dim
         )
 
-    def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+    def centered(self, text: TextFeatures) -> TextFeatures:
+        """The text without what all names have in common."""
         hidden = F.normalize(full_precision(text.hidden), dim=-1) - self.text_mean
-        centered = replace(text, hidden=hidden.to(text.hidden))
-        colors = regions.color_probs.to(regions.features)
-        visual = torch.cat([regions.features, colors], dim=-1)
+        return replace(text, hidden=hidden.to(text.hidden))
+
+    @torch.no_grad()
+    def start_from(self, scores: LinearScores) -> None:
+        """Set the products of features and colours, and the score of the region alone.
+
+        Args:
+            scores: of :func:`visual_of` and of the normalised :meth:`centered` text.
+        """
+        part = self.feature_score
+        # The score halves the text.
+        part.projection.weight.copy_(2 * scores.weight)
+        part.projection.bias.zero_()
+        part.log_scale.zero_()
+        part.bias_language.copy_(scores.text_weight)
+        part.bias.zero_()
+        self.objectness.weight.copy_(scores.region_weight[None])
+        self.objectness.bias.copy_(scores.bias)
+
+    def _score(self, regions: EvidenceLevel, text: TextFeatures) -> Tensor:
+        centered = self.centered(text)
+        visual = visual_of(regions)
         (product,) = self.feature_score([visual], centered)
         logits = super()._score(regions, text) + product + self.objectness(visual)
         if regions.class_logits.shape[-1] > 0:
@@ -181,6 +204,11 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
         product = product * regions.is_cut_out.gather(1, chosen)
         zeros = product.new_zeros(*regions.is_cut_out.shape[:2], product.shape[-1])
         return zeros.scatter(1, chosen.expand_as(product), product)
+
+
+def visual_of(regions: EvidenceLevel) -> Tensor:
+    """(..., 128 + 11): what the learned products read of regions."""
+    return torch.cat([regions.features, regions.color_probs.to(regions.features)], dim=-1)
 
 
 def _add_classification(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from helpers.masks import MASKS
 from helpers.models import random_image
 from helpers.text_tasks import TEXT_TASKS, caption_input, detection_input, question_input
@@ -268,3 +270,45 @@ def test_every_trained_parameter_gets_a_gradient_without_learned_boxes(x: dict) 
         *("MODEL.ROI_HEADS.NAME", "EvidenceROIHeads"),
     )
     assert without_gradient(model.train(), x) == []
+
+
+def test_products_start_with_the_names_of_labelled_regions() -> None:
+    """The regression tells two names apart whose boxes differ in one channel."""
+    model = mini_model(*UNFUSED_TEXT, "MODEL.FUSED_HEAD.NAME", "UnfusedHead")
+    head = model.proposal_generator
+    fused = two_labelled_images(model)
+    before = head.predict(fused)
+    head.initialize_from([(fused, before)])
+    logits = head.predict(fused).token_logits_per_level
+    changes = [x - y for x, y in zip(logits, before.token_logits_per_level, strict=True)]
+    cat, dog = (fused.tokens.positive_maps[0][label].nonzero()[0] for label in (0, 1))
+    for image, own, other in ((0, cat, dog), (1, dog, cat)):
+        labelled = changes[0][image].view(8, 12, -1)[3, 5]
+        assert labelled[own] > labelled[other] + 1
+
+
+def two_labelled_images(model: GLIPv2) -> FusedFeatures:
+    """Images with a box of 16 x 24 pixels: a cat, with a first channel of 5, and a dog, with -5."""
+    prompt = demo_prompt(["cat", "dog"])
+    fused = fuse(model, prompt, prompt)
+    finest = parts(fused)[0]
+    queries = []
+    for image, (class_, value) in enumerate(((0, 5.0), (1, -5.0))):
+        finest.distances[image, :, 2:5, 4:7] = torch.tensor([8.0, 12.0, 8.0, 12.0])[:, None, None]
+        finest.features[image, 0, 2:5, 4:7] = value
+        instances = Instances((64, 96))
+        instances.gt_boxes = Boxes(torch.tensor([[44.0 - 8, 28 - 12, 44 + 8, 28 + 12]]))
+        instances.gt_classes = torch.tensor([class_])
+        queries.append(Query(image, QueryKind.DETECT, prompt, gt_instances=instances))
+    return replace(fused, queries=tuple(queries))
+
+
+def test_products_that_are_not_learned_cannot_start_from_images() -> None:
+    model = mini_model(*UNFUSED_TEXT, "MODEL.EVIDENCE.LEARNS_BOXES", False)
+    with pytest.raises(ValueError, match=r"set MODEL\.EVIDENCE\.LEARNS_BOXES True"):
+        model.proposal_generator.initialize_from([])
+
+
+def test_images_without_boxes_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no image of DATASETS\.TRAIN has boxes"):
+        mini_model(*UNFUSED_TEXT).proposal_generator.initialize_from([])
