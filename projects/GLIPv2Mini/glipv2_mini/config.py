@@ -12,7 +12,8 @@ def add_mini_config(cfg: CfgNode) -> None:
     cfg.MODEL.EVIDENCE = CfgNode()
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS = 24
     cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN = 6
-    # Keep the weights of NanoDet as they are.
+    # Keep the weights of NanoDet as they are; else only those of its first stages, as many as
+    # Detectron2's MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.EVIDENCE.FREEZE_DETECTOR = True
     # Train box deltas, centerness and region-word products; else boxes are the evidence's.
     cfg.MODEL.EVIDENCE.LEARNS_BOXES = True

@@ -89,10 +89,15 @@ class NanoDet(Backbone):
     :meth:`NanoDetLevel.split` separates the parts of a level, :func:`boxes_of` decodes the boxes.
     """
 
-    def __init__(self, *, frozen: bool = True) -> None:
+    def __init__(self, *, frozen: bool = True, freeze_at: int = 0) -> None:
         """
         Args:
             frozen: train no weights, compute no gradients, and stay in evaluation mode.
+            freeze_at: of a backbone that is not frozen, the number of its first stages, of stem and
+                blocks, that are not trained.
+
+        Raises:
+            ValueError: there are fewer stages.
         """
         super().__init__()
         self.frozen = frozen
@@ -112,6 +117,14 @@ class NanoDet(Backbone):
         self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
         channels = FEATURE_CHANNELS + NUM_CLASSES + 4
         self._out_feature_channels = dict.fromkeys(self._out_features, channels)
+        stages = (self.stem, *self.blocks)
+        if not 0 <= freeze_at <= len(stages):
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but NanoDet has stages 1 to "
+                f"{len(stages)}, and 0 freezes none"
+            )
+        for stage in stages[:freeze_at]:
+            stage.requires_grad_(False)
         if frozen:
             self.requires_grad_(False)
             self.eval()
@@ -230,7 +243,8 @@ def build_nanodet_backbone(
     """Build NanoDet-g; its weights are loaded with ``MODEL.WEIGHTS``.
 
     Raises:
-        ValueError: the config normalises images in another way than NanoDet-g's training.
+        ValueError: the config normalises images in another way than NanoDet-g's training, or
+            ``MODEL.BACKBONE.FREEZE_AT`` exceeds its stages.
     """
     for key, found, expected in (
         ("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMAT),
@@ -239,4 +253,6 @@ def build_nanodet_backbone(
     ):
         if found != expected:
             raise ValueError(f"{key} is {found!r}, but build_nanodet_backbone needs {expected!r}")
-    return NanoDet(frozen=cfg.MODEL.EVIDENCE.FREEZE_DETECTOR)
+    return NanoDet(
+        frozen=cfg.MODEL.EVIDENCE.FREEZE_DETECTOR, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )

@@ -181,6 +181,22 @@ def test_an_unfrozen_backbone_receives_gradients_in_every_weight() -> None:
     assert all(p.grad is not None and p.grad.any() for p in backbone.parameters())
 
 
+def test_the_first_stages_of_an_unfrozen_backbone_are_those_that_detectron2_freezes() -> None:
+    opts = ("MODEL.EVIDENCE.FREEZE_DETECTOR", False, "MODEL.BACKBONE.FREEZE_AT", 2)
+    backbone = build_backbone(nanodet_cfg(*opts))
+    frozen = {name.split(".")[0] for name, p in backbone.named_parameters() if not p.requires_grad}
+    first_block = all(not p.requires_grad for p in backbone.blocks[0].parameters())
+    others = all(p.requires_grad for block in backbone.blocks[1:] for p in block.parameters())
+    assert (frozen, first_block, others) == ({"stem", "blocks"}, True, True)
+
+
+@pytest.mark.parametrize("stages", [-1, 6])
+def test_stages_that_do_not_exist_are_an_error_with_the_key(stages: int) -> None:
+    opts = ("MODEL.EVIDENCE.FREEZE_DETECTOR", False, "MODEL.BACKBONE.FREEZE_AT", stages)
+    with pytest.raises(ValueError, match=rf"FREEZE_AT is {stages}, but NanoDet has stages 1 to 5"):
+        build_backbone(nanodet_cfg(*opts))
+
+
 def test_predictions_of_a_half_precision_network_are_float32() -> None:
     levels = make_backbone().to(torch.bfloat16)(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
     assert {level.dtype for level in levels.values()} == {torch.float32}
