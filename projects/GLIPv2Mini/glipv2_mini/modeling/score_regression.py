@@ -18,7 +18,7 @@ MIN_IOU, NEAR_IOU = 0.3, 0.05
 # are hundreds, hundreds and thousands of them (our choice).
 POSITIVE_WEIGHT = 3.0
 MAX_NEAR_WEIGHT, FAR_WEIGHT = 150.0, 60.0
-# Logit of a region with a name above that of one without, if the regression tells them apart.
+# Logit of a region with a name above that of one without, if the regression distinguishes them.
 LOGIT_RANGE = 20.0
 # Of the ridge regressions, relative to the variance of a channel and to a text's squared norm.
 REGION_PENALTY = 0.01
@@ -91,7 +91,7 @@ class RegionStatistics:
         """Regress the names of regions on regions and texts.
 
         First every name on the regions, then the coefficients of the names on their texts, but for
-        their mean: what all names have in common tells objects from background.
+        their mean: what all names have in common distinguishes objects from background.
 
         Args:
             names: K names; those without ground truth are regressed as well.

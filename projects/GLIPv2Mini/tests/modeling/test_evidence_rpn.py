@@ -273,7 +273,7 @@ def test_every_trained_parameter_gets_a_gradient_without_learned_boxes(x: dict) 
 
 
 def test_products_start_with_the_names_of_labelled_regions() -> None:
-    """The regression tells two names apart whose boxes differ in one channel."""
+    """The regression distinguishes two names whose boxes differ in one channel."""
     model = mini_model(*UNFUSED_TEXT, "MODEL.FUSED_HEAD.NAME", "UnfusedHead")
     head = model.proposal_generator
     fused = two_labelled_images(model)
