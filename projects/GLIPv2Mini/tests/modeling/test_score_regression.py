@@ -67,8 +67,7 @@ def test_the_logits_are_those_of_weighted_least_squares_with_a_penalty() -> None
     scores = statistics(0, 1).regress(NAMES, t)
     logits = x @ scores.weight @ t.T + (x @ scores.region_weight)[:, None] + scores.bias
     logits = logits + t @ scores.text_weight
-    # The penalty of the texts keeps a thousandth of the differences between names.
-    torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.01)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_merged_statistics_are_those_of_all_images() -> None:
