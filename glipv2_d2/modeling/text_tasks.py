@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -123,7 +124,8 @@ class TextTasks(nn.Module, Configurable):
             fused: the localized queries, grounded questions among them.
             queries: all queries of the batch.
         """
-        if not any(query.kind.is_text_task for query in queries):
+        # All processes of a distributed training run the same modules, whatever their queries.
+        if comm.get_world_size() == 1 and not any(query.kind.is_text_task for query in queries):
             return self._losses_of_none()
         context = self.encode_context(encoder, features, queries)
         losses: dict[str, Tensor] = {}
@@ -141,7 +143,7 @@ class TextTasks(nn.Module, Configurable):
         return losses
 
     def _losses_of_none(self) -> dict[str, Tensor]:
-        """Losses of 0 for a batch without text queries; DDP waits for all parameters' gradients."""
+        """Losses of 0 for a batch without text queries, connected to all parameters."""
         zero = 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         heads = (self.answer, self.caption)
         return {head.loss_name: zero for head in heads if head is not None}

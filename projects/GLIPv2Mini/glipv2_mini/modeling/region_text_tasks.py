@@ -148,8 +148,12 @@ class RegionTextTasks(TextTasks):
     def encode_context(
         self, encoder: QueryEncoder, features: ImageFeatures, queries: Sequence[Query]
     ) -> RegionContext:
-        """Propose the regions of each image once."""
-        rows = sorted(set(features.rows_of([q for q in queries if q.kind.is_text_task])))
+        """Propose the regions of each image once.
+
+        Without text queries the first image is used, so that all processes of a distributed
+        training run the same modules.
+        """
+        rows = sorted(set(features.rows_of([q for q in queries if q.kind.is_text_task]))) or [0]
         selected = ImageFeatures(
             {name: level[rows] for name, level in features.levels.items()},
             [features.image_sizes[row] for row in rows],
