@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,13 @@ from glipv2_d2.data import custom
 from glipv2_d2.engine.setup import load_config
 
 DATASET = "glipv2_train_coco"
+
+
+@pytest.fixture(autouse=True)
+def without_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectron2's of an earlier test writes to a stream that pytest has closed."""
+    for name in ("detectron2", "fvcore", "glipv2_d2"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
 
 
 @pytest.fixture

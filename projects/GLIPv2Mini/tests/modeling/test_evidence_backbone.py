@@ -266,7 +266,8 @@ def test_both_networks_stay_frozen_in_training() -> None:
 
 
 def test_a_detector_that_is_not_frozen_trains_by_its_features_and_distances() -> None:
-    backbone = build_backbone(mini_cfg("MODEL.EVIDENCE.FREEZE_DETECTOR", False)).train()
+    opts = ("MODEL.EVIDENCE.FREEZE_DETECTOR", False, "MODEL.BACKBONE.FREEZE_AT", 0)
+    backbone = build_backbone(mini_cfg(*opts)).train()
     levels = [EvidenceLevel.split(x, dim=1) for x in backbone(torch.randn(1, 3, 64, 64)).values()]
     sum(x.features.square().sum() + x.distances.sum() for x in levels).backward()
     for name, parameter in backbone.detector.named_parameters():
