@@ -25,9 +25,10 @@ DATASET = "glipv2_train_coco"
 
 @pytest.fixture(autouse=True)
 def without_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detectron2's of an earlier test writes to a stream that pytest has closed."""
+    """Loggers as in a new process: Detectron2's setup_logger of earlier tests changes them."""
     for name in ("detectron2", "fvcore", "glipv2_d2"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture
