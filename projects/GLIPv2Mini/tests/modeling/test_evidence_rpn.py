@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from helpers.masks import MASKS
 from helpers.models import random_image
 from helpers.text_tasks import TEXT_TASKS, caption_input, detection_input, question_input
+from helpers.torchrun import torchrun
 from mini_models import POINTERS, UNFUSED_TEXT, mini_cfg, mini_model
 from modeling.test_text_tasks import without_gradient
 from torch import Tensor
 
+from glipv2_d2.engine.train.distributed import torchrun_process_group
 from glipv2_d2.layers.box_coder import to_exclusive
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.structures import FusedFeatures, Prompt, Query, QueryKind
@@ -285,6 +289,34 @@ def test_products_start_with_the_names_of_labelled_regions() -> None:
     for image, own, other in ((0, cat, dog), (1, dog, cat)):
         labelled = changes[0][image].view(8, 12, -1)[3, 5]
         assert labelled[own] > labelled[other] + 1
+
+
+def products_from_images(images: Sequence[int]) -> list[list[float]]:
+    """The products that start from some of the two labelled images."""
+    model = mini_model(*UNFUSED_TEXT, "MODEL.FUSED_HEAD.NAME", "UnfusedHead")
+    fused = two_labelled_images(model)
+    queries = [
+        query if i in images else replace(query, gt_instances=None)
+        for i, query in enumerate(fused.queries)
+    ]
+    fused = replace(fused, queries=tuple(queries))
+    head = model.proposal_generator
+    head.initialize_from([(fused, head.predict(fused))])
+    return head.region_word.feature_score.projection.weight.tolist()
+
+
+def products_of_a_process() -> list[list[float]]:
+    with torchrun_process_group():
+        return products_from_images([comm.get_rank()])
+
+
+def test_two_processes_start_with_products_of_the_images_of_both() -> None:
+    in_one = torch.tensor(products_from_images([0, 1]))
+    first, second = torchrun(products_of_a_process)
+    assert first == second
+    # A sum over images in another order.
+    torch.testing.assert_close(torch.tensor(first), in_one, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(torch.tensor(products_from_images([0])), in_one, atol=1e-2)
 
 
 def two_labelled_images(model: GLIPv2) -> FusedFeatures:
