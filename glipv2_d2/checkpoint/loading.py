@@ -24,6 +24,7 @@ from glipv2_d2.layers.checkpoint_prefixes import (
     excluded_prefixes,
     full_state_dict,
     loss_only_prefixes,
+    neutral_prefixes,
     optional_prefixes,
 )
 from glipv2_d2.weight_files import quote, require_file
@@ -192,9 +193,9 @@ def _nothing_matches(source: str, names: Sequence[str]) -> str:
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> LoadReport:
     """Copy weights of any layout into ``model``, cast to its dtypes.
 
-    Optional parameters (``checkpoint_optional``) may be missing, which logs a warning, or be in
-    excess: a second training phase may have fewer losses than the first, or an additional mask
-    head.
+    Optional parameters (``checkpoint_optional``) may be missing, which logs a warning unless they
+    are neutral or of losses, or be in excess: a second training phase may have fewer losses than
+    the first, or an additional mask head.
 
     Args:
         state_dict: with names of this project, of GLIP, or of the original Swin release. A Swin
@@ -209,16 +210,17 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], *, source: str
     model_state = full_state_dict(model)
     optional = optional_prefixes(model)
     model.load_state_dict(weights, strict=False)
-    losses = loss_only_prefixes(model)
     untrained = [n for n in model_state if n.startswith(optional) and n not in weights]
-    if of_losses := [n for n in untrained if n.startswith(losses)]:
+    for prefixes, consequence in (
         # Released files omit them: only training needs them.
-        logger.info(
-            "%s has no weights of parts that only losses use; training initialises them:\n%s",
-            source,
-            "\n".join(list_names(of_losses)),
-        )
-    if untrained := [n for n in untrained if not n.startswith(losses)]:
+        (loss_only_prefixes(model), "that only losses use; training initialises them"),
+        (neutral_prefixes(model), "that change nothing before they are trained"),
+    ):
+        if of_kind := [n for n in untrained if n.startswith(prefixes)]:
+            names = "\n".join(list_names(of_kind))
+            logger.info("%s has no weights of parts %s:\n%s", source, consequence, names)
+        untrained = [n for n in untrained if not n.startswith(prefixes)]
+    if untrained:
         logger.warning(
             "%s has no weights of these parts, which stay at their initial values:\n%s",
             source,

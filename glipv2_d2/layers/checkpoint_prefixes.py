@@ -27,11 +27,14 @@ class CheckpointPrefixes(nn.Module):
             package. Checkpoints omit them.
         checkpoint_optional: weights that either a checkpoint or the model may lack, such as loss
             and task heads, which only some configs have.
+        checkpoint_neutral: of the optional ones, those without effect before they are trained: a
+            model without them in its file predicts the same.
         checkpoint_loss_only: weights that only losses use.
     """
 
     checkpoint_excluded: tuple[str, ...] = ()
     checkpoint_optional: tuple[str, ...] = ()
+    checkpoint_neutral: tuple[str, ...] = ()
     checkpoint_loss_only: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,6 +93,11 @@ def excluded_prefixes(model: nn.Module) -> tuple[str, ...]:
 def optional_prefixes(model: nn.Module) -> tuple[str, ...]:
     """The prefixes ``checkpoint_optional`` of all parts, relative to ``model``."""
     return _collect(model, lambda module: module.checkpoint_optional)
+
+
+def neutral_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """The prefixes ``checkpoint_neutral`` of all parts, relative to ``model``."""
+    return _collect(model, lambda module: module.checkpoint_neutral)
 
 
 def loss_only_prefixes(model: nn.Module) -> tuple[str, ...]:

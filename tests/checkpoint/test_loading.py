@@ -239,6 +239,18 @@ def test_missing_parts_that_only_losses_use_are_logged_without_a_warning(
     assert "loss_b.{bias, weight}" in messages["WARNING"] and "loss_a" not in messages["WARNING"]
 
 
+def test_missing_parts_without_effect_are_logged_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = WithLosses(), WithLosses(loss_a=nn.Linear(2, 2), loss_b=nn.Linear(2, 2))
+    second.checkpoint_neutral = ("loss_b.",)
+    with caplog.at_level("INFO"):
+        load_weights(second, first.state_dict(), source="first.pth")
+    messages = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "loss_b.{bias, weight}" in messages["INFO"] and "loss_a" not in messages["INFO"]
+    assert "loss_a.{bias, weight}" in messages["WARNING"] and "loss_b" not in messages["WARNING"]
+
+
 def test_loss_heads_of_another_size_raise_an_error() -> None:
     first, second = WithLosses(loss_a=nn.Linear(2, 2)), WithLosses(loss_a=nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"loss_a\.weight: \(2, 2\) in the file, \(2, 3\)"):

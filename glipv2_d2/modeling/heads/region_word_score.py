@@ -84,6 +84,7 @@ class ResidualScore(DotProductScore, CheckpointPrefixes):
     """A :class:`DotProductScore` that is added to other logits: zero before training."""
 
     checkpoint_optional: tuple[str, ...] = ("",)  # all of its parameters
+    checkpoint_neutral: tuple[str, ...] = ("",)
 
     def __init__(self, *, visual_dim: int, language_dim: int) -> None:
         """Arguments as in :class:`DotProductScore`."""

@@ -129,7 +129,8 @@ class LearnedEvidenceScore(EvidenceScore, CheckpointPrefixes):
     text_mean: Tensor
 
     # A file without the products has their initial weights of zero.
-    checkpoint_optional = ("feature_score.", "cutout_score.", "objectness.")
+    checkpoint_optional = ("objectness.",)
+    checkpoint_neutral = ("objectness.",)
 
     def __init__(
         self,
