@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from glipv2_d2 import trust
 from glipv2_d2.text.answers import load_answers
 from glipv2_d2.text.model_files import resolve_model
 from glipv2_d2.trust import import_package
@@ -44,4 +45,12 @@ def test_answers_are_read_without_importing_their_package(
 
 
 def test_an_installed_package_is_imported() -> None:
+    assert import_package("yaml").__name__ == "yaml"
+
+
+def test_the_list_of_all_distributions_is_not_read_for_a_package_in_site_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trust, "_installed_packages", lambda: pytest.fail("read"))
+    monkeypatch.delitem(sys.modules, "yaml", raising=False)
     assert import_package("yaml").__name__ == "yaml"

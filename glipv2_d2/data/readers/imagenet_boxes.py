@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 from glipv2_d2.data.coco_fields import has_area
@@ -49,6 +48,9 @@ def register_imagenet_boxes(root: str) -> None:
 
 def class_of_synset() -> tuple[dict[str, int], list[str]]:
     """The class of each synset ("n01440764"), and the class names."""
+    # With timm's models, which a package of data sets should not import.
+    from timm.data import ImageNetInfo
+
     info = ImageNetInfo()
     synonyms = [
         [part.strip() for part in info.index_to_description(i).split(",")]

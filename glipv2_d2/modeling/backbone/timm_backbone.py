@@ -1,4 +1,7 @@
-"""Backbones of timm (features_only=True) with FPN."""
+"""Backbones of timm (features_only=True) with FPN.
+
+timm is imported when one is built: it takes as long as the rest of this package's models.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import Format
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -55,7 +55,7 @@ class TimmBackbone(Backbone):
         # half precision on CUDA.
         self.features = features.to(memory_format=torch.channels_last)
         self.freeze_bn = freeze_bn
-        self._channels_last_output = getattr(features, "output_fmt", Format.NCHW) == Format.NHWC
+        self._channels_last_output = getattr(features, "output_fmt", "NCHW") == "NHWC"
         info: Any = features.feature_info
         self._out_feature_strides = {
             f"c{int(math.log2(stride))}": stride for stride in info.reduction()
@@ -125,7 +125,7 @@ def checkpoint_activations(features: nn.Module) -> None:
             switch(True)
             return
     raise ValueError(
-        f"timm {timm.__version__} does not support activation checkpointing for "
+        "this version of timm does not support activation checkpointing for "
         f"{type(features).__name__}; turn it off"
     )
 
@@ -162,6 +162,8 @@ def build_timm_classifier(*, name: str, weights: str, in_channels: int = 3) -> n
 
 
 def _create_model(name: str, weights: str, **options: Any) -> nn.Module:
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(
             f"name {name!r} is not a model of timm {timm.__version__}; see timm.list_models()"
@@ -199,6 +201,8 @@ def _load_weights(weights: str) -> dict[str, Tensor]:
         read_safetensors(path, key=_WEIGHTS_KEY)
     else:
         read_torch_file(path, key=_WEIGHTS_KEY)
+    from timm.models import load_state_dict
+
     # timm's selects the entry; the file is read again.
     state_dict = load_state_dict(os.fspath(path), weights_only=True)
     require_state_dict(state_dict, path, key=_WEIGHTS_KEY)
@@ -238,7 +242,10 @@ def _match_state_dict(
     Ports of a network keep the order of its layers but not their names. If the names differ,
     tensors are matched in order, and all shapes must agree.
     """
-    target = timm.create_model(name).state_dict()
+    import timm
+
+    with torch.device("meta"):
+        target = timm.create_model(name).state_dict()
     if state_dict.keys() == target.keys():
         return dict(state_dict)
     stored = _without_counters(state_dict)
@@ -258,7 +265,8 @@ def _match_state_dict(
                 "another model or has its layers in another order"
             )
     renamed = dict(zip(expected, stored.values(), strict=True))
-    return {**target, **renamed}
+    counters = {n: torch.zeros_like(v, device="cpu") for n, v in target.items() if n not in renamed}
+    return {**counters, **renamed}
 
 
 def _without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
