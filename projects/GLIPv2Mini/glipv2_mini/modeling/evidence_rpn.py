@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ from glipv2_mini.modeling.evidence_score import (
 )
 from glipv2_mini.modeling.nanodet import STRIDES, boxes_of, coco_class_names
 from glipv2_mini.modeling.score_regression import RegionStatistics
+from glipv2_mini.modeling.stored_embeddings import StoredEmbeddings, encoder_fingerprint
 from glipv2_mini.text import phrases
 from glipv2_mini.text.class_kinds import coco_names_with_kinds, imagenet_names_with_kinds
 
@@ -220,8 +222,7 @@ def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
             "MODEL.LANGUAGE_BACKBONE.WEIGHTS is empty, but EvidenceRPN embeds class names before "
             "MODEL.WEIGHTS is loaded: set a pretrained one"
         )
-    tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
-    embed = TextEmbedder(build_language_backbone(cfg).eval(), tokenizer)
+    embed = StoredEmbeddings(functools.partial(build_text_embedder, cfg), encoder_fingerprint(cfg))
     detector_evidence = build_class_evidence(coco_names_with_kinds(coco_class_names()), embed)
     classifier_evidence = build_class_evidence(
         imagenet_names_with_kinds(imagenet_class_names()), embed
@@ -237,6 +238,12 @@ def build_evidence_score(cfg: CfgNode, language_dim: int) -> EvidenceScore:
         classifier_evidence=classifier_evidence,
         language_dim=language_dim,
     )
+
+
+def build_text_embedder(cfg: CfgNode) -> TextEmbedder:
+    """The config's text encoder, for class names."""
+    tokenizer = Tokenizer(cfg.MODEL.LANGUAGE_BACKBONE.MODEL, cfg.MODEL.PROMPT.MAX_TOKENS)
+    return TextEmbedder(build_language_backbone(cfg).eval(), tokenizer)
 
 
 def imagenet_class_names() -> list[str]:
