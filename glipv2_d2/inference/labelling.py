@@ -38,8 +38,9 @@ from glipv2_d2.file_writing import atomic_open, dump_json
 from glipv2_d2.inference import export
 from glipv2_d2.inference.entries import prediction_of, text_of, to_entry
 from glipv2_d2.inference.media import read_frames
-from glipv2_d2.inference.run import source_stems
+from glipv2_d2.inference.run import BATCHES_AHEAD, source_stems
 from glipv2_d2.item_errors import predict_each
+from glipv2_d2.pipelining import read_ahead
 from glipv2_d2.predictor import PROBE, Predictor
 
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -182,16 +183,7 @@ def label_images(
 def _label(
     task: ImageLabelling, predictor: Predictor, sources: Sequence[str]
 ) -> Iterator[ImageResult]:
-    for start in range(0, len(sources), task.batch_size):
-        batch = sources[start : start + task.batch_size]
-        images: dict[int, np.ndarray] = {}
-        reasons: dict[int, str] = {}
-        for index, source in enumerate(batch):
-            try:
-                (frame,) = read_frames(source)
-                images[index] = frame.image
-            except (FileNotFoundError, ValueError) as raised:
-                reasons[index] = str(raised)
+    for batch, images, reasons in read_ahead(_read(sources, task.batch_size), BATCHES_AHEAD):
         results, errors = predict_each(
             lambda items: task.prompts.predict(predictor, items, task.thresholds),
             images,
@@ -211,6 +203,23 @@ def _label(
                 row["bbox"] = [round(value, BOX_DIGITS) for value in row["bbox"]]
                 row["score"] = round(row["score"], SCORE_DIGITS)
             yield ImageResult(source, {"source": source, **entry}, prediction.labels)
+
+
+def _read(
+    sources: Sequence[str], batch_size: int
+) -> Iterator[tuple[Sequence[str], dict[int, np.ndarray], dict[int, str]]]:
+    """Batches, each with its images by index, and the reason for every other image."""
+    for start in range(0, len(sources), batch_size):
+        batch = sources[start : start + batch_size]
+        images: dict[int, np.ndarray] = {}
+        reasons: dict[int, str] = {}
+        for index, source in enumerate(batch):
+            try:
+                (frame,) = read_frames(source)
+                images[index] = frame.image
+            except (FileNotFoundError, ValueError) as raised:
+                reasons[index] = str(raised)
+        yield batch, images, reasons
 
 
 def _merge(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,16 @@ from glipv2_d2.inference.journal import Journal
 from glipv2_d2.inference.media import Frame, frame_rate, is_video, is_webcam, read_frames
 from glipv2_d2.inference.video_writing import VideoWriter
 from glipv2_d2.item_errors import predict_each
+from glipv2_d2.pipelining import map_behind, read_ahead
 from glipv2_d2.prediction import Prediction
 from glipv2_d2.predictor import PROBE, Predictor
 from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 JOURNAL_FILE = "predictions.jsonl"
 MAX_TEXTS = 20
+# Batches that are read ahead of the model, and images that are drawn behind it.
+BATCHES_AHEAD = 2
+IMAGES_BEHIND = 8
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +95,24 @@ class FrameResult:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class PredictedFrame:
+    """A frame with its prediction.
+
+    Attributes:
+        text: the generated text as JSON fields, empty for detection.
+    """
+
+    frame: Frame
+    text: dict[str, Any]
+    prediction: Prediction
+
+
 class SourcePrediction:
-    """Predicts sources one after the other, continuing an earlier run of the same settings."""
+    """Predicts sources one after the other, continuing an earlier run of the same settings.
+
+    The next images are read while the model runs, and the last ones drawn and written.
+    """
 
     def __init__(
         self,
@@ -127,7 +149,7 @@ class SourcePrediction:
         """Predict ``sources``; with Ctrl-C, what is done so far is written.
 
         Args:
-            advance: called with each source before it is read, and after each of its frames.
+            advance: called with the source of each image or frame that was predicted.
         """
         return self.store(sources, self._predict_in_turn(predictor, sources, advance))
 
@@ -155,21 +177,23 @@ class SourcePrediction:
     def _predict_in_turn(
         self, predictor: Predictor, sources: Sequence[str], advance: Callable[[str], object]
     ) -> Iterator[FrameResult]:
-        for item in self._batches(sources, advance):
-            if isinstance(item, FrameResult):
-                yield item
-            else:
-                yield from predict_frames(
-                    predictor, self.prompts, self.thresholds, item, draw=self.output.draw
-                )
+        def predict() -> Iterator[PredictedFrame | FrameResult]:
+            with closing(read_ahead(self._batches(sources), BATCHES_AHEAD)) as batches:
+                for item in batches:
+                    if isinstance(item, FrameResult):
+                        yield item
+                        advance(item.source)
+                    else:
+                        yield from predict_frames(predictor, self.prompts, self.thresholds, item)
+                        advance(item[-1].source)
 
-    def _batches(
-        self, sources: Sequence[str], advance: Callable[[str], object]
-    ) -> Iterator[list[Frame] | FrameResult]:
+        finish = partial(finish_frame, classes=self.prompts.classes, draw=self.output.draw)
+        return map_behind(finish, predict(), IMAGES_BEHIND)
+
+    def _batches(self, sources: Sequence[str]) -> Iterator[list[Frame] | FrameResult]:
         """Batches of the frames without a prediction, and the sources that cannot be read."""
         batch: list[Frame] = []
         for source in sources:
-            advance(source)
             if (source, None) in self.journal.done:
                 continue
             try:
@@ -178,7 +202,6 @@ class SourcePrediction:
                     if len(batch) >= self.batch_size or is_webcam(source):
                         yield batch
                         batch = []
-                        advance(source)
             except (FileNotFoundError, ValueError) as error:
                 yield FrameResult(source, reason=str(error))
         if batch:
@@ -268,13 +291,8 @@ def predict_frames(
     prompts: FilePrompts,
     thresholds: ScoreThresholds,
     batch: Sequence[Frame],
-    *,
-    draw: bool,
-) -> Iterator[FrameResult]:
-    """Predict a batch.
-
-    Args:
-        draw: draw the images (not the frames of videos).
+) -> Iterator[PredictedFrame | FrameResult]:
+    """Predict a batch; a result here is of a frame that cannot be predicted.
 
     Raises:
         Exception: of the predictor, if the prompt or the model is at fault.
@@ -284,22 +302,35 @@ def predict_frames(
         lambda items: prompts.predict(predictor, items, thresholds), images, lambda _: PROBE
     )
     for index, frame in enumerate(batch):
-        source, number = frame.source, frame.number
         if index in errors:
             cause = f"{type(errors[index]).__name__}: {errors[index]}"
-            reason = f"{source!r} cannot be predicted ({cause})"
-            yield FrameResult(source, number, reason=reason)
-            continue
-        text, prediction = results[index]
-        entry = to_entry(prediction, text, prompts.classes)
-        jpeg, reason = b"", ""
-        if draw and number is None:
-            try:
-                jpeg = encode_jpeg(_draw(frame, prediction, has_text=bool(text)))
-            # The detections are not lost.
-            except Exception as error:
-                reason = f"{source!r} is predicted, but cannot be drawn: {error}"
-        yield FrameResult(source, number, entry, jpeg, reason)
+            reason = f"{frame.source!r} cannot be predicted ({cause})"
+            yield FrameResult(frame.source, frame.number, reason=reason)
+        else:
+            yield PredictedFrame(frame, *results[index])
+
+
+def finish_frame(
+    predicted: PredictedFrame | FrameResult, *, classes: Sequence[Any] | None, draw: bool
+) -> FrameResult:
+    """The entry of the journal and the drawn image of a prediction.
+
+    Args:
+        classes: of the prompts.
+        draw: draw an image (not a frame of a video).
+    """
+    if isinstance(predicted, FrameResult):
+        return predicted
+    frame, text, prediction = predicted.frame, predicted.text, predicted.prediction
+    entry = to_entry(prediction, text, classes)
+    jpeg, reason = b"", ""
+    if draw and frame.number is None:
+        try:
+            jpeg = encode_jpeg(_draw(frame, prediction, has_text=bool(text)))
+        # The detections are not lost.
+        except Exception as error:
+            reason = f"{frame.source!r} is predicted, but cannot be drawn: {error}"
+    return FrameResult(frame.source, frame.number, entry, jpeg, reason)
 
 
 def _text_line(text: Mapping[str, Any]) -> str:

@@ -10,7 +10,15 @@ from glipv2_d2.engine.ray_actors import RayActors
 from glipv2_d2.engine.ray_pipeline import MAX_ATTEMPTS
 from glipv2_d2.evaluation.thresholds import ScoreThresholds
 from glipv2_d2.inference.media import Frame, is_video, is_webcam, read_frames
-from glipv2_d2.inference.run import FrameResult, RunReport, SourcePrediction, predict_frames
+from glipv2_d2.inference.run import (
+    IMAGES_BEHIND,
+    FrameResult,
+    RunReport,
+    SourcePrediction,
+    finish_frame,
+    predict_frames,
+)
+from glipv2_d2.pipelining import map_behind
 from glipv2_d2.predictor import Predictor
 
 
@@ -87,6 +95,8 @@ def _build(
                 frames += read_frames(source)
             except (FileNotFoundError, ValueError) as error:
                 results.append(FrameResult(source, reason=str(error)))
-        return [*results, *predict_frames(predictor, prompts, thresholds, frames, draw=draw)]
+        predicted = predict_frames(predictor, prompts, thresholds, frames)
+        finish = functools.partial(finish_frame, classes=prompts.classes, draw=draw)
+        return [*results, *map_behind(finish, predicted, IMAGES_BEHIND)]
 
     return predict
