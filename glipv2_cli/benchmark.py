@@ -50,7 +50,12 @@ from glipv2_d2.engine.train.param_groups import build_optimizer
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.fusion.bi_attention import BiAttention, bi_attention, text_attention
 from glipv2_d2.profiling.benchmark import StageBenchmark
-from glipv2_d2.profiling.report import BenchmarkReport, print_comparison, print_report
+from glipv2_d2.profiling.report import (
+    BenchmarkReport,
+    print_comparison,
+    print_operators,
+    print_report,
+)
 from glipv2_d2.profiling.synthetic_inputs import benchmark_class_names, random_inputs
 
 DTYPES = {"fp32": torch.float32, **PRECISIONS}
@@ -164,6 +169,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="runs before the measured ones, after the one that counts FLOPs",
     )
     add("--repeats", type=int, default=5, metavar="N", help="measured runs")
+    add("--operators", type=int, metavar="N", help="profile one more run: the N slowest operators")
     add("--json", type=Path, metavar="FILE", help="write the report to this file")
     add_log_argument(parser, "benchmark")
     add_model_arguments(parser)
@@ -189,7 +195,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         before, after = args.compare
         print_comparison(BenchmarkReport.read(before), BenchmarkReport.read(after), console)
         return
-    check_minimums(args, {"batch_size": 1, "warmup": 0, "repeats": 1, "threads": 1})
+    minimums = {"batch_size": 1, "warmup": 0, "repeats": 1, "threads": 1, "operators": 1}
+    check_minimums(args, minimums)
     if min(args.image_size) < MIN_IMAGE_SIDE:
         raise ValueError(
             f"--image-size is {tuple(args.image_size)}; each side must be at least {MIN_IMAGE_SIDE}"
@@ -203,6 +210,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     settings = describe_settings(args, cfg, benchmark.device)
     report = benchmark.measure(warmup=args.warmup, repeats=args.repeats, settings=settings)
     print_report(report, console)
+    if args.operators is not None:
+        report.operators = benchmark.measure_operators()
+        print_operators(report, console, args.operators)
     if args.json is not None:
         report.write(args.json)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.profiler import profile
 
 from glipv2_d2.engine.host_memory import peak_resident_bytes
 from glipv2_d2.modeling import GLIPv2, meta_arch, postprocess
@@ -100,6 +101,22 @@ class StageBenchmark:
         totals = [sum_amounts(run.values()) for run in runs]
         report.total = summarize(totals, sum_amounts(products.values()), report.rates)
         return report
+
+    def measure_operators(self) -> dict[str, Amounts]:
+        """Profile one run: per operator the seconds of its own (``self_s``) and its ``calls``.
+
+        On a CPU these are wall-clock seconds, on CUDA those of its kernels.
+        """
+        is_cuda = self.device.type == "cuda"
+        with profile() as profiler:
+            self._run(StageRecorder(HostClock()))
+        operators = {}
+        for event in profiler.key_averages():
+            micros = event.self_device_time_total if is_cuda else event.self_cpu_time_total
+            if micros > 0:
+                name = event.key.removeprefix("aten::")
+                operators[name] = {"self_s": micros / 1e6, "calls": float(event.count)}
+        return operators
 
     def _run(self, recorder: StageRecorder) -> None:
         """One inference, or one training step if there is an optimizer."""

@@ -31,6 +31,7 @@ class BenchmarkReport:
         rates: of the machine, per second (on a CPU per second and thread): FLOPs of a large
             product, of a convolution, copied bytes.
         peak_bytes: peak memory of the process (CPU) or of the allocator (CUDA).
+        operators: per operator of torch its seconds without those it calls, and its calls.
     """
 
     settings: dict[str, Any]
@@ -38,6 +39,7 @@ class BenchmarkReport:
     total: Amounts = field(default_factory=dict)
     rates: Amounts = field(default_factory=dict)
     peak_bytes: int = 0
+    operators: dict[str, Amounts] = field(default_factory=dict)
 
     @staticmethod
     def read(path: Path) -> BenchmarkReport:
@@ -126,6 +128,20 @@ def print_report(report: BenchmarkReport, console: Console) -> None:
         f"{report.peak_bytes / 1e9:.2f} GB",
         soft_wrap=True,
     )
+
+
+def print_operators(report: BenchmarkReport, console: Console, count: int) -> None:
+    """Print the operators with the most seconds of their own, and the rest as one row."""
+    table = Table("operator", *(Column(name, justify="right") for name in ("ms", "%", "calls")))
+    total = sum(x["self_s"] for x in report.operators.values())
+    by_time = sorted(report.operators.items(), key=lambda item: -item[1]["self_s"])
+    rows = by_time[:count]
+    if others := [amounts for _, amounts in by_time[count:]]:
+        rows.append((f"{len(others)} others", sum_amounts(others)))
+    for name, x in rows:
+        share = 100 * x["self_s"] / total
+        table.add_row(name, f"{x['self_s'] * 1e3:.0f}", f"{share:.1f}", f"{x['calls']:.0f}")
+    console.print(table)
 
 
 def print_comparison(before: BenchmarkReport, after: BenchmarkReport, console: Console) -> None:

@@ -14,17 +14,21 @@ from glipv2_d2.structures import fields
 
 BOXES_PER_IMAGE = 8
 MIN_BOX_SIZE = 8
+COLORS = ("black", "blue", "brown", "gray", "green", "orange", "purple", "red", "white", "yellow")
 
 
 def benchmark_class_names(num_classes: int) -> list[str]:
     """The first names of COCO's 80 object classes, or of LVIS's 1203 classes for larger numbers.
+
+    Beyond them, each colour with each of LVIS's names: "red air conditioner".
 
     Raises:
         ValueError: ``num_classes`` is out of range.
     """
     coco = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
     lvis = [category["name"].replace("_", " ") for category in LVIS_CATEGORIES]
-    names = coco if num_classes <= len(coco) else lvis
+    colored = [f"{color} {name}" for color in COLORS for name in lvis]
+    names = coco if num_classes <= len(coco) else list(dict.fromkeys(lvis + colored))
     if not 1 <= num_classes <= len(names):
         raise ValueError(f"the number of classes is {num_classes}; it must be 1 to {len(names)}")
     return names[:num_classes]

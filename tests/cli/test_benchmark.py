@@ -59,6 +59,20 @@ def test_mask_head_is_a_stage(config_file: str, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["stages"]["masks"]["convolution_flops"] > 0
 
 
+def test_a_profile_has_the_operators_with_the_most_time_of_their_own(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = measure(tmp_path, "--config", config_file, "--operators", "2")
+    times = {name: x["self_s"] for name, x in report["operators"].items()}
+    slowest = sorted(times, key=lambda name: -times[name])
+    printed = capsys.readouterr().out
+    assert f"{len(slowest) - 2} others" in printed
+    assert all(f" {name} " in printed for name in slowest[:2])
+    assert f" {slowest[2]} " not in printed
+    assert report["operators"]["add"]["calls"] > 0
+    assert measure(tmp_path, "--config", config_file)["operators"] == {}
+
+
 def test_recomputation_of_checkpointing_is_part_of_the_backward_pass(
     config_file: str, tmp_path: Path
 ) -> None:
@@ -126,7 +140,7 @@ def test_other_meta_architecture_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-classes", "5000"], "number of classes is 5000; it must be 1 to 1203"),
+        (["--num-classes", "20000"], "number of classes is 20000; it must be 1 to 13231"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--image-size", "8", "800"], r"--image-size is \(8, 800\)"),
     ],

@@ -17,7 +17,7 @@ def test_masks_fill_the_boxes_and_give_a_loss() -> None:
         assert (extent - box).abs().max() <= 1
 
 
-@pytest.mark.parametrize("count", [1, 80, 81, 1203])
+@pytest.mark.parametrize("count", [1, 80, 81, 1203, 13231])
 def test_class_names_are_distinct(count: int) -> None:
     names = benchmark_class_names(count)
     assert len(names) == len(set(names)) == count
