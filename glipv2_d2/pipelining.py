@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How often a thread looks whether its results are still wanted.
+# Interval in which a thread checks whether its results are still needed.
 _POLL_SECONDS = 0.1
 
 
@@ -63,7 +63,7 @@ def _put_all(items: Iterable[T], ready: queue.Queue[T | _End[T]], stopped: threa
 
 
 def _put(item: T, ready: queue.Queue[T], stopped: threading.Event) -> bool:
-    """Whether the item was wanted."""
+    """Whether the item was needed."""
     while not stopped.is_set():
         try:
             ready.put(item, timeout=_POLL_SECONDS)

@@ -24,7 +24,7 @@ def test_items_that_are_read_ahead_keep_their_order() -> None:
     assert list(read_ahead(range(100), 3)) == list(range(100))
 
 
-def test_the_next_items_are_read_before_they_are_wanted() -> None:
+def test_the_next_items_are_read_before_they_are_needed() -> None:
     second = threading.Event()
 
     def items() -> Iterator[int]:

@@ -73,6 +73,15 @@ def test_dollar_signs_in_a_class_name_are_drawn_unchanged():
     assert drawn.shape == (400, 640, 3)
 
 
+def test_a_label_has_one_line():
+    image = np.full((400, 640, 3), 255, np.uint8)
+    one, two = (
+        draw_prediction(image, make_prediction([name], [0], (400, 640)))
+        for name in ("a cat", "a\n  cat")
+    )
+    np.testing.assert_array_equal(one, two)
+
+
 def colours(image: np.ndarray) -> set[tuple[int, ...]]:
     return set(map(tuple, image.reshape(-1, 3).tolist()))
 

@@ -30,9 +30,9 @@ from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 JOURNAL_FILE = "predictions.jsonl"
 MAX_TEXTS = 20
-# Batches that are read ahead of the model, and images that are drawn behind it.
-BATCHES_AHEAD = 2
-IMAGES_BEHIND = 8
+# Batches that wait for the model, and images that wait to be drawn: large ones take much memory.
+BATCHES_AHEAD = 1
+IMAGES_BEHIND = 2
 
 logger = logging.getLogger(__name__)
 
