@@ -17,8 +17,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
-# MLflow refuses other characters in the name of a metric.
-_NOT_IN_NAMES = re.compile(r"[^\w\-./ :]")
+# MLflow refuses other characters in the name of a metric, and of an image.
+_NOT_IN_METRICS = re.compile(r"[^\w\-./ :]")
+_NOT_IN_IMAGES = re.compile(r"[^\w\-./ ]", re.ASCII)
 # Detectron2 smooths losses over as many iterations.
 _WINDOW = 20
 
@@ -36,14 +37,14 @@ class ExperimentWriter(EventWriter):
         new: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in storage.latest_with_smoothing_hint(_WINDOW).items():
             if iteration > self._last_write:
-                new.setdefault(iteration, {})[_NOT_IN_NAMES.sub("_", name)] = float(value)
+                new.setdefault(iteration, {})[_NOT_IN_METRICS.sub("_", name)] = float(value)
         images = storage._vis_data
         # In order: W&B drops what is of an earlier iteration.
         for iteration in sorted({*new, *(at for *_, at in images)}):
             for name, image, at in images:
                 if at == iteration:
                     pixels = np.moveaxis(np.asarray(image), 0, -1)
-                    self.send_image(_NOT_IN_NAMES.sub("_", name), pixels, iteration)
+                    self.send_image(_NOT_IN_IMAGES.sub("_", name), pixels, iteration)
             if iteration in new:
                 self.send_metrics(new[iteration], iteration)
         self._last_write = max([self._last_write, *new])

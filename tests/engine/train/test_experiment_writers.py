@@ -58,16 +58,16 @@ def train(package: str) -> None:
         storage.put_scalar("[metric]loss", 2.0)
         writer.write()
         storage.step()
-        storage.put_image("train/picture", np.zeros((3, 4, 5), np.uint8))
-        storage.put_scalar("bbox/AP-red fish", 10.0, smoothing_hint=False)
+        storage.put_image("train/Top: Fühler", np.zeros((3, 4, 5), np.uint8))
+        storage.put_scalar("bbox/AP-red Fühler: x", 10.0, smoothing_hint=False)
         writer.write()
     writer.close()
 
 
 EXPECTED = [
     (0, {"_metric_loss": 2.0}),
-    (1, {"train/picture": (4, 5, 3)}),
-    (1, {"bbox/AP-red fish": 10.0}),
+    (1, {"train/Top_ F_hler": (4, 5, 3)}),
+    (1, {"bbox/AP-red Fühler: x": 10.0}),
     ("finish",),
 ]
 
