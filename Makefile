@@ -39,7 +39,7 @@ REQUIREMENTS := $(filter-out $(CONSTRAINTS) $(NOT_INSTALLED),$(sort $(wildcard r
 setup: $(READY)
 
 demo: $(DEMO_READY)
-	$(BIN)/python projects/GLIPv2Mini/tools/make_demo.py
+	$(BIN)/python -W ignore::FutureWarning projects/GLIPv2Mini/tools/make_demo.py
 
 # One thread per process: small tests leave a second thread idle.
 test: $(READY)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.utils.logger import setup_logger
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -283,9 +285,14 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     setup_logger(name="glipv2_d2")
+    # Of Detectron2's layers, about tracing.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     console = Console()
-    predictor = Predictor(args.config_file, args.weights)
-    rows, tiles = [], {}
+    # A config with CUDA where there is none is a warning.
+    device = [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
+    predictor = Predictor(args.config_file, args.weights, opts=device)
+    rows: list[dict[str, Any]] = []
+    tiles: dict[str, list[np.ndarray]] = {}
     for picture in (*photos(), *scenes()):
         results = predict(predictor, picture, args.threshold)
         height, width = picture.image.shape[:2]
