@@ -48,6 +48,17 @@ def test_an_installed_package_is_imported() -> None:
     assert import_package("yaml").__name__ == "yaml"
 
 
+def test_a_folder_with_the_name_of_an_installed_package_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tabulate").mkdir()
+    (tmp_path / "tabulate" / "__init__.py").write_text("raise SystemExit('code of the folder ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tabulate", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="no installed distribution"):
+        import_package("tabulate")
+
+
 def test_the_list_of_all_distributions_is_not_read_for_a_package_in_site_packages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
