@@ -162,9 +162,9 @@ def run(args: argparse.Namespace) -> RunReport:
             predictor = build_predictor(args)
             order = {source: number for number, source in enumerate(sources)}
             bar.describe("predict", total=len(sources))
-            report = prediction().run(predictor, sources, lambda source: bar.move_to(order[source]))
-            if not report.interrupted:
-                bar.move_to(len(sources))
+            report = prediction().run(
+                predictor, sources, lambda source: bar.move_to(order[source] + 1)
+            )
         else:
             bar.describe("connect to Ray")
             with ray_actors(args) as (actors, args_of_actors):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -73,11 +73,14 @@ def _put(item: T, ready: queue.Queue[T], stopped: threading.Event) -> bool:
     return False
 
 
-def map_behind(function: Callable[[T], R], items: Iterable[T], num_behind: int) -> Iterator[R]:
+def map_behind(
+    function: Callable[[T], R], items: Iterable[T], num_behind: int
+) -> Generator[R, None, None]:
     """Yield ``function(item)`` in order, computed in a thread while the next items are made.
 
-    At most ``num_behind`` items wait. If making an item fails or is interrupted, the results of the
-    items before it are yielded first, and then the error is raised.
+    At most ``num_behind`` items wait. If making an item fails, or Ctrl-C ends it, the results of
+    the items before it are yielded first, and then the error is raised; likewise if Ctrl-C ends the
+    wait for a result.
     """
     waiting: deque[Future[R]] = deque()
     failure: BaseException | None = None
@@ -91,8 +94,13 @@ def map_behind(function: Callable[[T], R], items: Iterable[T], num_behind: int) 
             except BaseException as error:
                 failure = error
                 break
-            while len(waiting) > num_behind or (waiting and waiting[0].done()):
-                yield waiting.popleft().result()
+            try:
+                while len(waiting) > num_behind or (waiting and waiting[0].done()):
+                    waiting[0].result()
+                    yield waiting.popleft().result()
+            except KeyboardInterrupt as error:
+                failure = error
+                break
         while waiting:
             yield waiting.popleft().result()
     if failure is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -68,19 +69,30 @@ def test_an_item_is_processed_while_the_next_is_made() -> None:
     assert list(map_behind(lambda x: x * second.wait(SECONDS), items(), 1)) == [1, 2]
 
 
-def test_results_that_wait_are_limited() -> None:
-    made = []
+class Numbers:
+    """0, 1, ... and a function of a number that ends after the third was made."""
 
-    def items() -> Iterator[int]:
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.third = threading.Event()
+
+    def __iter__(self) -> Iterator[int]:
         for number in range(10):
-            made.append(number)
+            self.made.append(number)
+            if number == 2:
+                self.third.set()
             yield number
 
-    released = threading.Event()
-    behind = map_behind(lambda x: released.wait(SECONDS) and x, items(), 2)
-    threading.Timer(0.1, released.set).start()
+    def same(self, number: int) -> int:
+        assert self.third.wait(SECONDS)
+        return number
+
+
+def test_results_that_wait_are_limited() -> None:
+    numbers = Numbers()
+    behind = map_behind(numbers.same, numbers, 2)
     assert next(behind) == 0
-    assert len(made) == 3
+    assert len(numbers.made) == 3
     assert list(behind) == list(range(1, 10))
 
 
@@ -93,6 +105,23 @@ def test_results_before_an_error_are_not_lost(error: type[BaseException]) -> Non
     behind = map_behind(lambda x: x, items(), 5)
     assert [next(behind), next(behind)] == [1, 2]
     with pytest.raises(error, match="no third"):
+        next(behind)
+
+
+def test_ctrl_c_while_a_result_is_awaited_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts = [KeyboardInterrupt()]
+    result = Future.result
+
+    def interrupted_once(future: Future[int]) -> int:
+        if interrupts:
+            raise interrupts.pop()
+        return result(future)
+
+    numbers = Numbers()
+    behind = map_behind(numbers.same, numbers, 2)
+    monkeypatch.setattr(Future, "result", interrupted_once)
+    assert [next(behind), next(behind), next(behind)] == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
         next(behind)
 
 

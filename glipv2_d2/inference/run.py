@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,9 +30,10 @@ from glipv2_d2.visualization import draw_prediction, draw_with_text
 
 JOURNAL_FILE = "predictions.jsonl"
 MAX_TEXTS = 20
-# Batches that wait for the model, and images that wait to be drawn: large ones take much memory.
+# Batches that wait for the model beside one that is read, and images that wait to be drawn: large
+# ones, with masks, take much memory.
 BATCHES_AHEAD = 1
-IMAGES_BEHIND = 2
+IMAGES_BEHIND = 1
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,14 @@ class SourcePrediction:
         """Predict ``sources``; with Ctrl-C, what is done so far is written.
 
         Args:
-            advance: called with the source of each image or frame that was predicted.
+            advance: called with the source of the last frame of each batch, and with each source
+                that cannot be read, after them.
         """
         return self.store(sources, self._predict_in_turn(predictor, sources, advance))
 
-    def store(self, sources: Sequence[str], results: Iterable[FrameResult]) -> RunReport:
+    def store(
+        self, sources: Sequence[str], results: Generator[FrameResult, None, None]
+    ) -> RunReport:
         """Write results as they come, and then the files of all; likewise with Ctrl-C."""
         self.stems = source_stems(sources)
         try:
@@ -162,6 +166,8 @@ class SourcePrediction:
         except KeyboardInterrupt:
             self.report.interrupted = True
         finally:
+            # Ends the threads that read and draw.
+            results.close()
             self.journal.close()
         self.journal.sort(sources)
         if self.output.draw:
@@ -176,7 +182,7 @@ class SourcePrediction:
 
     def _predict_in_turn(
         self, predictor: Predictor, sources: Sequence[str], advance: Callable[[str], object]
-    ) -> Iterator[FrameResult]:
+    ) -> Generator[FrameResult, None, None]:
         def predict() -> Iterator[PredictedFrame | FrameResult]:
             with closing(read_ahead(self._batches(sources), BATCHES_AHEAD)) as batches:
                 for item in batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from glipv2_d2.batch_prediction import FilePrompts
 from glipv2_d2.engine.ray_actors import RayActors
@@ -64,7 +64,7 @@ def predict_on_ray(
         draw=prediction.output.draw,
     )
 
-    def results() -> Iterator[FrameResult]:
+    def results() -> Generator[FrameResult, None, None]:
         for index, result in actors.map(build, batches):
             if result is None:
                 reason = f"its actor died {MAX_ATTEMPTS} times, perhaps out of memory"
