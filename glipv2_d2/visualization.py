@@ -139,7 +139,7 @@ def _draw_shapes(
         scale: of the drawn image, relative to that of the prediction.
     """
     instances = prediction.instances
-    boxes = (instances.pred_boxes.tensor.numpy() * scale).round().astype(int).tolist()
+    boxes = (scale * _corners(prediction)).round().astype(int).tolist()
     classes = instances.pred_classes.tolist()
     for index in detections:
         color = _class_color(classes[index])
@@ -148,6 +148,13 @@ def _draw_shapes(
             _draw_mask(drawn, _enlarge(mask, scale, cv2.INTER_NEAREST), color)
         x0, y0, x1, y1 = boxes[index]
         cv2.rectangle(drawn, (x0, y0), (x1, y1), color, line_width)
+
+
+def _corners(prediction: Prediction) -> np.ndarray:
+    """(N, 4) XYXY, finite and near the image: OpenCV's coordinates are integers of 32 bits."""
+    boxes = prediction.instances.pred_boxes.tensor.double().numpy()
+    limit = 2 * max(prediction.image_size)
+    return np.nan_to_num(boxes).clip(-limit, limit)
 
 
 def _draw_mask(drawn: np.ndarray, mask: np.ndarray, color: RGB) -> None:
@@ -179,7 +186,7 @@ def _draw_labels(
     texts = [f"{' '.join(names[index].split())} {scores[index]:.0%}" for index in detections]
     text_height = sum(font.getmetrics())
     sizes = np.array([(font.getlength(text), text_height) for text in texts]).reshape(-1, 2)
-    boxes = instances.pred_boxes.tensor.numpy()[list(detections)].reshape(-1, 4)
+    boxes = _corners(prediction)[list(detections)].reshape(-1, 4)
     labels = place_labels(boxes, (sizes + 2 * padding) / scale, prediction.image_size)
     picture = Image.fromarray(drawn)
     draw = ImageDraw.Draw(picture)
@@ -189,7 +196,7 @@ def _draw_labels(
         is_bright = sum(w * c for w, c in zip(_LUMA, color, strict=True)) >= _BRIGHT
         position = (label[0] + padding, label[1] + padding)
         draw.text(position, text, fill="black" if is_bright else "white", font=font)
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 @functools.lru_cache(maxsize=32)

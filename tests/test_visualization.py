@@ -73,6 +73,21 @@ def test_dollar_signs_in_a_class_name_are_drawn_unchanged():
     assert drawn.shape == (400, 640, 3)
 
 
+def test_a_box_without_limits_is_drawn_at_the_edges_of_the_image():
+    prediction = make_prediction(["cat"], [0], (400, 640))
+    prediction.instances.pred_boxes.tensor[:] = torch.tensor([[-1e12, 100, 1e12, torch.nan]])
+    drawn = draw_prediction(np.full((400, 640, 3), 255, np.uint8), prediction)
+    assert (drawn[100, ::100] != 255).any(axis=1).all()
+
+
+def test_a_drawn_image_can_be_written_to():
+    drawn = draw_prediction(
+        np.zeros((400, 640, 3), np.uint8), make_prediction(["cat"], [0], (400, 640))
+    )
+    drawn[0, 0] = 7
+    assert drawn[0, 0].tolist() == [7, 7, 7]
+
+
 def test_a_label_has_one_line():
     image = np.full((400, 640, 3), 255, np.uint8)
     one, two = (
