@@ -51,7 +51,10 @@ class StoredEmbeddings:
         """Embed A strings into (A, D)."""
         if not self._fingerprint:
             return self._encode(strings)
-        path = self._path_of(strings)
+        try:
+            path = self._path_of(strings)
+        except RuntimeError:  # the user has no home directory
+            return self._encode(strings)
         embeddings = _read(path, len(strings))
         if embeddings is None:
             embeddings = self._encode(strings)
@@ -85,7 +88,7 @@ def encoder_fingerprint(cfg: CfgNode) -> str:
     backbone = inspect.getfile(LANGUAGE_BACKBONE_REGISTRY.get(language.NAME))
     packages = [Path(str(resources.files(package))) for package in _CODE]
     sources = [path for package in packages for path in _files(package.glob("*.py"))]
-    parts += [path.read_text() for path in (Path(backbone), *sources)]
+    parts += [sha256_of(path) for path in (Path(backbone), *sources)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -79,7 +79,7 @@ def test_a_damaged_file_is_replaced(cache: Path, damage: str) -> None:
     elif damage == "text":
         path.write_text("embeddings")
     else:
-        StoredEmbeddings(lambda: lambda _: torch.full((3, 2), torch.nan), "other")(NAMES)
+        StoredEmbeddings(lambda: lambda _: torch.zeros(3, 2), "other")(NAMES)
         (other,) = set(cache.iterdir()) - {path}
         if damage == "nan":
             StoredEmbeddings(lambda: lambda _: torch.full((2, 2), torch.nan), "third")(NAMES)
@@ -94,6 +94,13 @@ def test_without_a_place_to_write_lists_are_embedded(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    assert StoredEmbeddings(lengths, "encoder")(NAMES).shape == (2, 2)
+
+
+def test_without_a_home_directory_lists_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-here").expanduser())
     assert StoredEmbeddings(lengths, "encoder")(NAMES).shape == (2, 2)
 
 
