@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.optim import Optimizer
 from torch.profiler import profile
 
@@ -112,6 +113,9 @@ class StageBenchmark:
             self._run(StageRecorder(HostClock()))
         operators = {}
         for event in profiler.key_averages():
+            # Kernels are events of their own; their time is that of the operator, too.
+            if event.device_type != DeviceType.CPU or event.is_user_annotation:
+                continue
             micros = event.self_device_time_total if is_cuda else event.self_cpu_time_total
             if micros > 0:
                 name = event.key.removeprefix("aten::")

@@ -244,8 +244,7 @@ def _match_state_dict(
     """
     import timm
 
-    with torch.device("meta"):
-        target = timm.create_model(name).state_dict()
+    target = timm.create_model(name).state_dict()
     if state_dict.keys() == target.keys():
         return dict(state_dict)
     stored = _without_counters(state_dict)
@@ -265,8 +264,7 @@ def _match_state_dict(
                 "another model or has its layers in another order"
             )
     renamed = dict(zip(expected, stored.values(), strict=True))
-    counters = {n: torch.zeros_like(v, device="cpu") for n, v in target.items() if n not in renamed}
-    return {**counters, **renamed}
+    return {**target, **renamed}
 
 
 def _without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
