@@ -134,9 +134,10 @@ def plot(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> Figure:
         axes[0, column].set_yscale("log")
         axes[0, column].yaxis.set_major_formatter("{x:g}")
         _draw(axes[1, column], shown, x_key, lambda row: row["bytes"] / 1e9)
-        axes[1, column].set_ylim(bottom=0)
         values = image_size(fixed) if fixed_key == "side" else (fixed,)
         axes[1, column].set_xlabel(label.format(*values))
+    # After all lines: it ends the automatic limits, which the row shares.
+    axes[1, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("seconds per image")
     axes[1, 0].set_ylabel("peak memory, GB")
     axes[0, 0].legend(frameon=False)

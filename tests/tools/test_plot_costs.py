@@ -18,7 +18,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def measure(_argv: Any, setting: dict[str, Any]) -> dict[str, float]:
         settings.append(setting)
-        return {"seconds": float(setting["num_classes"]), "bytes": 2e9}
+        return {"seconds": float(setting["num_classes"]), "bytes": 1e7 * setting["side"]}
 
     monkeypatch.setattr(plot_costs, "measure", measure)
     return settings
@@ -41,6 +41,17 @@ def test_every_setting_is_measured_once_and_plotted(
     with Image.open(tmp_path / "costs.png") as image:
         assert image.size == (800, 560)
     assert f"wrote {tmp_path / 'costs.png'}" in capsys.readouterr().out
+
+
+def test_every_measurement_is_inside_the_plot(measured: list[dict[str, Any]]) -> None:
+    args = plot_costs.get_parser().parse_args([])
+    rows = [
+        {**setting, **plot_costs.measure([], setting)} for setting in plot_costs.settings_of(args)
+    ]
+    for axes in plot_costs.plot(rows, args).axes:
+        low, high = axes.get_ylim()
+        values = [y for line in axes.lines for y in line.get_ydata()]
+        assert values and low < min(values) and max(values) < high
 
 
 def test_a_second_run_measures_what_is_missing(
