@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 MEASURED_FROM = 2
 """Iterations that are not measured: caches and loader processes start."""
 
-EVALUATION_SHARE = 0.25
+EVALUATION_SHARE = 0.15
 """Of the time of a training with a limit, the most that evaluations take, if one fits (our
 choice)."""
 
