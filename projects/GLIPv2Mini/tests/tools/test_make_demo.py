@@ -23,7 +23,7 @@ class FirstNamesPredictor:
     model = SimpleNamespace(text_tasks=SimpleNamespace(answer=object(), caption=object()))
     cfg = CfgNode({"MODEL": {"GROUNDING": {"NMS_THRESH": 0.6}}})
 
-    def __init__(self, *args) -> None:
+    def __init__(self, *args, opts) -> None:
         pass
 
     def run_tasks(
