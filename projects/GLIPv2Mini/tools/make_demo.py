@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.logger import setup_logger
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
@@ -284,7 +283,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    setup_logger(name="glipv2_d2")
     # Of Detectron2's layers, about tracing.
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     console = Console()
