@@ -17,6 +17,13 @@ def numbers_then_error() -> Iterator[int]:
     raise ValueError("no third")
 
 
+def one_and_two(second: threading.Event) -> Iterator[int]:
+    """1, then 2 with the event set."""
+    yield 1
+    second.set()
+    yield 2
+
+
 def num_threads(name: str) -> int:
     return sum(thread.name.startswith(name) for thread in threading.enumerate())
 
@@ -27,13 +34,7 @@ def test_items_that_are_read_ahead_keep_their_order() -> None:
 
 def test_the_next_items_are_read_before_they_are_needed() -> None:
     second = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 1
-        second.set()
-        yield 2
-
-    ahead = read_ahead(items(), 1)
+    ahead = read_ahead(one_and_two(second), 1)
     assert next(ahead) == 1
     assert second.wait(SECONDS)
     assert list(ahead) == [2]
@@ -60,13 +61,7 @@ def test_results_of_items_keep_their_order() -> None:
 
 def test_an_item_is_processed_while_the_next_is_made() -> None:
     second = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 1
-        second.set()
-        yield 2
-
-    assert list(map_behind(lambda x: x * second.wait(SECONDS), items(), 1)) == [1, 2]
+    assert list(map_behind(lambda x: x * second.wait(SECONDS), one_and_two(second), 1)) == [1, 2]
 
 
 class Numbers:

@@ -100,7 +100,7 @@ def test_without_a_place_to_write_lists_are_embedded(
 def test_without_a_home_directory_lists_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-here").expanduser())
+    monkeypatch.setattr(Path, "home", lambda: Path("~no-such-user").expanduser())
     assert StoredEmbeddings(lengths, "encoder")(NAMES).shape == (2, 2)
 
 
