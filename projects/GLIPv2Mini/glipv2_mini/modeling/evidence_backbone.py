@@ -30,6 +30,7 @@ from glipv2_d2.layers.tracing import is_tracing
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
 from glipv2_mini.modeling.batch_norm_folding import fold_batch_norms
 from glipv2_mini.modeling.colors import NUM_COLORS, colors_of_boxes
+from glipv2_mini.modeling.int8_classifier import quantize_classifier, supports_int8
 from glipv2_mini.modeling.nanodet import (
     FEATURE_CHANNELS,
     NUM_CLASSES,
@@ -107,12 +108,14 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         classifier: nn.Module,
         num_cutouts: int,
         num_cutouts_train: int,
+        int8_classifier: nn.Module | None = None,
         checkpoint_excluded: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
             detector: the trunk.
             classifier: (N, 3, 224, 224), R, G, B -> (N, 1000) logits of ImageNet's classes.
+            int8_classifier: takes its place on a CPU, except in recorded graphs.
             num_cutouts: boxes cut out of an image at inference; 0: none.
             num_cutouts_train: the same in training.
             checkpoint_excluded: prefixes of weights that checkpoints omit.
@@ -129,6 +132,7 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         self.detector = detector
         self.classifier = classifier.to(memory_format=torch.channels_last).eval()
         self.classifier.requires_grad_(False)
+        self.int8_classifier = int8_classifier
         self.num_cutouts = num_cutouts
         self.num_cutouts_train = num_cutouts_train
         self.checkpoint_excluded = checkpoint_excluded
@@ -146,6 +150,8 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.classifier.eval()
+        if self.int8_classifier is not None:
+            self.int8_classifier.eval()
         return self
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -202,6 +208,11 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         Returns:
             (all boxes, 1000).
         """
+        classifier = self.classifier
+        if self.int8_classifier is not None and pixels.device.type == "cpu" and not is_tracing():
+            classifier = self.int8_classifier
+            # A change of a coordinate by rounding would change some of the levels.
+            boxes_per_image = [boxes.round() for boxes in boxes_per_image]
         height, width = pixels.shape[-2:]
         limit = pixels.new_tensor([width, height, width, height])
         pixels = (pixels - CLASSIFIER_MEAN) / CLASSIFIER_STD
@@ -216,7 +227,7 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         batch_size = CUTOUTS_PER_BATCH.get(cutouts.device.type, max(1, len(cutouts)))
         if is_tracing():
             batch_size = max(1, len(cutouts))  # a graph repeats the classifier for every batch
-        return torch.cat([self.classifier(batch).float() for batch in cutouts.split(batch_size)])
+        return torch.cat([classifier(batch).float() for batch in cutouts.split(batch_size)])
 
 
 def all_boxes(levels: dict[str, Tensor]) -> Tensor:
@@ -286,7 +297,10 @@ def build_evidence_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EvidenceBac
     classifier = build_timm_classifier(
         name=cfg.MODEL.TIMM.NAME, weights=cfg.MODEL.TIMM.WEIGHTS, in_channels=input_shape.channels
     )
+    int8_classifier = None
     if cfg.MODEL.TIMM.WEIGHTS:
+        if cfg.MODEL.EVIDENCE.INT8_CLASSIFIER and supports_int8():
+            int8_classifier = quantize_classifier(classifier)
         # They come from a package and are not stored, so that parameters may change their names.
         fold_batch_norms(classifier.eval())
     detector = build_nanodet_backbone(cfg, input_shape)
@@ -297,6 +311,7 @@ def build_evidence_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EvidenceBac
         classifier=classifier,
         num_cutouts=cfg.MODEL.EVIDENCE.NUM_CUTOUTS,
         num_cutouts_train=cfg.MODEL.EVIDENCE.NUM_CUTOUTS_TRAIN,
+        int8_classifier=int8_classifier,
         # Frozen weights that come from a package are not stored.
-        checkpoint_excluded=("classifier.",) if cfg.MODEL.TIMM.WEIGHTS else (),
+        checkpoint_excluded=("classifier.", "int8_classifier.") if cfg.MODEL.TIMM.WEIGHTS else (),
     )

