@@ -323,7 +323,8 @@ class Predictor:
                 "is it blue?"], batch_size=2)``.
             ground: also detect the answer and the noun phrases of the question.
             choices: candidate answers; default: the answer vocabulary of the model. With
-                ``MODEL.ANSWER.CLASSIFIER`` "text" they may be any strings.
+                ``MODEL.ANSWER.CLASSIFIER`` "text" they may be any strings, and the default for "is
+                it day or night?" is the two answers that it names.
             threshold: minimum score of the boxes; default: :attr:`threshold`, None: all boxes.
 
         Returns:

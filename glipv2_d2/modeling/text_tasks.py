@@ -162,7 +162,7 @@ class TextTasks(nn.Module, Configurable):
             fused = encoder.fuse_text(features, questions, tokens, encoder.encode_text(tokens))
             answers = self.answer.predict(
                 self.encode_questions(encoder, features, fused, context),
-                [query.choices for query in questions],
+                [self.answer.choices_of(query) for query in questions],
             )
             for query, (answer, score) in zip(questions, answers, strict=True):
                 outputs[query] = {fields.ANSWER: answer, fields.ANSWER_SCORE: score}

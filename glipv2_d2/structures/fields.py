@@ -20,7 +20,8 @@ Input dicts are Detectron2's (one per image):
 | ``question`` | a question to answer; ``question_id`` (int or str) distinguishes the questions of |
 |  | an image |
 | ``answers`` | training: {answer: score in 0..1}, spelled by ``text.answers.canonical_answer`` |
-| ``choices`` | with ``question``, at inference: the answers to choose from; default: the model's |
+| ``choices`` | with ``question``, at inference: the answers to choose from; default: the two of |
+|  | "is it A or B?" if the answer classifier is "text", else the model's |
 | ``target_captions`` | requests a caption. In training the targets (our mapper samples one); in |
 |  | records and in evaluation all reference captions |
 | ``more`` | training: dicts with further questions and their ``answers``, or |

@@ -39,7 +39,7 @@ class Query:
             network input, ``gt_classes``); None: the query localizes nothing. A question with boxes
             is both localized and answered.
         answers: of a question in training, {answer: score in 0..1}.
-        choices: of a question at inference, the answers to choose from; None: the model's.
+        choices: of a question at inference, the answers to choose from; None: the head decides.
         generation: of a caption at inference; None: the model's default.
         is_placeholder: the query keeps all parameters in the graph of a batch that localizes
             nothing; its losses are multiplied by 0.

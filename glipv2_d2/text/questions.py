@@ -7,6 +7,7 @@ does not depend on them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,12 @@ from glipv2_d2.structures import Prompt
 from glipv2_d2.structures.text import Span
 from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.prompts import caption_prompt
+
+_CHOICE = re.compile(r"(?:is|are|was|were|does|do|did|has|have|can|could|will|would)\b", re.I)
+_EXISTENCE = re.compile(r"\w+ (?:there|you|we|any)\b", re.I)
+_ARTICLES = ("a", "an", "the")
+# They end the alternative before "or": "is it day or night?".
+_STOP_WORDS = {*_ARTICLES, "is", "are", "was", "were", "it", "this", "that", "these", "those"}
 
 
 def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) -> Prompt:
@@ -27,6 +34,46 @@ def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) 
     """
     text = f"{question.strip()} {mask_token}"
     return Prompt(text, (), (), is_question=True, nouns=tuple(nouns))
+
+
+def question_of(prompt: Prompt) -> str:
+    """The question of a prompt of :func:`question_prompt`.
+
+    >>> question_of(question_prompt("what is red?", "[MASK]"))
+    'what is red?'
+    """
+    return prompt.text.rpartition(" ")[0]
+
+
+def named_alternatives(question: str) -> tuple[str, str] | None:
+    """The two answers that an English question of the form "is ... A or B?" names (our choice).
+
+    None of other questions, and where it is not clear how many words before "or" belong to A: both
+    have equally many. "Is there a cat or a dog?" asks for yes or no.
+
+    >>> named_alternatives("Is it day or night?")
+    ('day', 'night')
+    >>> named_alternatives("is this a red cup or a blue bowl?")
+    ('red cup', 'blue bowl')
+    >>> named_alternatives("is the man sitting or standing")
+    ('sitting', 'standing')
+    >>> named_alternatives("is there a cat or a dog?"), named_alternatives("what is red or blue?")
+    (None, None)
+    >>> named_alternatives("is the cat or the dog asleep?"), named_alternatives("is it red?")
+    (None, None)
+    """
+    text = " ".join(question.strip().rstrip("?").lower().split())
+    if not _CHOICE.match(text) or _EXISTENCE.match(text) or text.count(" or ") != 1:
+        return None
+    before, after = (part.replace(",", " ").split() for part in text.split(" or "))
+    if after[0] in _ARTICLES:
+        after = after[1:]
+    first = before[-len(after) :] if after else []
+    if not first or len(first) < len(after) or _STOP_WORDS.intersection(first):
+        return None
+    alternatives = " ".join(first), " ".join(after)
+    is_choice = len(set(map(canonical_answer, alternatives))) == 2
+    return alternatives if is_choice else None
 
 
 def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]]) -> Prompt:

@@ -338,6 +338,23 @@ def test_choices_may_be_outside_the_vocabulary_of_a_text_classifier() -> None:
     assert output["answer"] in choices
 
 
+def test_a_text_classifier_answers_with_an_alternative_that_the_question_names() -> None:
+    model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.CLASSIFIER", "text")
+    question = "is it a purple elephant or a small mouse?"
+    named = ["purple elephant", "small mouse"]
+    ours, expected, free = (
+        predict(model, inference_input(question=question, **choices))[0]
+        for choices in ({}, {"choices": named}, {"choices": [*ANSWERS]})
+    )
+    assert ours == expected
+    assert free["answer"] in ANSWERS
+
+
+def test_a_fixed_vocabulary_is_kept_for_a_question_that_names_its_answers(model: GLIPv2) -> None:
+    (output,) = predict(model, inference_input(question="is it day or night?"))
+    assert output["answer"] in ANSWERS
+
+
 def test_the_score_of_an_answer_depends_on_the_image(model: GLIPv2) -> None:
     scores = [
         predict(model, inference_input(question="is there a dog?", image=random_image(seed=seed)))[

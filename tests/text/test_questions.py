@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glipv2_d2.structures import Prompt
 from glipv2_d2.text.prompts import caption_prompt
-from glipv2_d2.text.questions import answered_prompt, mask_answer, question_prompt
+from glipv2_d2.text.questions import (
+    answered_prompt,
+    mask_answer,
+    named_alternatives,
+    question_of,
+    question_prompt,
+)
 from glipv2_d2.text.tokenizer import Tokenizer
 
 MASK = "[MASK]"
@@ -71,3 +78,46 @@ def test_the_answer_is_the_last_label(question: str, answer: str) -> None:
     prompt = answered_prompt(question, answer, [[(0, 1)]])
     assert prompt.phrases == [question[0], answer]
     assert masked_answer(prompt, question).phrases == [question[0], MASK]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Is it day or night?", ("day", "night")),
+        ("is this a cat, or a dog?", ("cat", "dog")),
+        ("is the dog left or right", ("left", "right")),
+        ("are these ripe apples or green pears?", ("ripe apples", "green pears")),
+        # Yes or no.
+        ("is there a cat or a dog?", None),
+        ("do you see a cat or a dog?", None),
+        # Not a choice of two, or its first part is not clear.
+        ("is it red, green or blue or black?", None),
+        ("is this a cat or a hot dog?", None),
+        ("is the cat or the dog asleep?", None),
+        ("is it red or red?", None),
+        ("is it red or", None),
+        ("is it or red?", None),
+        ("how many cats or dogs are there?", None),
+        ("what is it?", None),
+        ("", None),
+    ],
+)
+def test_the_alternatives_of_a_question(question: str, expected: tuple[str, str] | None) -> None:
+    assert named_alternatives(question) == expected
+
+
+WORDS = st.sampled_from(["is", "or", "it", "a", "the", "red", "day", "or,", "?", "there"])
+
+
+@given(st.lists(WORDS, max_size=8).map(" ".join))
+def test_alternatives_are_two_different_parts_of_the_question(question: str) -> None:
+    alternatives = named_alternatives(question)
+    if alternatives is not None:
+        first, second = alternatives
+        assert first != second
+        words = question.lower().replace(",", " ").replace("?", " ").split()
+        assert set(first.split()) | set(second.split()) <= set(words)
+
+
+def test_the_question_of_its_prompt() -> None:
+    assert question_of(question_prompt(" is it red or blue?", MASK)) == "is it red or blue?"

@@ -24,8 +24,9 @@ from glipv2_d2.modeling.language import LanguageBackbone
 from glipv2_d2.modeling.language.text_embedder import TextEmbedder
 from glipv2_d2.modeling.losses.answers import answer_loss
 from glipv2_d2.modeling.registry import build_part
-from glipv2_d2.structures import TextFeatures
+from glipv2_d2.structures import Query, TextFeatures
 from glipv2_d2.text.answers import canonical_answer, check_answers, load_answers
+from glipv2_d2.text.questions import named_alternatives, question_of
 from glipv2_d2.text.tokenizer import Tokenizer
 
 ANSWER_HEAD_REGISTRY = Registry("ANSWER_HEAD")
@@ -151,6 +152,15 @@ class AnswerHead(nn.Module, Configurable):
                 if index is not None:
                     row[index] = max(float(row[index]), score)
         return targets
+
+    def choices_of(self, query: Query) -> Sequence[str] | None:
+        """The answers to choose from: those of the query, or the two that its question names.
+
+        The latter only if the head can score any strings. None: the vocabulary.
+        """
+        if query.choices is not None or not isinstance(self.scores, TextAnswerScores):
+            return query.choices
+        return named_alternatives(question_of(query.prompt))
 
     def predict(
         self, questions: QuestionFeatures, choices: Sequence[Sequence[str] | None]
