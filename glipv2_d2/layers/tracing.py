@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from detectron2.structures import Boxes
@@ -16,13 +17,26 @@ is_exporting: Callable[[], bool] = getattr(
 )
 """Whether torch.export records this call."""
 
+_computes_as_recorded = ContextVar("_computes_as_recorded", default=False)
+
 
 def is_tracing() -> bool:
     """Whether torch.jit.trace (also a FLOP counter) or torch.export records this call.
 
-    Fast forms that work in blocks, in place or by cached values then give way to plain ones.
+    Fast forms that work in blocks, in place, by cached values or in integers then give way to plain
+    ones.
     """
-    return torch.jit.is_tracing() or is_exporting()
+    return torch.jit.is_tracing() or is_exporting() or _computes_as_recorded.get()
+
+
+@contextmanager
+def computed_as_recorded() -> Iterator[None]:
+    """Compute with the operations that a recorded graph has, to compare the two."""
+    token = _computes_as_recorded.set(True)
+    try:
+        yield
+    finally:
+        _computes_as_recorded.reset(token)
 
 
 def is_exporting_onnx() -> bool:

@@ -35,6 +35,8 @@ from glipv2_mini.text import phrases
 
 MAX_LOGIT_DIFFERENCE, MAX_SCORE_DIFFERENCE, MAX_BOX_DIFFERENCE = 1e-3, 1e-3, 0.5
 MINI_SIZE = (288, 416)
+# Graphs are in float32.
+OPTS = ["MODEL.MASK_ON", False, "MODEL.EVIDENCE.INT8_CLASSIFIER", False]
 PHOTOS = {
     "coffee": (data.coffee, ["coffee cup", "spoon", "the red cup on the left", "saucer"]),
     "chelsea": (data.chelsea, ["cat", "a small gray animal", "dog"]),
@@ -60,7 +62,7 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        mini = Predictor("glipv2-mini", device="cpu", opts=["MODEL.MASK_ON", False])
+        mini = Predictor("glipv2-mini", device="cpu", opts=OPTS)
         if args.only in (None, "mini"):
             check_mini(mini, Path(folder), args.turns)
         if args.only in (None, "graphs"):

@@ -10,6 +10,7 @@ from mini_models import mini_cfg
 from torch import Tensor, nn
 
 from glipv2_d2.checkpoint import save_state
+from glipv2_d2.layers.tracing import computed_as_recorded
 from glipv2_mini.modeling.evidence_backbone import EvidenceBackbone, EvidenceLevel, enlarge
 from glipv2_mini.modeling.nanodet import (
     FEATURE_CHANNELS,
@@ -194,6 +195,9 @@ def test_an_int8_classifier_takes_the_place_of_the_other_but_in_recorded_graphs(
     traced = split(recorded, "p3").class_logits[0, 0, 1, 1]
     assert float(ours) == pytest.approx((200 - 127) / 128 + 100, abs=1e-3)
     assert float(traced) == pytest.approx((200 - 127) / 128, abs=1e-3)
+    with computed_as_recorded():
+        compared = split(backbone(image), "p3").class_logits[0, 0, 1, 1]
+    assert compared == traced
 
 
 def test_rounding_errors_of_a_box_do_not_change_integers() -> None:
