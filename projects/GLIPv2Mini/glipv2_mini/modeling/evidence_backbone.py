@@ -209,7 +209,7 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
             (all boxes, 1000).
         """
         classifier = self.classifier
-        if self.int8_classifier is not None and pixels.device.type == "cpu" and not is_tracing():
+        if self.int8_classifier is not None and _is_float32_on_cpu(pixels) and not is_tracing():
             classifier = self.int8_classifier
             # A change of a coordinate by rounding would change some of the levels.
             boxes_per_image = [boxes.round() for boxes in boxes_per_image]
@@ -228,6 +228,10 @@ class EvidenceBackbone(CheckpointPrefixes, Backbone):
         if is_tracing():
             batch_size = max(1, len(cutouts))  # a graph repeats the classifier for every batch
         return torch.cat([classifier(batch).float() for batch in cutouts.split(batch_size)])
+
+
+def _is_float32_on_cpu(pixels: Tensor) -> bool:
+    return pixels.device.type == "cpu" and pixels.dtype == torch.float32
 
 
 def all_boxes(levels: dict[str, Tensor]) -> Tensor:

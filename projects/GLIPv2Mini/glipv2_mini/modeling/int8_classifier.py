@@ -11,6 +11,7 @@ C: channels. h, w: of a map in locations.
 from __future__ import annotations
 
 import copy
+import functools
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Activations have 7 bits: the AVX2 instructions for products of 8-bit integers add two of them in
-# 16 bits, which activations of 8 bits overflow. Then every CPU has the same results.
+# 16 bits, which activations of 8 bits overflow.
 MAX_LEVEL = 127
 RELU6_RANGE = (0.0, 6.0)
 # Of a channel around its mean; wider ranges have coarser levels.
@@ -82,11 +83,11 @@ class Int8Conv2d(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) float32, or uint8 levels of this input's range -> the same of the output."""
+        """(N, C, h, w) floats, or uint8 levels of the input's range -> float32, or uint8 levels."""
         if x.dtype != torch.uint8:
             # Truncated to integers, so that 0.5 rounds.
-            offset = x.new_tensor(self.zero_point + 0.5)
-            levels = torch.add(offset, x, alpha=1 / self.scale).clamp_(0, MAX_LEVEL)
+            offset = torch.tensor(self.zero_point + 0.5)
+            levels = torch.add(offset, x.float(), alpha=1 / self.scale).clamp_(0, MAX_LEVEL)
             x = levels.to(torch.uint8)
         padding = self.padding
         if padding is None:
@@ -171,11 +172,19 @@ class _ChannelStatistics:
         return _ChannelStatistics.normal(self.mean + other.mean, self.variance + other.variance)
 
 
+@functools.cache
 def supports_int8() -> bool:
-    """Whether this machine has oneDNN's integer convolutions in a fast form."""
-    return platform.machine().lower() in ("x86_64", "amd64") and hasattr(
-        _onednn(), "qconv2d_pointwise"
-    )
+    """Whether this machine and this torch have oneDNN's integer convolutions in a fast form."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    mean = torch.zeros(1)
+    conv = Int8Conv2d(nn.Conv2d(1, 1, 1), input_range=(0, 1), input_mean=mean, has_relu6=True)
+    try:
+        conv(torch.zeros(1, 1, 1, 1))
+    except (AttributeError, RuntimeError, TypeError):
+        # The operator is missing, or has other arguments.
+        return False
+    return True
 
 
 def quantize_classifier(classifier: nn.Module) -> nn.Module | None:

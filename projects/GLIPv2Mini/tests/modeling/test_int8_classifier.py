@@ -156,6 +156,17 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch(
 
 
 @torch.inference_mode()
+def test_autocast_changes_the_first_and_the_last_layer_only(
+    quantized: nn.Module, photos: Tensor
+) -> None:
+    expected = quantized(photos)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = quantized(photos).float()
+    centered = [logits - logits.mean(dim=1, keepdim=True) for logits in (expected, ours)]
+    assert F.cosine_similarity(*centered).min() > 0.98
+
+
+@torch.inference_mode()
 def test_copies_have_the_same_logits(quantized: nn.Module, photos: Tensor) -> None:
     expected = quantized(photos[:1])
     for other in (copy.deepcopy(quantized), pickle.loads(pickle.dumps(quantized))):
