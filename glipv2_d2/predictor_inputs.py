@@ -81,7 +81,7 @@ def question_fields(
 
     Args:
         questions: one for all images, or one per image.
-        choices: candidate answers; None: the answer vocabulary of the model.
+        choices: candidate answers; None: the model decides, see :meth:`AnswerHead.choices_of`.
         ground: whether to ground the phrases of the question and the answer.
 
     Raises:

@@ -7,6 +7,7 @@ without the stages inside it.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ class CudaClock:
 
 
 _DEFORMABLE = "torchvision.deform_conv2d"
+_INTEGER_CONVOLUTION = "onednn.qconv2d_pointwise"
 
 
 def _deformable_flops(image: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> float:  # noqa: ARG001
@@ -68,9 +70,22 @@ def _deformable_flops(image: Tensor, weight: Tensor, *args: Any, out_val: Tensor
     return 2.0 * out_val.numel() * weight[0].numel()
 
 
+def _integer_convolution_flops(
+    image: Tensor,  # noqa: ARG001
+    scale: float,  # noqa: ARG001
+    zero_point: int,  # noqa: ARG001
+    weight: Tensor,
+    *args: Any,  # noqa: ARG001
+    out_val: Tensor,
+) -> float:
+    """As many as of the same convolution in floats."""
+    return 2.0 * out_val.numel() * math.prod(weight.shape[1:])
+
+
 # Operation name -> FLOP formula. In-place operations have a trailing "_".
 _FORMULAS = {str(packet): formula for packet, formula in flop_registry.items()} | {
-    _DEFORMABLE: _deformable_flops
+    _DEFORMABLE: _deformable_flops,
+    _INTEGER_CONVOLUTION: _integer_convolution_flops,
 }
 
 
@@ -94,7 +109,7 @@ class ProductCounter(TorchDispatchMode):
         formula = _FORMULAS.get(name.removesuffix("_"))
         if formula is not None:
             # A deformable convolution is a product of gathered samples.
-            kind = "convolution" if "convolution" in name else "product"
+            kind = "convolution" if "conv" in name and name != _DEFORMABLE else "product"
             self._amounts[f"{kind}_flops"] += formula(*args, **kwargs, out_val=out)
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             self._amounts["bytes"] += sum(x.numel() * x.element_size() for x in tensors)

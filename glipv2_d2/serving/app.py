@@ -88,7 +88,10 @@ def create_app(
         question: Annotated[str, Form()],
         choices: Names = [],  # noqa: B006 - FastAPI copies it
     ) -> AnswerResponse:
-        """The answer to a question, among the choices if there are any."""
+        """The answer to a question, among the choices if there are any.
+
+        "Is it day or night?" is by default answered with one of the two.
+        """
         service.check_number(choices, "choices")
         pixels = await service.decode(await image.read())
         return AnswerResponse.of(await service.run(AnswerRequest(pixels, question, tuple(choices))))

@@ -38,7 +38,7 @@ class GroundRequest:
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """The answer to a question; among ``choices``, if there are any."""
+    """The answer to a question; among ``choices``, or by default the model's answers."""
 
     image: np.ndarray
     question: str

@@ -16,11 +16,18 @@ from glipv2_d2.structures.text import Span
 from glipv2_d2.text.answers import canonical_answer
 from glipv2_d2.text.prompts import caption_prompt
 
-_CHOICE = re.compile(r"(?:is|are|was|were|does|do|did|has|have|can|could|will|would)\b", re.I)
-_EXISTENCE = re.compile(r"\w+ (?:there|you|we|any)\b", re.I)
-_ARTICLES = ("a", "an", "the")
-# They end the alternative before "or": "is it day or night?".
-_STOP_WORDS = {*_ARTICLES, "is", "are", "was", "were", "it", "this", "that", "these", "those"}
+_WORD = r"[a-z0-9][a-z0-9'-]*"
+# One or two words on each side of "or".
+_PAIR = rf"(?P<first>{_WORD}(?: {_WORD})?),? or (?:an? |the )?(?P<second>{_WORD}(?: {_WORD})?)"
+# An answer follows "it". "This" may belong to a noun ("this car"), unless an article follows.
+_CHOICE = re.compile(rf"(?:is|was) (?:it|(?:it|this|that) (?:an?|the)) {_PAIR}")
+_SHORT_CHOICE = re.compile(
+    rf"(?:is|are|was|were) (?:this|that|these|those) (?P<first>{_WORD}),? or (?P<second>{_WORD})"
+)
+# Words that are part of no answer: "is it raining or not?", "is it in Europe or Asia?".
+_NO_ANSWER = re.compile(
+    r"\b(?:a|an|the|any|anything|no|not|none|that|this|and|to|of|in|on|at|by|for|from|with)\b"
+)
 
 
 def question_prompt(question: str, mask_token: str, nouns: Sequence[Span] = ()) -> Prompt:
@@ -46,34 +53,28 @@ def question_of(prompt: Prompt) -> str:
 
 
 def named_alternatives(question: str) -> tuple[str, str] | None:
-    """The two answers that an English question of the form "is ... A or B?" names (our choice).
+    """The two answers that an English question "is it A or B?" names (our choice).
 
-    None of other questions, and where it is not clear how many words before "or" belong to A: both
-    have equally many. "Is there a cat or a dog?" asks for yes or no.
+    None of all questions in which it is not clear what A and B are: both have as many words, one or
+    two. "Is there a cat or a dog?" asks for yes or no.
 
     >>> named_alternatives("Is it day or night?")
     ('day', 'night')
     >>> named_alternatives("is this a red cup or a blue bowl?")
     ('red cup', 'blue bowl')
-    >>> named_alternatives("is the man sitting or standing")
-    ('sitting', 'standing')
-    >>> named_alternatives("is there a cat or a dog?"), named_alternatives("what is red or blue?")
+    >>> named_alternatives("is there a cat or a dog?"), named_alternatives("is it raining or not?")
     (None, None)
-    >>> named_alternatives("is the cat or the dog asleep?"), named_alternatives("is it red?")
-    (None, None)
+    >>> named_alternatives("is it red, green or blue?")
+    >>> named_alternatives("is this car red or blue?")
     """
-    text = " ".join(question.strip().rstrip("?").lower().split())
-    if not _CHOICE.match(text) or _EXISTENCE.match(text) or text.count(" or ") != 1:
+    text = " ".join(question.lower().split()).strip(" ?!.")
+    match = _CHOICE.fullmatch(text) or _SHORT_CHOICE.fullmatch(text)
+    if match is None:
         return None
-    before, after = (part.replace(",", " ").split() for part in text.split(" or "))
-    if after[0] in _ARTICLES:
-        after = after[1:]
-    first = before[-len(after) :] if after else []
-    if not first or len(first) < len(after) or _STOP_WORDS.intersection(first):
+    first, second = match["first"], match["second"]
+    if len(first.split()) != len(second.split()) or _NO_ANSWER.search(f"{first} {second}"):
         return None
-    alternatives = " ".join(first), " ".join(after)
-    is_choice = len(set(map(canonical_answer, alternatives))) == 2
-    return alternatives if is_choice else None
+    return None if canonical_answer(first) == canonical_answer(second) else (first, second)
 
 
 def answered_prompt(question: str, answer: str, phrases: Sequence[Sequence[Span]]) -> Prompt:

@@ -340,7 +340,7 @@ def test_choices_may_be_outside_the_vocabulary_of_a_text_classifier() -> None:
 
 def test_a_text_classifier_answers_with_an_alternative_that_the_question_names() -> None:
     model = tiny_model(*TEXT_TASKS, "MODEL.ANSWER.CLASSIFIER", "text")
-    question = "is it a purple elephant or a small mouse?"
+    question = "is this a purple elephant or a small mouse?"
     named = ["purple elephant", "small mouse"]
     ours, expected, free = (
         predict(model, inference_input(question=question, **choices))[0]

@@ -80,7 +80,7 @@ class AnswerHead(nn.Module, Configurable):
         """
         Args:
             language_dim: D.
-            answers: the vocabulary of training, and the default choices at inference.
+            answers: the vocabulary of training; at inference see :meth:`choices_of`.
             scores: (Q, D) pooled questions and a list of answers -> (Q, A) logits:
                 :class:`LinearAnswerScores` or :class:`TextAnswerScores`.
             weight: factor of the loss.

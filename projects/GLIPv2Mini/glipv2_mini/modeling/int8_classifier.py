@@ -175,8 +175,9 @@ class _ChannelStatistics:
 @functools.cache
 def supports_int8() -> bool:
     """Whether this machine and this torch have oneDNN's integer convolutions in a fast form."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not is_x86 or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        return False  # without AVX2
     mean = torch.zeros(1)
     conv = Int8Conv2d(nn.Conv2d(1, 1, 1), input_range=(0, 1), input_mean=mean, has_relu6=True)
     try:
@@ -256,12 +257,15 @@ def _has_known_parts(classifier: Any) -> bool:
     if not all(hasattr(classifier, name) for name in names):
         return False
     blocks = [block for stage in classifier.blocks for block in stage]
-    return isinstance(classifier.bn2.act, nn.ReLU6) and all(_is_known(block) for block in blocks)
+    has_relu6 = all(isinstance(norm.act, nn.ReLU6) for norm in (classifier.bn1, classifier.bn2))
+    return has_relu6 and all(_is_known(block) for block in blocks)
 
 
 def _is_known(block: Any) -> bool:
     names = _PARTS_OF_BLOCK.get(type(block).__name__)
-    if names is None or not isinstance(block.se, nn.Identity):
+    if names is None or not all(isinstance(x, nn.Identity) for x in (block.se, block.aa)):
+        return False
+    if any(getattr(block, conv).dilation != (1, 1) for conv, _ in names):
         return False
     *inner, (_, last) = [(conv, getattr(block, norm)) for conv, norm in names]
     return isinstance(last.act, nn.Identity) and all(

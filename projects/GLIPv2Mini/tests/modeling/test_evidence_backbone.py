@@ -187,7 +187,7 @@ class MeanOfLevels(MeanColor):
         return super().forward(cutouts) + torch.eye(1000)[0] * 100
 
 
-def test_an_int8_classifier_takes_the_place_of_the_other_but_in_recorded_graphs() -> None:
+def test_an_int8_classifier_takes_the_place_of_the_other_except_in_recorded_graphs() -> None:
     backbone = make_backbone([FIRST], int8_classifier=MeanOfLevels())
     image = plain_image(50, 100, 200)[None]
     ours = split(backbone(image), "p3").class_logits[0, 0, 1, 1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glipv2_d2.modeling.backbone.timm_backbone import build_timm_classifier
+from glipv2_d2.profiling.stages import ProductCounter
 from glipv2_mini.modeling.int8_classifier import (
     Int8Conv2d,
     _ChannelStatistics,
@@ -153,6 +154,17 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch(
 ) -> None:
     alone = torch.cat([quantized(photo) for photo in photos.split(1)])
     torch.testing.assert_close(quantized(photos), alone, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_work_of_a_convolution_is_that_in_floats() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    counted = []
+    for module in (conv, int8(conv, -4.0, 4.0)):
+        with ProductCounter() as counter:
+            module(torch.zeros(1, 8, 12, 10))
+        counted.append(counter.read()["convolution_flops"])
+    assert counted == [2 * 12 * 10 * 8 * 9] * 2
 
 
 @torch.inference_mode()
