@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import re
@@ -104,6 +105,8 @@ class FinetuneTrainer(Trainer):
         self.plan: Plan | None = None
         self.in_step = False
         self.was_terminated = False
+        # Not within steps and writers: an exception there would leave them half done.
+        self.ends_at_once = True
         super().__init__(cfg)
         if limit is None:
             self.plan = Plan(self.max_iter, cfg.TEST.EVAL_PERIOD)
@@ -127,6 +130,8 @@ class FinetuneTrainer(Trainer):
 
     def build_writers(self) -> list[EventWriter]:
         """Without Detectron2's line on the terminal, whose remaining time has no evaluations."""
+        # Else the first write imports it, and a Ctrl-C during it leaves half a module.
+        importlib.import_module("torch.utils.tensorboard")
         return [w for w in super().build_writers() if not isinstance(w, CommonMetricPrinter)]
 
     def _build_best_metric_hook(self) -> BestMetricHook | None:
@@ -204,7 +209,10 @@ class FinetuneTrainer(Trainer):
         """
         with self._signals():
             try:
-                return super().train()
+                results = super().train()
+                if self.was_terminated:
+                    raise Terminated
+                return results
             except (Terminated, KeyboardInterrupt):
                 self._write_interrupted()
                 raise
@@ -221,11 +229,11 @@ class FinetuneTrainer(Trainer):
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM ends the training after the step, or at once during an evaluation."""
+        """SIGTERM ends the training at once before it and during evaluations, else after a step."""
 
         def terminate(*_: Any) -> None:
             self.was_terminated = True
-            if not self.in_step and comm.get_world_size() == 1:
+            if self.ends_at_once and comm.get_world_size() == 1:
                 raise Terminated
 
         try:
@@ -251,7 +259,9 @@ class TimedEvalHook(EvalHook):
 
     def _do_eval(self) -> None:
         start = time.monotonic()
+        self.trainer.ends_at_once = True
         super()._do_eval()
+        self.trainer.ends_at_once = False
         self.trainer.times.evaluation = time.monotonic() - start
 
 
@@ -264,7 +274,7 @@ class StepHook(HookBase):
     trainer: FinetuneTrainer
 
     def before_step(self) -> None:
-        self.trainer.in_step = True
+        self.trainer.in_step, self.trainer.ends_at_once = True, False
         self._start = time.monotonic()
 
     def after_step(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import EventWriter, get_event_storage
 from helpers.stand_in import MeanColour, configure
 from helpers.tiny_coco import write_coco
 
@@ -137,6 +139,24 @@ def test_only_the_last_checkpoint_is_kept_beside_the_best_weights(cfg: CfgNode) 
     assert all(len(names) == 1 for names in seen)
     left = {path.name for path in output.glob("*.pth")}
     assert left == {"delta.pth", "model_best.pth", "model_final.pth", "model_mine.pth"}
+
+
+def test_sigterm_does_not_interrupt_a_writer(cfg: CfgNode) -> None:
+    """What it has written by half would be left, such as a module that it imports."""
+    written: list[int] = []
+
+    class Writer(EventWriter):
+        def write(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            written.append(get_event_storage().iter)
+
+    trainer = FinetuneTrainer(cfg)
+    writer = next(hook for hook in trainer._hooks if isinstance(hook, PeriodicWriter))
+    writer._writers, writer._period = [Writer()], 1
+    with pytest.raises(Terminated):
+        trainer.train()
+    # After the first iteration, and at the end of the training, which the second one is.
+    assert written == [0, 1]
 
 
 def test_sigterm_ends_an_evaluation_at_once_and_a_step_after_it(cfg: CfgNode) -> None:
