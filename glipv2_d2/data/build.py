@@ -74,6 +74,12 @@ def build_train_loader(
     cfg = complete_config(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: give at least one registered dataset")
+    for name in cfg.DATASETS.TRAIN:
+        if name in MetadataCatalog and MetadataCatalog.get(name).get("evaluation_only"):
+            raise ValueError(
+                f"DATASETS.TRAIN has {name!r}, which is for evaluation only: remove it, or put it "
+                "into DATASETS.TEST"
+            )
     register_custom(cfg.DATASETS.CUSTOM)
     label_maps = load_label_maps(cfg)
     records_of = open_stores(cfg) if cfg.DATALOADER.RECORD_STORE else _records_in_memory(cfg)

@@ -38,7 +38,7 @@ def register(
         metadata: such as ``evaluator_type``, which selects the evaluator; ``pack_captions``, to
             add other captions of the dataset to a training prompt; ``decorations``, the prompt
             text of each class; ``find_files``, a function that returns source files which are
-            found in others.
+            found in others; ``evaluation_only``, which makes training on it an error.
     """
     if name in DatasetCatalog:
         return

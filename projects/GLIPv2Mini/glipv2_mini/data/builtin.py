@@ -1,8 +1,10 @@
-"""The datasets of the small model: composed scenes (``mini_stamps_*``) and easy-VQA."""
+"""The datasets of the small model: composed scenes (``mini_stamps_*``), easy-VQA and dev photos."""
 
 from __future__ import annotations
 
 import os
+
+from detectron2.data import MetadataCatalog
 
 from glipv2_d2.data.readers.coco import register_coco
 from glipv2_d2.data.readers.coco_captions import register_captioning
@@ -24,6 +26,7 @@ def register_datasets(root: str) -> None:
     """Register the datasets below ``root``, each name once."""
     register_stamps(root)
     register_easy_vqa(root)
+    register_dev_photos(root)
 
 
 def register_stamps(root: str) -> None:
@@ -75,3 +78,18 @@ def register_easy_vqa(root: str) -> None:
             os.path.join(folder, f"{split}_answers.json"),
         )
     register_first("easy_vqa_test", NUM_FIRST_EASY_VQA)
+
+
+def register_dev_photos(root: str) -> None:
+    """``mini_photos_dev`` and ``mini_photos_dev_vqa`` of ``datasets/prepare_photos.py``."""
+    folder = os.path.join(root, "mini_photos")
+    files = (os.path.join(folder, "annotations.json"), os.path.join(folder, "images"))
+    register_coco("mini_photos_dev", *files)
+    register_questions(
+        "mini_photos_dev_vqa",
+        *files,
+        os.path.join(folder, "questions.json"),
+        os.path.join(folder, "answers.json"),
+    )
+    for name in ("mini_photos_dev", "mini_photos_dev_vqa"):
+        MetadataCatalog.get(name).set(evaluation_only=True)

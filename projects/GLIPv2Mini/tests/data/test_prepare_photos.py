@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from qt_files import qt_resource_file
 
+from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.engine.setup import load_config
 from glipv2_d2.projects import load_projects
 
 PLAIN, IN_RESOURCES = "photos:street.png", "photos:animals.rcc:images/cow.png"
@@ -137,6 +139,21 @@ def test_questions_have_ten_answers_and_phrases_their_box(
     assert cow["questions"] == cow["referring"] == []
 
 
+def test_questions_are_also_in_vqav2s_files(package: dict[str, bytes], tmp_path: Path) -> None:
+    prepare(tmp_path / "out")
+    questions, answers = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("questions.json", "answers.json")
+    )
+    ids = {"question_id": 1, "image_id": 1}
+    assert questions == {"questions": [{**ids, "question": "what is parked?"}]}
+    (annotation,) = answers["annotations"]
+    assert annotation | ids == annotation
+    assert annotation["question_type"] == "what"
+    assert annotation["answer_type"] == "other"
+    assert [answer["answer"] for answer in annotation["answers"]] == ["van", "car"] * 5
+
+
 @pytest.mark.parametrize(
     ("file", "content", "refused"),
     [
@@ -169,4 +186,9 @@ def test_the_annotations_are_complete() -> None:
 
 def test_no_config_can_train_on_the_photos() -> None:
     load_projects()
-    assert not [name for name in DatasetCatalog.list() if "mini_photos" in name]
+    names = [name for name in DatasetCatalog.list() if "mini_photos" in name]
+    assert names == ["mini_photos_dev", "mini_photos_dev_vqa"]
+    for name in names:
+        cfg = load_config(opts=["DATASETS.TRAIN", (name,)])
+        with pytest.raises(ValueError, match=rf"{name}', which is for evaluation only"):
+            build_train_loader(cfg)
