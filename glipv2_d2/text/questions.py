@@ -56,7 +56,7 @@ def named_alternatives(question: str) -> tuple[str, str] | None:
     """The two answers that an English question "is it A or B?" names (our choice).
 
     None of all questions in which it is not clear what A and B are: both have as many words, one or
-    two. "Is there a cat or a dog?" asks for yes or no.
+    two. "Is there a cat or a dog?" expects yes or no.
 
     >>> named_alternatives("Is it day or night?")
     ('day', 'night')
