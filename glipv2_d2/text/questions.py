@@ -55,8 +55,8 @@ def question_of(prompt: Prompt) -> str:
 def named_alternatives(question: str) -> tuple[str, str] | None:
     """The two answers that an English question "is it A or B?" names (our choice).
 
-    None of all questions in which it is not clear what A and B are: both have as many words, one or
-    two. "Is there a cat or a dog?" expects yes or no.
+    None if it is not clear where A and B begin and end: both must have the same number of words,
+    one or two. "Is there a cat or a dog?" expects yes or no.
 
     >>> named_alternatives("Is it day or night?")
     ('day', 'night')
