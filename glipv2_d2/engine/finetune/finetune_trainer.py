@@ -228,6 +228,19 @@ class FinetuneTrainer(Trainer):
                 self.write_delta()
 
     @contextlib.contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """SIGTERM ends what is done in this context, also one that arrived before it.
+
+        Raises:
+            Terminated: after SIGTERM, in a single process.
+        """
+        self.ends_at_once = True
+        if self.was_terminated and comm.get_world_size() == 1:
+            raise Terminated
+        yield
+        self.ends_at_once = False
+
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM ends the training at once before it and during evaluations, else after a step."""
 
@@ -259,9 +272,8 @@ class TimedEvalHook(EvalHook):
 
     def _do_eval(self) -> None:
         start = time.monotonic()
-        self.trainer.ends_at_once = True
-        super()._do_eval()
-        self.trainer.ends_at_once = False
+        with self.trainer.ending_at_once():
+            super()._do_eval()
         self.trainer.times.evaluation = time.monotonic() - start
 
 

@@ -159,6 +159,28 @@ def test_sigterm_does_not_interrupt_a_writer(cfg: CfgNode) -> None:
     assert written == [0, 1]
 
 
+def test_sigterm_in_the_last_writer_leaves_out_the_evaluation(cfg: CfgNode) -> None:
+    evaluated: list[int] = []
+    trainer = FinetuneTrainer(cfg)
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        evaluated.append(trainer.iter)
+        return {"bbox": {"AP": 1.0}}
+
+    trainer.eval_hook._func = evaluate
+
+    class Writer(EventWriter):
+        def write(self) -> None:
+            if trainer.iter == trainer.max_iter - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    writer = next(hook for hook in trainer._hooks if isinstance(hook, PeriodicWriter))
+    writer._writers, writer._period = [Writer()], 1
+    with pytest.raises(Terminated):
+        trainer.train()
+    assert trainer.iter == trainer.max_iter not in evaluated
+
+
 def test_sigterm_ends_an_evaluation_at_once_and_a_step_after_it(cfg: CfgNode) -> None:
     trainer = FinetuneTrainer(cfg)
     reached: list[int] = []
