@@ -265,24 +265,38 @@ def _collect(split: SceneSplit, records: list[dict[str, Any]]) -> dict[str, dict
 
 def vqa_files(questions_of: Mapping[int, Sequence[Question]]) -> dict[str, dict[str, Any]]:
     """VQAv2's files of the questions per image id: ``{"_questions": ..., "_answers": ...}``."""
+    return vqa_files_of_answers(
+        {
+            image_id: [(question, [answer] * ANSWERS_PER_QUESTION) for question, answer in pairs]
+            for image_id, pairs in questions_of.items()
+        }
+    )
+
+
+def vqa_files_of_answers(
+    questions_of: Mapping[int, Sequence[tuple[str, Sequence[str]]]],
+) -> dict[str, dict[str, Any]]:
+    """:func:`vqa_files` of questions with all their answers, the most common one first."""
     questions: list[dict[str, Any]] = []
-    answers: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, pairs in questions_of.items():
-        for question, answer in pairs:
+        for question, answers in pairs:
             ids = {"question_id": len(questions) + 1, "image_id": image_id}
             questions.append({**ids, "question": question})
-            answers.append({**ids, **_vqa_answer(answer)})
-    return {"_questions": {"questions": questions}, "_answers": {"annotations": answers}}
+            annotations.append({**ids, **_vqa_answers(answers)})
+    return {"_questions": {"questions": questions}, "_answers": {"annotations": annotations}}
 
 
-def _vqa_answer(answer: str) -> dict[str, Any]:
+def _vqa_answers(answers: Sequence[str]) -> dict[str, Any]:
     kinds = {"yes": "yes/no", "no": "yes/no"}
-    kind = kinds.get(answer, "number" if answer.isdigit() else "other")
-    ids = range(1, ANSWERS_PER_QUESTION + 1)
+    first = answers[0]
     return {
-        "answer_type": kind,
-        "multiple_choice_answer": answer,
-        "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i in ids],
+        "answer_type": kinds.get(first, "number" if first.isdigit() else "other"),
+        "multiple_choice_answer": first,
+        "answers": [
+            {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+            for number, answer in enumerate(answers, start=1)
+        ],
     }
 
 

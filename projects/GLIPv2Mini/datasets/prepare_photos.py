@@ -8,8 +8,8 @@ only the annotations, photos_dev.json. A photo that differs from the annotated o
 The photos are for evaluation (tools/score_photos.py; mini_photos_dev and mini_photos_dev_vqa in
 DATASETS.TEST). They are never training data, not even as backgrounds.
 
-Writes images/, questions.json and answers.json in VQAv2's format, and annotations.json. That is a
-COCO file with boxes, some of them crowds, and for every image also
+Writes images/, annotations_questions.json and annotations_answers.json in VQAv2's format, and
+annotations.json. That is a COCO file with boxes, some of them crowds, and for every image also
 
     caption                        one sentence
     questions                      [{question, answers}], ten answers as in VQAv2's files
@@ -36,11 +36,11 @@ from typing import Any
 
 from PIL import Image
 
+from glipv2_d2.data.composed_dataset import vqa_files_of_answers
 from glipv2_d2.file_writing import atomic_write, dump_json
 from glipv2_d2.images import open_image
 from glipv2_mini.data.debian_packages import find_package, read_package
 from glipv2_mini.data.qt_resources import QtResources
-from glipv2_mini.data.questions import question_type
 
 ANNOTATIONS = Path(__file__).with_name("photos_dev.json")
 NUM_ANSWERS = 10
@@ -56,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     write_images(args.output / "images", images)
     coco = build_coco(source, {name: image.size for name, image in images.items()})
-    for name, content in vqa_files(coco["images"]).items():
-        atomic_write(args.output / name, dump_json(content))
+    pairs = {
+        image["id"]: [(entry["question"], entry["answers"]) for entry in image["questions"]]
+        for image in coco["images"]
+    }
+    for ending, content in vqa_files_of_answers(pairs).items():
+        atomic_write(args.output / f"annotations{ending}.json", dump_json(content))
     atomic_write(args.output / "annotations.json", dump_json(coco))
     print(
         f"{len(coco['images'])} photos in {args.output / 'images'}, their "
@@ -206,35 +210,6 @@ def build_coco(source: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) 
             | ({"coco80": source["coco80"][name]} if name in source["coco80"] else {})
             for name in names
         ],
-    }
-
-
-def vqa_files(images: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """VQAv2's files of the questions of all images, by file name."""
-    questions: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image in images:
-        for entry in image["questions"]:
-            ids = {"question_id": len(questions) + 1, "image_id": image["id"]}
-            questions.append({**ids, "question": entry["question"]})
-            answers = [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-                for number, answer in enumerate(entry["answers"], start=1)
-            ]
-            first = entry["answers"][0]
-            kind = "yes/no" if first in ("yes", "no") else "number" if first.isdigit() else "other"
-            annotations.append(
-                {
-                    **ids,
-                    "question_type": question_type(entry["question"]),
-                    "answer_type": kind,
-                    "multiple_choice_answer": first,
-                    "answers": answers,
-                }
-            )
-    return {
-        "questions.json": {"questions": questions},
-        "answers.json": {"annotations": annotations},
     }
 
 

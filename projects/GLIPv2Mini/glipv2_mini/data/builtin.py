@@ -88,8 +88,9 @@ def register_dev_photos(root: str) -> None:
     register_questions(
         "mini_photos_dev_vqa",
         *files,
-        os.path.join(folder, "questions.json"),
-        os.path.join(folder, "answers.json"),
+        os.path.join(folder, "annotations_questions.json"),
+        os.path.join(folder, "annotations_answers.json"),
+        question_type,
     )
     for name in ("mini_photos_dev", "mini_photos_dev_vqa"):
         MetadataCatalog.get(name).set(evaluation_only=True)

@@ -142,15 +142,14 @@ def test_questions_have_ten_answers_and_phrases_their_box(
 def test_questions_are_also_in_vqav2s_files(package: dict[str, bytes], tmp_path: Path) -> None:
     prepare(tmp_path / "out")
     questions, answers = (
-        json.loads((tmp_path / "out" / name).read_text())
-        for name in ("questions.json", "answers.json")
+        json.loads((tmp_path / "out" / f"annotations_{name}.json").read_text())
+        for name in ("questions", "answers")
     )
     ids = {"question_id": 1, "image_id": 1}
     assert questions == {"questions": [{**ids, "question": "what is parked?"}]}
     (annotation,) = answers["annotations"]
     assert annotation | ids == annotation
-    assert annotation["question_type"] == "what"
-    assert annotation["answer_type"] == "other"
+    assert (annotation["answer_type"], annotation["multiple_choice_answer"]) == ("other", "van")
     assert [answer["answer"] for answer in annotation["answers"]] == ["van", "car"] * 5
 
 
