@@ -9,16 +9,37 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from torch import Tensor
+from torch import Tensor, nn
 
 from glipv2_d2.config import with_config_keys
 from glipv2_d2.layers.drop_block import DropBlock
+from glipv2_d2.layers.tracing import is_tracing
 
 _CONFIG_KEYS = {
     "in_features": "MODEL.FPN.IN_FEATURES",
     "prob": "MODEL.FPN.DROP_BLOCK_PROB",
     "block_size": "MODEL.FPN.DROP_BLOCK_SIZE",
 }
+
+
+class _PaddedP6P7(LastLevelP6P7):
+    """Detectron2's P6 and P7, whose gradients are also right for maps one pixel wide.
+
+    For those, oneDNN's bf16 gradient of the weights of a padded convolution of stride 2 contains
+    uninitialized memory on CPUs with AVX-512 (torch 2.15). Padded beforehand, it does not.
+    """
+
+    def forward(self, c5: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> P6 and P7."""
+        p6 = _downsample(c5, self.p6)
+        return [p6, _downsample(F.relu(p6), self.p7)]
+
+
+def _downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    if is_tracing() or x.shape[-1] > 1:
+        return conv(x)
+    sides = [size for size in reversed(conv.padding) for _ in range(2)]
+    return F.conv2d(F.pad(x, sides), conv.weight, conv.bias, conv.stride)
 
 
 class GroundingFPN(FPN):
@@ -64,7 +85,7 @@ class GroundingFPN(FPN):
             in_features=in_features,
             out_channels=out_channels,
             norm=norm,
-            top_block=LastLevelP6P7(out_channels, out_channels, in_feature=coarsest),
+            top_block=_PaddedP6P7(out_channels, out_channels, in_feature=coarsest),
         )
         self.drop_block = drop_block
 

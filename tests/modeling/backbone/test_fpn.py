@@ -25,12 +25,12 @@ class Pyramid(Backbone):
         return {f"c{k}": ShapeSpec(channels=3, stride=2**k) for k in (3, 4, 5)}
 
 
-def make_fpn(prob: float = 0.0) -> GroundingFPN:
+def make_fpn(prob: float = 0.0, channels: int = CHANNELS) -> GroundingFPN:
     torch.manual_seed(0)
     return GroundingFPN(
         bottom_up=Pyramid(),
         in_features=["c3", "c4", "c5"],
-        out_channels=CHANNELS,
+        out_channels=channels,
         drop_block=DropBlock(prob=prob, block_size=3),
     )
 
@@ -76,6 +76,18 @@ def test_p6_and_p7_are_computed_from_the_output_p5() -> None:
     assert torch.equal(levels["p6"], p6)
     assert torch.equal(levels["p7"], fpn.top_block.p7(p6.relu()))
     assert (levels["p6"] < 0).any()
+
+
+def test_bf16_gradients_of_maps_one_pixel_wide_are_those_of_fp32() -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        fpn = make_fpn(channels=16)
+        torch.full((2**18,), torch.nan)  # what a read of freed memory would return
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            fpn(image()[..., :32])["p7"].float().square().sum().backward()
+        gradients.append(fpn.top_block.p7.weight.grad)
+    expected, ours = gradients
+    assert (ours - expected).norm() <= 0.1 * expected.norm()
 
 
 def test_size_that_is_not_a_multiple_of_the_stride() -> None:
