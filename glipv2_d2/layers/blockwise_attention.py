@@ -13,8 +13,9 @@ computed from the output of the attention.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glipv2_d2.layers.dropout import apply_keep_mask_, keep_mask
+from glipv2_d2.layers.packed_linear import prepared_linear
 from glipv2_d2.layers.tracing import is_exporting_onnx, is_tracing
 
 # GLIP clamps the scores so that fp16 does not overflow.
@@ -44,7 +46,7 @@ class AbsorbedText:
         key_bias: (N, 1, H T), added to the scores of every position.
         value: (N, H T, C), for text-to-image attention; None: there is none.
         padding_bias: (N, 1, 1, T), added to the scores of text-to-image attention: 0 for valid
-            tokens, the lowest finite number for padding.
+            tokens, the lowest finite number for padding. None: nothing is added.
     """
 
     num_heads: int
@@ -89,8 +91,10 @@ def blockwise_attention(
     tensors = (visual, text.key, text.key_bias, text.value, text.padding_bias)
     if torch.is_grad_enabled():
         updated, *context = _attend_with_gradients(*tensors, options)
+    elif _multiplies_by_linear(visual) and dropout == 0 and len(visual) > 0:
+        updated, context = _attend_per_image(*tensors, options)
     else:
-        updated, *context = _attend(*tensors, options, output=visual)
+        updated, *context = _attend(*tensors, options)
     if text.value is None:
         updated = visual
     return updated, TextContext(*context)
@@ -123,9 +127,8 @@ def _blocks(visual: Tensor, key: Tensor) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _scores(x: Tensor, key: Tensor, key_bias: Tensor) -> Tensor:
+def _clamped(scores: Tensor) -> Tensor:
     """(N, B, H T) scores of a block of B positions, in at least fp32."""
-    scores = torch.baddbmm(key_bias, x, key)
     return scores.to(_score_dtype(scores.dtype)).clamp_(-MAX_SCORE, MAX_SCORE)
 
 
@@ -141,11 +144,12 @@ def _exp_of_difference(scores: Tensor, offset: Tensor) -> Tensor:
 
 
 def _softmax_over_tokens(
-    scores: Tensor, padding_bias: Tensor, num_heads: int, *, in_place: bool
+    scores: Tensor, padding_bias: Tensor | None, num_heads: int, *, in_place: bool
 ) -> Tensor:
     """(N, B, H T) scores -> attention weights, which sum to 1 over the tokens of each head."""
     per_head = scores.unflatten(2, (num_heads, -1))
-    per_head = per_head.add_(padding_bias) if in_place else per_head + padding_bias
+    if padding_bias is not None:
+        per_head = per_head.add_(padding_bias) if in_place else per_head + padding_bias
     return per_head.softmax(dim=-1).flatten(2)
 
 
@@ -170,7 +174,7 @@ class OnlineSoftmaxState:
         decay = (earlier.max_score - self.max_score).exp().flatten(1)
         self.normalizer = self.normalizer + decay * earlier.normalizer
         self.weight_sum = self.weight_sum + decay * earlier.weight_sum
-        self.features = self.features + decay[..., None] * earlier.features
+        self.features = torch.addcmul(self.features, decay[..., None], earlier.features)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """The fields of :class:`TextContext`."""
@@ -213,29 +217,81 @@ def _attend(
     padding_bias: Tensor | None,
     options: _Options,
     *,
-    output: Tensor | None,
+    output: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """The forward pass. ``output``: what the result of text-to-image attention is added to."""
-    state = None
+    """The forward pass. ``output``: what the result of text-to-image attention is added to, in
+    place of ``visual``.
+    """
+    output = visual if output is None else output
+    num_positions, state = visual.shape[1], None
+    if padding_bias is not None and _multiplies_by_linear(visual) and not padding_bias.any():
+        padding_bias = None  # one pass over the scores less
     with torch.autocast(visual.device.type, enabled=False):
+        score = _affine_product(key, key_bias, num_positions)
+        if value is not None:
+            weighted_sum = _affine_product(value, None, num_positions)
         for index, block in enumerate(_blocks(visual, key)):
             x = visual[:, block].to(key.dtype)
-            scores = _scores(x, key, key_bias)
+            scores = _clamped(score(x))
             # First, as text-to-image attention overwrites scores and positions.
             mask = options.keep_mask(scores, index, image_to_text=True)
             state = _attend_to_positions(scores, x, mask, state)
-            if value is not None and padding_bias is not None and output is not None:
+            if value is not None:
                 mask = options.keep_mask(scores, index, image_to_text=False)
                 weights = _softmax_over_tokens(
                     scores, padding_bias, options.num_heads, in_place=not is_exporting_onnx()
                 )
-                weights = apply_keep_mask_(weights.to(value.dtype), mask)
+                update = weighted_sum(apply_keep_mask_(weights.to(value.dtype), mask))
                 if is_exporting_onnx():  # one block, and no writing into views
-                    output = output + weights @ value
+                    output = output + update
                 else:
-                    _add_product(output[:, block], weights, value)
+                    output[:, block] += update
     assert state is not None, "there are no positions"
     return output, *state.result()
+
+
+def _attend_per_image(
+    visual: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor | None,
+    padding_bias: Tensor | None,
+    options: _Options,
+) -> tuple[Tensor, list[Tensor]]:
+    """:func:`_attend` image by image: keys and values are prepared for the products of one."""
+    contexts = []
+    for i in range(len(visual)):
+        _, *context = _attend(
+            visual[i : i + 1],
+            key[i : i + 1],
+            key_bias[i : i + 1],
+            None if value is None else value[i : i + 1],
+            None if padding_bias is None else padding_bias[i : i + 1],
+            options,
+        )
+        contexts.append(context)
+    return visual, [torch.cat(parts) for parts in zip(*contexts, strict=True)]
+
+
+def _multiplies_by_linear(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not is_tracing()
+
+
+def _affine_product(
+    weight: Tensor, bias: Tensor | None, num_rows: int
+) -> Callable[[Tensor], Tensor]:
+    """Multiply (N, B, I) inputs of each image, ``num_rows`` in all, by ``weight``; add ``bias``.
+
+    Args:
+        weight: (N, I, O).
+        bias: (N, 1, O).
+    """
+    if _multiplies_by_linear(weight) and len(weight) == 1:
+        of_image = None if bias is None else bias.flatten()
+        return prepared_linear(weight[0].t(), of_image, num_rows=num_rows)
+    if bias is None:
+        return partial(torch.matmul, other=weight)
+    return lambda x: torch.baddbmm(bias, x, weight)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -280,6 +336,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         updated, features, weight_sum, logsumexp = _attend(
             visual, key, key_bias, value, padding_bias, options, output=output
         )
+        updated = updated if value is not None else None
         ctx.options = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
@@ -344,7 +401,7 @@ class _Backward:
         """Add the contribution of a block of positions."""
         x = self.visual[:, block].to(self.key.dtype)
         d_visual = self.d_visual[:, block]
-        scores = _scores(x, self.key, self.key_bias)
+        scores = _clamped(torch.baddbmm(self.key_bias, x, self.key))
         mask = self.options.keep_mask(scores, index, image_to_text=True)
         d_scores = self._image_to_text(scores, x, mask, d_visual if needs_visual_grad else None)
         if self.value is not None and self.d_updated is not None:
@@ -373,7 +430,6 @@ class _Backward:
     def _text_to_image(self, scores: Tensor, d_updated: Tensor, mask: Tensor | None) -> Tensor:
         """Gradient of the scores through text-to-image attention; adds to ``d_value``."""
         assert self.value_t is not None
-        assert self.padding_bias is not None
         assert self.d_value is not None
         weights = _softmax_over_tokens(
             scores, self.padding_bias, self.options.num_heads, in_place=False

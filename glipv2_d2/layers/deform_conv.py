@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from glipv2_d2.layers.packed_linear import prepared_linear
 from glipv2_d2.layers.tracing import is_exporting_onnx, is_tracing
 
 # Samples per block: 19 MB at 256 channels, which stay in the cache until they are multiplied. With
@@ -77,7 +78,8 @@ def _gather_and_multiply(
     x: Tensor, offsets: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, stride: int
 ) -> Tensor:
     num_images, _, height, width = x.shape
-    kernel = weight.permute(0, 2, 3, 1).flatten(1).t()  # (K C, Co)
+    kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
+    multiply = prepared_linear(kernel, bias, num_rows=modulation[:, 0].numel())
     pixels = _pad(x, x.dtype)
     rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
     row_weights = row_weights.to(x)
@@ -86,8 +88,7 @@ def _gather_and_multiply(
     for image, block in _blocks(modulation, _BLOCK_SAMPLES):
         table = pixels[image].flatten(0, 1)
         samples = _gather(table, rows[image, block], row_weights[image, block])
-        products = out[image, block].flatten(0, 1)
-        torch.addmm(bias, samples.view(-1, kernel.shape[0]), kernel, out=products)
+        out[image, block] = multiply(samples.view(*out[image, block].shape[:2], -1))
     return out.permute(0, 3, 1, 2)
 
 

@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from glipv2_d2.layers.packed_linear import prepared_linear
+
 Amounts = dict[str, float]
 """Quantities by name, such as ``{"wall_s": 0.1, "cpu_s": 0.2}``."""
 
@@ -63,6 +65,7 @@ class CudaClock:
 
 _DEFORMABLE = "torchvision.deform_conv2d"
 _INTEGER_CONVOLUTION = "onednn.qconv2d_pointwise"
+_PACKED_LINEAR = "mkldnn._linear_pointwise"
 
 
 def _deformable_flops(image: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> float:  # noqa: ARG001
@@ -82,10 +85,15 @@ def _integer_convolution_flops(
     return 2.0 * out_val.numel() * math.prod(weight.shape[1:])
 
 
+def _packed_linear_flops(x: Tensor, weight: Tensor, *args: Any, out_val: Tensor) -> float:  # noqa: ARG001
+    return 2.0 * out_val.numel() * weight.shape[1]
+
+
 # Operation name -> FLOP formula. In-place operations have a trailing "_".
 _FORMULAS = {str(packet): formula for packet, formula in flop_registry.items()} | {
     _DEFORMABLE: _deformable_flops,
     _INTEGER_CONVOLUTION: _integer_convolution_flops,
+    _PACKED_LINEAR: _packed_linear_flops,
 }
 
 
@@ -216,17 +224,18 @@ def machine_tasks(device: torch.device, dtype: torch.dtype) -> dict[str, Callabl
     """
     rows, depth, channels, height, width = 4096, 2304, 256, 100, 168
     a = torch.randn(rows, depth, device=device, dtype=dtype)
-    b = torch.randn(depth, channels, device=device, dtype=dtype)
+    with torch.no_grad():
+        weight = torch.randn(channels, depth, device=device, dtype=dtype)
+        multiply = prepared_linear(weight, None, num_rows=rows)
     image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
     image = image.to(memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
     kernel = kernel.to(memory_format=torch.channels_last)
     source = torch.zeros(32 * 2**20, device=device, dtype=torch.uint8)
     target = torch.zeros_like(source)
-    out = torch.empty(rows, channels, device=device, dtype=dtype)
 
     def product() -> float:
-        torch.mm(a, b, out=out)
+        multiply(a)
         return 2.0 * rows * depth * channels
 
     def convolution() -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from glipv2_d2.layers.packed_linear import MIN_ROWS, prepared_linear
 from glipv2_d2.profiling.stages import (
     Amounts,
     ProductCounter,
@@ -121,6 +123,19 @@ def test_a_deformable_convolution_is_counted_as_a_product() -> None:
         counted = counter.between(start, counter.read())
     assert counted["product_flops"] == 2 * 36 * 4 * (2 * 9)
     assert counted["convolution_flops"] == 0
+
+
+def test_a_product_with_packed_weights_is_counted_as_one_without() -> None:
+    x, weight = torch.zeros(MIN_ROWS, 3), torch.zeros(5, 3)
+    with ProductCounter() as counter, torch.no_grad():
+        multiply = prepared_linear(weight, None, num_rows=MIN_ROWS)
+        start = counter.read()
+        multiply(x)
+        middle = counter.read()
+        F.linear(x, weight)
+        end = counter.read()
+    assert counter.between(start, middle) == counter.between(middle, end)
+    assert counter.between(start, middle)["product_flops"] == 2 * MIN_ROWS * 3 * 5
 
 
 def test_an_in_place_product_is_counted() -> None:

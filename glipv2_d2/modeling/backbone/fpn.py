@@ -36,10 +36,10 @@ class _PaddedP6P7(LastLevelP6P7):
 
 
 def _downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """``conv`` pads by one pixel on each side."""
     if is_tracing() or x.shape[-1] > 1:
         return conv(x)
-    sides = [size for size in reversed(conv.padding) for _ in range(2)]
-    return F.conv2d(F.pad(x, sides), conv.weight, conv.bias, conv.stride)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), conv.weight, conv.bias, conv.stride)
 
 
 class GroundingFPN(FPN):
