@@ -274,7 +274,7 @@ def _attend_per_image(
 
 
 def _multiplies_by_linear(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not is_tracing()
+    return x.device.type == "cpu" and not (is_tracing() or torch.compiler.is_compiling())
 
 
 def _affine_product(
