@@ -91,7 +91,7 @@ def blockwise_attention(
     tensors = (visual, text.key, text.key_bias, text.value, text.padding_bias)
     if torch.is_grad_enabled():
         updated, *context = _attend_with_gradients(*tensors, options)
-    elif _multiplies_by_linear(visual) and dropout == 0 and len(visual) > 0:
+    elif _is_eager_on_cpu(visual) and dropout == 0 and len(visual) > 0:
         updated, context = _attend_per_image(*tensors, options)
     else:
         updated, *context = _attend(*tensors, options)
@@ -119,12 +119,15 @@ def _draw_seed() -> int:
 
 def _blocks(visual: Tensor, key: Tensor) -> Iterator[slice]:
     """Slices of the positions with a limited number of scores each."""
-    num_positions, scores_per_position = visual.shape[1], len(visual) * key.shape[2]
-    limit = None if is_tracing() else MAX_BLOCK_SCORES.get(visual.device.type)
-    size = num_positions if limit is None else limit // max(1, scores_per_position)
-    size = max(1, size)
-    for start in range(0, num_positions, size):
+    size = _block_size(visual, key)
+    for start in range(0, visual.shape[1], size):
         yield slice(start, start + size)
+
+
+def _block_size(visual: Tensor, key: Tensor) -> int:
+    scores_per_position = max(1, len(visual) * key.shape[2])
+    limit = None if is_tracing() else MAX_BLOCK_SCORES.get(visual.device.type)
+    return max(1, visual.shape[1] if limit is None else limit // scores_per_position)
 
 
 def _clamped(scores: Tensor) -> Tensor:
@@ -219,17 +222,18 @@ def _attend(
     *,
     output: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """The forward pass. ``output``: what the result of text-to-image attention is added to, in
-    place of ``visual``.
+    """The forward pass. ``output``: what the result of text-to-image attention is added to; None:
+    ``visual`` itself, in place.
     """
     output = visual if output is None else output
-    num_positions, state = visual.shape[1], None
-    if padding_bias is not None and _multiplies_by_linear(visual) and not padding_bias.any():
+    sizes = {"num_rows": visual.shape[1], "block_rows": _block_size(visual, key)}
+    state = None
+    if padding_bias is not None and _is_eager_on_cpu(visual) and not padding_bias.any():
         padding_bias = None  # one pass over the scores less
     with torch.autocast(visual.device.type, enabled=False):
-        score = _affine_product(key, key_bias, num_positions)
+        score = _affine_product(key, key_bias, **sizes)
         if value is not None:
-            weighted_sum = _affine_product(value, None, num_positions)
+            weighted_sum = _affine_product(value, None, **sizes)
         for index, block in enumerate(_blocks(visual, key)):
             x = visual[:, block].to(key.dtype)
             scores = _clamped(score(x))
@@ -258,7 +262,7 @@ def _attend_per_image(
     padding_bias: Tensor | None,
     options: _Options,
 ) -> tuple[Tensor, list[Tensor]]:
-    """:func:`_attend` image by image: keys and values are prepared for the products of one."""
+    """:func:`_attend` image by image, in place: keys and values are packed for one image each."""
     contexts = []
     for i in range(len(visual)):
         _, *context = _attend(
@@ -273,22 +277,23 @@ def _attend_per_image(
     return visual, [torch.cat(parts) for parts in zip(*contexts, strict=True)]
 
 
-def _multiplies_by_linear(x: Tensor) -> bool:
+def _is_eager_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not (is_tracing() or torch.compiler.is_compiling())
 
 
 def _affine_product(
-    weight: Tensor, bias: Tensor | None, num_rows: int
+    weight: Tensor, bias: Tensor | None, *, num_rows: int, block_rows: int
 ) -> Callable[[Tensor], Tensor]:
-    """Multiply (N, B, I) inputs of each image, ``num_rows`` in all, by ``weight``; add ``bias``.
+    """Multiply (N, B, I) inputs of each image by ``weight`` and add ``bias``.
 
     Args:
         weight: (N, I, O).
         bias: (N, 1, O).
+        num_rows, block_rows: as of :func:`~glipv2_d2.layers.packed_linear.prepared_linear`.
     """
-    if _multiplies_by_linear(weight) and len(weight) == 1:
+    if _is_eager_on_cpu(weight) and len(weight) == 1:
         of_image = None if bias is None else bias.flatten()
-        return prepared_linear(weight[0].t(), of_image, num_rows=num_rows)
+        return prepared_linear(weight[0].t(), of_image, num_rows=num_rows, block_rows=block_rows)
     if bias is None:
         return partial(torch.matmul, other=weight)
     return lambda x: torch.baddbmm(bias, x, weight)

@@ -79,17 +79,21 @@ def _gather_and_multiply(
 ) -> Tensor:
     num_images, _, height, width = x.shape
     kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (Co, K C)
-    multiply = prepared_linear(kernel, bias, num_rows=modulation[:, 0].numel())
     pixels = _pad(x, x.dtype)
     rows, row_weights = _bilinear_rows(offsets, modulation, (height, width), stride)
-    row_weights = row_weights.to(x)
+    rows, row_weights = rows.flatten(1, 2), row_weights.flatten(1, 2).to(x)  # (N, Ho Wo, K, 4)
 
-    out = x.new_empty(num_images, *modulation.shape[-2:], len(bias))
-    for image, block in _blocks(modulation, _BLOCK_SAMPLES):
+    block_size = max(1, _BLOCK_SAMPLES // modulation.shape[1])
+    num_locations = rows.shape[1]
+    multiply = prepared_linear(kernel, bias, num_rows=num_locations, block_rows=block_size)
+    out = x.new_empty(num_images, num_locations, len(bias))
+    for image in range(num_images):
         table = pixels[image].flatten(0, 1)
-        samples = _gather(table, rows[image, block], row_weights[image, block])
-        out[image, block] = multiply(samples.view(*out[image, block].shape[:2], -1))
-    return out.permute(0, 3, 1, 2)
+        for start in range(0, num_locations, block_size):
+            block = slice(start, start + block_size)
+            samples = _gather(table, rows[image, block], row_weights[image, block])
+            out[image, block] = multiply(samples.view(-1, kernel.shape[1]))
+    return out.unflatten(1, modulation.shape[-2:]).permute(0, 3, 1, 2)
 
 
 def _gather_at_once(

@@ -10,9 +10,7 @@ CPU, and computes window attention in fewer passes over the scores. Attention ma
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -74,29 +72,14 @@ class FastWindowAttention(WindowAttention):
         """
         if torch.is_grad_enabled():
             return super().forward(x, mask)
-        return self.prepared(len(x) * x.shape[1])(x, mask)
-
-    def prepared(self, num_positions: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """:meth:`forward` without gradients, for parts of a map with ``num_positions`` in all."""
-        qkv = prepared_module(self.qkv, num_rows=num_positions)
-        proj = prepared_module(self.proj, num_rows=num_positions)
-        return partial(self._attend, qkv, proj)
-
-    def _attend(
-        self,
-        project: Callable[[Tensor], Tensor],
-        merge: Callable[[Tensor], Tensor],
-        x: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
         bias = self.relative_position_bias_table[self.relative_position_index]  # (A, A, heads)
         bias = bias.permute(2, 0, 1)
         if mask is not None:
             bias = bias + mask[:, None]  # (V, heads, A, A)
         # (3, N V, heads, A, d)
-        qkv = project(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attend = self._attend_by_products if x.device.type == "cpu" else self._attend_fused
-        return merge(attend(qkv, bias).transpose(1, 2).flatten(2))
+        return self.proj(attend(qkv, bias).transpose(1, 2).flatten(2))
 
     def _attend_by_products(self, qkv: Tensor, bias: Tensor) -> Tensor:
         query, key, value = qkv.contiguous()
@@ -139,9 +122,12 @@ class FastSwinBlock(nn.Module):
             return maps + self.drop_path(self.mlp(self.norm2(maps)))
         maps = self._add_window_attention(maps, mask)
         positions = maps.flatten(0, 2)
-        expand = prepared_module(self.mlp.fc1, num_rows=len(positions), gelu=True)
-        reduce = prepared_module(self.mlp.fc2, num_rows=len(positions))
-        for chunk in positions.split(rows_per_chunk(maps.device, self.mlp.fc1.out_features)):
+        block_rows = rows_per_chunk(maps.device, self.mlp.fc1.out_features)
+        expand = prepared_module(
+            self.mlp.fc1, num_rows=len(positions), block_rows=block_rows, gelu=True
+        )
+        reduce = prepared_module(self.mlp.fc2, num_rows=len(positions), block_rows=block_rows)
+        for chunk in positions.split(block_rows):
             chunk.add_(reduce(expand(self.norm2(chunk))))
         return maps
 
@@ -172,12 +158,11 @@ class FastSwinBlock(nn.Module):
         windows_per_row = columns.padded // window
         elements = len(maps) * columns.padded * 3 * maps.shape[3]  # queries, keys and values
         height = max(window, rows_per_chunk(maps.device, elements) // window * window)
-        attend = self.attn.prepared(len(maps) * rows.padded * columns.padded)
         for top in range(0, rows.padded, height):
             chunk = shifted[:, top : top + height]
             first = top // window * windows_per_row
             num_windows = chunk.shape[1] // window * windows_per_row
-            windows = attend(
+            windows = self.attn(
                 window_partition(chunk, window).flatten(1, 2),
                 mask[first : first + num_windows] if shift else None,
             )

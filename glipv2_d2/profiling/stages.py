@@ -226,7 +226,7 @@ def machine_tasks(device: torch.device, dtype: torch.dtype) -> dict[str, Callabl
     a = torch.randn(rows, depth, device=device, dtype=dtype)
     with torch.no_grad():
         weight = torch.randn(channels, depth, device=device, dtype=dtype)
-        multiply = prepared_linear(weight, None, num_rows=rows)
+        multiply = prepared_linear(weight, None, num_rows=rows, block_rows=rows)
     image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
     image = image.to(memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)

@@ -128,7 +128,7 @@ def test_a_deformable_convolution_is_counted_as_a_product() -> None:
 def test_a_product_with_packed_weights_is_counted_as_one_without() -> None:
     x, weight = torch.zeros(MIN_ROWS, 3), torch.zeros(5, 3)
     with ProductCounter() as counter, torch.no_grad():
-        multiply = prepared_linear(weight, None, num_rows=MIN_ROWS)
+        multiply = prepared_linear(weight, None, num_rows=MIN_ROWS, block_rows=MIN_ROWS)
         start = counter.read()
         multiply(x)
         middle = counter.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
@@ -36,8 +37,8 @@ class _PaddedP6P7(LastLevelP6P7):
 
 
 def _downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``conv`` pads by one pixel on each side."""
-    if is_tracing() or x.shape[-1] > 1:
+    """Apply ``conv``, which pads by one pixel; a map one pixel wide is padded beforehand."""
+    if is_tracing() or not torch.is_grad_enabled() or x.shape[-1] > 1:
         return conv(x)
     return F.conv2d(F.pad(x, (1, 1, 1, 1)), conv.weight, conv.bias, conv.stride)
 
