@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glipv2_d2.layers import blockwise_attention as module
 from glipv2_d2.layers.blockwise_attention import MAX_SCORE, AbsorbedText, blockwise_attention
+from glipv2_d2.layers.packed_linear import MIN_ROWS
 
 N, P, C, H, T = 2, 5, 3, 2, 4
 
@@ -71,6 +72,26 @@ def test_results_are_equal_without_gradients_and_written_in_place(dropout: float
     for result, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(result, other)
     assert ours[0] is visual
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_blocks_with_packed_weights_of_a_padded_batch(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whole blocks and a rest; only the second image has padding tokens."""
+    _, text = random_inputs()
+    num_rows = 2 * MIN_ROWS + 100
+    visual = torch.randn(N, num_rows, C, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(module, "MAX_BLOCK_SCORES", {"cpu": MIN_ROWS * text.key.shape[2]})
+    expected = outputs(visual.double(), text, dropout=0.0)
+    tensors = {name: getattr(text, name).to(dtype) for name in ("key", "key_bias", "value")} | {
+        "padding_bias": torch.where(text.padding_bias < 0, torch.finfo(torch.float32).min, 0.0)
+    }
+    with torch.no_grad():
+        ours = outputs(visual.to(dtype), replace(text, **tensors), dropout=0.0)
+    for result, other in zip(ours, expected, strict=True):
+        error = (result.double() - other).norm() / other.norm()
+        assert error <= tolerance
 
 
 def test_logsumexp_is_that_of_the_scores() -> None:
