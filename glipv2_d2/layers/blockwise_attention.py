@@ -231,9 +231,9 @@ def _attend(
     if padding_bias is not None and _is_eager_on_cpu(visual) and not padding_bias.any():
         padding_bias = None  # one pass over the scores less
     with torch.autocast(visual.device.type, enabled=False):
-        score = _affine_product(key, key_bias, **sizes)
+        score = _product(key, key_bias, **sizes)
         if value is not None:
-            weighted_sum = _affine_product(value, None, **sizes)
+            add_values = _product_adder(value, **sizes)
         for index, block in enumerate(_blocks(visual, key)):
             x = visual[:, block].to(key.dtype)
             scores = _clamped(score(x))
@@ -245,11 +245,11 @@ def _attend(
                 weights = _softmax_over_tokens(
                     scores, padding_bias, options.num_heads, in_place=not is_exporting_onnx()
                 )
-                update = weighted_sum(apply_keep_mask_(weights.to(value.dtype), mask))
+                weights = apply_keep_mask_(weights.to(value.dtype), mask)
                 if is_exporting_onnx():  # one block, and no writing into views
-                    output = output + update
+                    output = output + weights @ value
                 else:
-                    output[:, block] += update
+                    add_values(output[:, block], weights)
     assert state is not None, "there are no positions"
     return output, *state.result()
 
@@ -281,8 +281,13 @@ def _is_eager_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not (is_tracing() or torch.compiler.is_compiling())
 
 
-def _affine_product(
-    weight: Tensor, bias: Tensor | None, *, num_rows: int, block_rows: int
+def _has_linear_form(weight: Tensor) -> bool:
+    """Whether products by (N, I, O) weights are those of a linear layer that may be packed."""
+    return _is_eager_on_cpu(weight) and len(weight) == 1
+
+
+def _product(
+    weight: Tensor, bias: Tensor, *, num_rows: int, block_rows: int
 ) -> Callable[[Tensor], Tensor]:
     """Multiply (N, B, I) inputs of each image by ``weight`` and add ``bias``.
 
@@ -291,12 +296,25 @@ def _affine_product(
         bias: (N, 1, O).
         num_rows, block_rows: as of :func:`~glipv2_d2.layers.packed_linear.prepared_linear`.
     """
-    if _is_eager_on_cpu(weight) and len(weight) == 1:
-        of_image = None if bias is None else bias.flatten()
-        return prepared_linear(weight[0].t(), of_image, num_rows=num_rows, block_rows=block_rows)
-    if bias is None:
-        return partial(torch.matmul, other=weight)
+    if _has_linear_form(weight):
+        return prepared_linear(
+            weight[0].t(), bias.flatten(), num_rows=num_rows, block_rows=block_rows
+        )
     return lambda x: torch.baddbmm(bias, x, weight)
+
+
+def _product_adder(
+    weight: Tensor, *, num_rows: int, block_rows: int
+) -> Callable[[Tensor, Tensor], None]:
+    """``add(total, x)``, which adds x @ weight to ``total`` in place; arguments as above."""
+    if not _has_linear_form(weight):
+        return partial(_add_product, b=weight)
+    multiply = prepared_linear(weight[0].t(), None, num_rows=num_rows, block_rows=block_rows)
+
+    def add(total: Tensor, x: Tensor) -> None:
+        total.add_(multiply(x))
+
+    return add
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
